@@ -1,0 +1,60 @@
+"""Knowledge condensation for any distillation loop.
+
+    loader = kcd.wrap_loader(loader, schedule=kcd.CondensationSchedule(ratio=0.7, stages=6, period=40))
+    for epoch in range(240):
+        for images, targets in loader:
+            ...
+            loader.record(student_logits)
+        loader.end_epoch()
+
+After "Knowledge Condensation Distillation", Li et al., ECCV 2022 (arXiv 2207.05409). What is about
+torch's loaders and losses is imported when it is first used; the rest works where torch is not installed.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .condense import CondensedSet, condense, condense_step
+from .history import CondensationHistory
+from .mixing import mix_arrays, mix_samples
+from .sampler import CondensedSampler
+from .schedule import CondensationSchedule
+from .tracker import KnowledgeValueTracker
+from .values import cross_entropy, entropy, kd_divergence, margin
+
+if TYPE_CHECKING:
+    from .loader import CondensedLoader, wrap_loader
+    from .loss import CondensedLoss
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CondensationHistory",
+    "CondensationSchedule",
+    "CondensedLoader",
+    "CondensedLoss",
+    "CondensedSampler",
+    "CondensedSet",
+    "KnowledgeValueTracker",
+    "condense",
+    "condense_step",
+    "cross_entropy",
+    "entropy",
+    "kd_divergence",
+    "margin",
+    "mix_arrays",
+    "mix_samples",
+    "wrap_loader",
+]
+
+_NEED_TORCH = {"CondensedLoader": "loader", "wrap_loader": "loader", "CondensedLoss": "loss"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEED_TORCH:
+        return getattr(import_module(f"{__name__}.{_NEED_TORCH[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

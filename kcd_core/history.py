@@ -1,0 +1,149 @@
+"""What each stage did, as data, text and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._arrays import checked_int
+from .selection import rank_scores
+
+if TYPE_CHECKING:
+    from .condense import CondensedSet
+
+__all__ = ["CondensationHistory"]
+
+BINS = 60
+MOST = 1 << 20  # points that a histogram looks at; of more, every k-th
+
+
+class CondensationHistory:
+    """One record per stage, oldest first: a dict of plain numbers and lists, ready for JSON.
+
+    Each has ``stage``, ``epoch`` (at whose end it was decided), ``kept``, ``dropped``, ``mixed``
+    (numbers of points), ``cut`` (ranking score of the lowest-ranked kept point; None if that was never
+    recorded), ``unseen`` (points never recorded), ``quantiles`` of the ranking score (0, 5, 25, 50, 75,
+    95, 100 %), and its histogram as ``edges`` and ``counts``.
+    """
+
+    def __init__(self, num_samples: int) -> None:
+        self.num_samples = checked_int(num_samples, "num_samples", 1)
+        self.records: list[dict[str, Any]] = []
+
+    def append(
+        self,
+        condensed_set: CondensedSet,
+        value: npt.NDArray[Any],
+        count: npt.NDArray[Any],
+        *,
+        epoch: int,
+        alpha: float = 0.03,
+    ) -> None:
+        """Add what one stage decided, and the values (``tracker.value``, ``.count``) it was decided from."""
+        every = -(-len(value) // MOST)
+        some_value, some_count = value[::every], count[::every]
+        seen = some_count > 0
+        score = rank_scores(some_value[seen], some_count[seen], alpha) if seen.any() else np.zeros(0)
+        counts, edges = np.histogram(score, bins=BINS)
+        quantiles = np.quantile(score, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]) if len(score) else np.zeros(0)
+        self.records.append(
+            {
+                "stage": condensed_set.stage,
+                "epoch": int(epoch),
+                "kept": len(condensed_set.kept),
+                "dropped": len(condensed_set.dropped),
+                "mixed": len(condensed_set.tail),
+                "cut": float(condensed_set.cut) if np.isfinite(condensed_set.cut) else None,
+                "unseen": int(np.count_nonzero(count == 0)),
+                "quantiles": quantiles.tolist(),
+                "edges": edges.tolist(),
+                "counts": counts.tolist(),
+            }
+        )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.records)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return self.records[place]
+
+    def __str__(self) -> str:
+        lines = ["stage  epoch     kept   share  dropped  mixed      cut"]
+        for r in self.records:
+            cut = "     all" if r["cut"] is None else f"{r['cut']:8.4f}"
+            lines.append(
+                f"{r['stage']:5d}  {r['epoch']:5d}  {r['kept']:7d}  {r['kept'] / self.num_samples:6.1%}  "
+                f"{r['dropped']:7d}  {r['mixed']:5d}  {cut}"
+            )
+        return "\n".join(lines)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists."""
+        return {"num_samples": self.num_samples, "records": [dict(r) for r in self.records]}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> CondensationHistory:
+        """The history that a state was saved from.
+
+        Raises
+        ------
+        ValueError
+            If it is not a history's state.
+        """
+        try:
+            history = cls(state["num_samples"])
+            history.records = [dict(r) for r in state["records"]]
+            str(history)  # whatever can't be shown is refused now
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a history state: {error!r}") from None
+        return history
+
+    def to_json(self) -> str:
+        """The state as a JSON text."""
+        return json.dumps(self.state_dict())
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the distribution of the ranking score stage by stage, the cut as a line.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            Default: those of a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed (``pip install kcd-core[plot]``).
+        """
+        if axes is None:
+            try:
+                from matplotlib.figure import Figure
+            except ImportError:
+                raise ImportError("history.plot() needs matplotlib: pip install 'kcd-core[plot]'") from None
+            height = 1.2 + 0.8 * max(1, len(self.records))
+            axes = Figure(figsize=(7, height), layout="constrained").subplots()
+        for row, r in enumerate(self.records):
+            edges, counts = np.asarray(r["edges"]), np.asarray(r["counts"], float)
+            top = -row + 0.85 * counts / max(1.0, counts.max())
+            axes.fill_between(edges, -row, np.append(top, top[-1]), step="post", alpha=0.7)
+            if r["cut"] is not None:
+                axes.plot([r["cut"]] * 2, [-row, -row + 0.9], color="black", linewidth=1.2)
+        axes.set_yticks(_rows(self.records), [f"stage {r['stage']}\nkept {r['kept']}" for r in self.records])
+        axes.set_xlabel("ranking score V·F^a  (black: the cut; what lies left of it is dropped)")
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        return axes
+
+
+def _rows(records: Sequence[Any]) -> list[int]:
+    return [-row for row in range(len(records))]

@@ -1,0 +1,199 @@
+"""What goes into the rebuilt DataLoader: the index rides with the sample.
+
+A key (the index, and the mix recipe if there is one) goes through the worker queue; the data set
+returns (index, sample), the collate function (indices, the user's batch), and `CondensedLoader` takes
+the two apart. Right for any number of workers, in any order, after worker errors, with `fork` and
+`spawn`, since nothing is remembered on the side.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from .mixing import Mixer, Steps, default_mixer, mix_arrays, mix_samples
+from .sampler import CondensedSampler
+
+__all__ = ["PADDING", "KeyBatches", "rebuild", "resolve_mixer", "understand"]
+
+MANUAL = "; use KnowledgeValueTracker, CondensedSampler and condense_step() by hand (docs/by-hand.md)"
+# What the rebuilt loader sets itself; every other argument of DataLoader is carried over by name.
+OWN_ARGUMENTS = ("dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last")
+PADDING = -1
+
+Key = int | tuple[int, Steps, bool]
+
+
+class KeyBatches:
+    """The batch sampler: keys, which carry the mix recipe to whichever process fetches the sample."""
+
+    def __init__(self, sampler: CondensedSampler, batch_size: int, drop_last: bool) -> None:
+        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        # torch calls this more than once per epoch: it changes nothing, and reads everything now.
+        recipes = self.sampler.recipes
+        blocks = self.sampler.blocks(start=self.start)
+        return self._run(recipes, blocks)
+
+    def _run(self, recipes: Any, blocks: Any) -> Iterator[list[Key]]:
+        batch: list[Key] = []
+        for indices, padding in blocks:
+            keys: list[Key] = indices.tolist()
+            for place in np.flatnonzero(recipes.contains(indices) | padding).tolist():
+                index = int(indices[place])
+                keys[place] = (index, recipes.steps(index), bool(padding[place]))
+            at = 0
+            while at < len(keys):
+                room = self.batch_size - len(batch)
+                batch += keys[at : at + room]
+                at += room
+                if len(batch) == self.batch_size:
+                    yield batch
+                    batch = []
+        if batch and not self.drop_last:
+            yield batch
+
+    def __len__(self) -> int:
+        return self.steps(self.sampler.num_kept)
+
+    def steps(self, size: int) -> int:
+        """Batches of one rank in an epoch on ``size`` points."""
+        length = self.sampler.length(size)
+        return length // self.batch_size if self.drop_last else -(-length // self.batch_size)
+
+
+class _KeyedDataset:
+    """Fetches by key and returns (index, sample). Looks like the user's data set in every other way."""
+
+    __slots__ = ("_kcd_dataset", "_kcd_mixer")
+
+    def __init__(self, dataset: Any, mixer: Mixer) -> None:
+        object.__setattr__(self, "_kcd_dataset", dataset)
+        object.__setattr__(self, "_kcd_mixer", mixer)
+
+    def __getitem__(self, key: Key) -> tuple[int, Any]:
+        if isinstance(key, int):
+            return key, self._kcd_dataset[key]
+        index, steps, padding = key
+        sample = self._kcd_mixer(self._kcd_dataset, index, steps) if steps else self._kcd_dataset[index]
+        return PADDING if padding else index, sample
+
+    def __getitems__(self, keys: list[Key]) -> list[tuple[int, Any]]:
+        together = getattr(self._kcd_dataset, "__getitems__", None)
+        if not together:
+            return [self[key] for key in keys]
+        # The data set's own batched fetch for what is not mixed; order restored afterwards.
+        plain = {place: key for place, key in enumerate(keys) if isinstance(key, int)}
+        samples = dict(zip(plain, together(list(plain.values())), strict=True)) if plain else {}
+        return [
+            (plain[place], samples[place]) if place in plain else self[key] for place, key in enumerate(keys)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._kcd_dataset)
+
+    # worker_init_fn reaches the user's data set through get_worker_info().dataset
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_kcd_"):
+            raise AttributeError(name)
+        return getattr(self._kcd_dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._kcd_dataset, name, value)
+
+    def __reduce__(self) -> Any:
+        return _KeyedDataset, (self._kcd_dataset, self._kcd_mixer)
+
+
+class _IndexedCollate:
+    """Collates (index, sample) pairs to (int64 [B], the user's batch)."""
+
+    def __init__(self, collate: Any) -> None:
+        self.collate = collate
+
+    def __call__(self, pairs: list[tuple[int, Any]]) -> tuple[torch.Tensor, Any]:
+        indices = torch.tensor([index for index, _ in pairs], dtype=torch.int64)
+        return indices, self.collate([sample for _, sample in pairs])
+
+
+def understand(loader: Any, seed: int) -> tuple[tuple[int, bool], dict[str, Any]]:
+    """((batch size, drop_last), arguments for CondensedSampler), or why the loader can't be wrapped."""
+    if not isinstance(loader, DataLoader):
+        raise TypeError(f"loader must be a torch.utils.data.DataLoader, got {type(loader).__name__}" + MANUAL)
+    for method in ("__iter__", "__len__", "_get_iterator"):
+        if getattr(type(loader), method) is not getattr(DataLoader, method):
+            raise TypeError(
+                f"{type(loader).__name__} overrides DataLoader.{method}, which a rebuilt loader would lose"
+                + MANUAL
+            )
+    dataset, batch_sampler = loader.dataset, loader.batch_sampler
+    if isinstance(dataset, IterableDataset):
+        raise TypeError("an IterableDataset has no indices to choose from" + MANUAL)
+    if batch_sampler is None:
+        raise TypeError("loader has batch_size=None: it yields single samples, not batches" + MANUAL)
+    if type(batch_sampler) is not BatchSampler:
+        raise TypeError(f"loader has a batch sampler of its own, {type(batch_sampler).__name__}" + MANUAL)
+    sampler: Any = batch_sampler.sampler
+    try:
+        size = len(dataset)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"the data set {type(dataset).__name__} has no len()" + MANUAL) from None
+    if size == 0:
+        raise ValueError("the data set is empty")
+    batching = (int(batch_sampler.batch_size), bool(batch_sampler.drop_last))
+    if type(sampler) is DistributedSampler:
+        return batching, {
+            "shuffle": sampler.shuffle,
+            "seed": sampler.seed,
+            "num_replicas": sampler.num_replicas,
+            "rank": sampler.rank,
+            "drop_last": sampler.drop_last,
+        }
+    alone = {"seed": seed, "num_replicas": 1, "rank": 0}
+    if type(sampler) is SequentialSampler:
+        return batching, {"shuffle": False, **alone}
+    if type(sampler) is RandomSampler:
+        if sampler.replacement or sampler.num_samples != size:
+            raise TypeError("the RandomSampler draws with replacement, or not the whole data set" + MANUAL)
+        return batching, {"shuffle": True, **alone}
+    raise TypeError(f"loader has a sampler of its own, {type(sampler).__name__}" + MANUAL)
+
+
+def rebuild(loader: DataLoader[Any], batches: KeyBatches, mixer: Mixer) -> DataLoader[Any]:
+    """A DataLoader with the settings of ``loader``, by the signature of ``DataLoader.__init__``."""
+    names = [
+        n for n in inspect.signature(DataLoader.__init__).parameters if n not in ("self", *OWN_ARGUMENTS)
+    ]
+    carried = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
+    return DataLoader(
+        _KeyedDataset(loader.dataset, mixer),  # type: ignore[arg-type]
+        batch_sampler=batches,
+        collate_fn=_IndexedCollate(loader.collate_fn),
+        **carried,
+    )
+
+
+def resolve_mixer(mixer: str | Mixer, dataset: Any) -> Mixer:
+    if callable(mixer):
+        return mixer
+    if mixer == "auto":
+        return default_mixer(dataset)
+    mixers: dict[Any, Mixer] = {"arrays": mix_arrays, "samples": mix_samples}
+    try:
+        return mixers[mixer]
+    except (KeyError, TypeError):
+        raise ValueError(f"mixer must be 'auto', 'arrays', 'samples' or a callable, got {mixer!r}") from None

@@ -1,0 +1,449 @@
+"""A user's DataLoader, rebuilt around the condensed set. The batch stays as it was."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from . import distributed
+from ._arrays import checked_int, to_numpy
+from .condense import CondensedSet, Select, check_settings, condense_stage
+from .history import CondensationHistory
+from .keyed import PADDING, KeyBatches, rebuild, resolve_mixer, understand
+from .mixing import Mixer
+from .sampler import CondensedSampler
+from .schedule import CondensationSchedule
+from .tracker import KnowledgeValueTracker, check_same
+from .values import Value
+
+__all__ = ["CondensedLoader", "wrap_loader"]
+
+STATE_VERSION = 1
+
+
+def wrap_loader(
+    loader: DataLoader[Any],
+    *,
+    schedule: CondensationSchedule,
+    value: str | Value = "entropy",
+    alpha: float = 0.03,
+    min_weight: float = 0.7,
+    mixing: str | None = "cumulative",
+    mixer: str | Mixer = "auto",
+    select: Select | None = None,
+    return_index: bool = False,
+    on_nonfinite: str = "skip",
+    device: Any = None,
+    seed: int = 0,
+) -> CondensedLoader:
+    """Wrap a DataLoader: same batches, drawn from the condensed set, with ``record`` and ``end_epoch``.
+
+    Parameters
+    ----------
+    loader : torch.utils.data.DataLoader
+        Map-style, batched, with torch's own random, sequential or distributed sampler. It is not
+        changed. Workers, pinning, collate function and the rest are carried over.
+    schedule : CondensationSchedule
+    value, on_nonfinite
+        See `KnowledgeValueTracker`.
+    alpha, min_weight, select
+        See `condense` and `condense_step`.
+    mixing : {"cumulative", "fresh", None}
+        Mix what is dropped into what is barely kept: images mixed at several stages one on top of the
+        other (the authors' behaviour), always from the originals, or not at all.
+    mixer : {"auto", "arrays", "samples"} or callable
+        ``mix_arrays`` (raw images, before the transform, as the paper does), ``mix_samples`` (after
+        it), or your own ``mixer(dataset, index, steps) -> sample``. Auto takes the first where the
+        data set keeps raw arrays in ``.data``.
+    return_index : bool
+        Yield ``(indices, batch)``, int64 [B] and your batch, instead of your batch alone. The index
+        of a sample that only pads a rank's length is -1: pass it to ``record`` as it is.
+    device : torch device, optional
+        Where values are kept. Default: where the first recorded logits are.
+    seed : int
+        Of the order of the samples. A DistributedSampler's own seed is taken over instead.
+
+    Returns
+    -------
+    CondensedLoader
+
+    Raises
+    ------
+    TypeError
+        If the loader can't be wrapped honestly: another type, an iterable-style or unsized data set,
+        ``batch_size=None``, a custom sampler or batch sampler.
+    ValueError
+        If a setting is outside its range, or the data set is empty.
+    """
+    return CondensedLoader(
+        loader,
+        schedule=schedule,
+        value=value,
+        alpha=alpha,
+        min_weight=min_weight,
+        mixing=mixing,
+        mixer=mixer,
+        select=select,
+        return_index=return_index,
+        on_nonfinite=on_nonfinite,
+        device=device,
+        seed=seed,
+    )
+
+
+class CondensedLoader:
+    """What `wrap_loader` returns. Holds a rebuilt DataLoader and is none, on purpose: trainers rebuild
+    whatever is one behind the user's back.
+
+    Attributes
+    ----------
+    tracker : KnowledgeValueTracker
+    sampler : CondensedSampler
+    dataset
+        The user's, untouched.
+    schedule : CondensationSchedule
+    history : CondensationHistory
+    epoch : int
+        From 1; moved on by `end_epoch` alone.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        *,
+        schedule: CondensationSchedule,
+        value: str | Value,
+        alpha: float,
+        min_weight: float,
+        mixing: str | None,
+        mixer: str | Mixer,
+        select: Select | None,
+        return_index: bool,
+        on_nonfinite: str,
+        device: Any,
+        seed: int,
+    ) -> None:
+        if isinstance(loader, CondensedLoader):
+            raise TypeError("loader is wrapped already")
+        batching, settings = understand(loader, seed)
+        if not isinstance(schedule, CondensationSchedule):
+            raise TypeError(f"schedule must be a CondensationSchedule, got {type(schedule).__name__}")
+        self.dataset = loader.dataset
+        self.schedule = schedule
+        self.sampler = CondensedSampler(len(loader.dataset), mixing=mixing, **settings)  # type: ignore[arg-type]
+        self.tracker = KnowledgeValueTracker(
+            self.sampler.num_samples, value=value, on_nonfinite=on_nonfinite, device=device
+        )
+        self.history = CondensationHistory(self.sampler.num_samples)
+        self.epoch = 1
+        self._alpha, self._min_weight = check_settings(alpha, min_weight)
+        self._select = select
+        self._return_index = bool(return_index)
+        self._choose_device = device is None
+        self._batches = KeyBatches(self.sampler, *batching)
+        self._inner = rebuild(loader, self._batches, resolve_mixer(mixer, self.dataset))
+        self._agreed = False
+        self._position = 0  # global samples yielded this epoch
+        self._resume = 0  # where the next iterator starts
+        self._recorded = 0  # global position up to which this epoch is recorded
+        self._seen = False  # anything recorded this epoch, in whatever way
+        self._current: _Pass | None = None
+
+    # -- drawing -----------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Any]:
+        """One pass over the current epoch, from its start.
+
+        After `load_state_dict`, the first pass continues at the saved position instead.
+        """
+        owed = self._current is not None and self._current.owes
+        start, self._resume = self._resume, 0
+        self._batches.start = start
+        current = self._current = _Pass(start, ambiguous=owed)
+        # Made here, at the call: what this pass draws is settled, whatever is installed meanwhile.
+        return self._run(current, iter(self._inner))
+
+    def _run(self, current: _Pass, batches: Iterator[Any]) -> Iterator[Any]:
+        per_position = self.sampler.num_replicas
+        for indices, batch in batches:
+            current.indices = indices
+            current.begin = current.end
+            current.end += len(indices) * per_position
+            current.yielded += 1
+            current.owes = True
+            self._position = current.end
+            yield (indices, batch) if self._return_index else batch
+
+    def __len__(self) -> int:
+        """Number of batches of the current epoch (all of it, also after a resume within it)."""
+        return self._batches.steps(self.sampler.num_kept)
+
+    def steps(self, epoch: int) -> int:
+        """Number of batches of any epoch (from 1), past or future, before training starts.
+
+        Exact, since the schedule alone fixes every size. For epochs from the present one on it starts
+        from the set in force, whoever installed it.
+        """
+        n = self.sampler.num_samples
+        if checked_int(epoch, "epoch", 1) < self.epoch:
+            size = self.schedule.size(n, epoch)
+        else:
+            size = self.schedule.size_from(n, epoch, current=self.sampler.num_kept, current_epoch=self.epoch)
+        return self._batches.steps(size)
+
+    def total_steps(self, epochs: int) -> int:
+        """Number of batches in epochs 1 .. ``epochs``: what a per-step LR schedule needs to know."""
+        return sum(self.steps(epoch) for epoch in range(1, checked_int(epochs, "epochs", 0) + 1))
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch."""
+        return self._batches.batch_size
+
+    @property
+    def drop_last(self) -> bool:
+        """Whether a last batch that is not full is left out."""
+        return self._batches.drop_last
+
+    @property
+    def num_workers(self) -> int:
+        """Worker processes."""
+        return self._inner.num_workers
+
+    # -- recording ---------------------------------------------------------------------------------
+
+    def record(
+        self,
+        student_logits: Any,
+        *,
+        indices: Any = None,
+        teacher_logits: Any = None,
+        targets: Any = None,
+    ) -> None:
+        """E-step: record the values of the batch yielded last.
+
+        Parameters
+        ----------
+        student_logits : floating tensor [B, C]
+            The student's, before ``backward()`` or after it; no ``detach()`` needed.
+        indices : integer array [B], optional
+            Which samples these are. Needed where the last batch is not the one the logits belong to
+            (prefetchers that look ahead); always wins. See ``return_index``. -1 is padding.
+        teacher_logits, targets : optional
+            For values that use them.
+
+        Raises
+        ------
+        RuntimeError
+            Without ``indices``, whenever it is not certain which batch the logits belong to: nothing
+            was yielded since the last record; more than one batch was yielded before a pass's first
+            record; another pass was started while a batch still owed its record; or this part of the
+            epoch was recorded before.
+        ValueError, TypeError, IndexError
+            As `KnowledgeValueTracker.update` does. Nothing is recorded then.
+        """
+        current = None
+        if indices is None:
+            current = self._sure()
+            indices = current.indices
+        if self._choose_device:
+            self._move_to(student_logits)
+        if len(indices) != len(student_logits):
+            raise ValueError(
+                f"student_logits has {len(student_logits)} rows for a batch of {len(indices)} samples; pass "
+                "only the rows of the samples themselves, or indices="
+            )
+        padded = self.sampler.num_replicas > 1 and not self.sampler.drop_last
+        rows = _real_rows(indices) if padded else None
+        if rows is not None:  # the last batch of a padded epoch
+            indices, student_logits, teacher_logits, targets = (
+                _take(x, rows) for x in (indices, student_logits, teacher_logits, targets)
+            )
+        self.tracker.update(indices, student_logits, teacher_logits=teacher_logits, targets=targets)
+        self._seen = True
+        if current is not None:
+            current.owes = False
+            current.records += 1
+            self._recorded = current.end
+
+    def _sure(self) -> _Pass:
+        """The pass whose last batch is being recorded, if that is beyond doubt."""
+        current, hint = self._current, "; or pass indices= (see return_index)"
+        if current is None or current.yielded == 0:
+            raise RuntimeError(
+                "record() was called before this pass yielded a batch: iterate the loader first"
+            )
+        if not current.owes:
+            raise RuntimeError(
+                "record() was called twice for one batch: call it once per batch of the loader" + hint
+            )
+        if current.ambiguous:
+            raise RuntimeError(
+                "record() can't tell which batch the logits belong to: a second iteration was started while "
+                "a batch of the first was not recorded yet" + hint
+            )
+        if current.records == 0 and current.yielded != 1:
+            raise RuntimeError(
+                f"record() can't tell which batch the logits belong to: {current.yielded} batches were fetched "
+                "before the first record, so something (a prefetcher?) looks ahead, or the first batches "
+                "were not recorded" + hint
+            )
+        if current.begin < self._recorded:
+            raise RuntimeError(
+                f"this part of epoch {self.epoch} was recorded before: call end_epoch() once after each epoch "
+                "(and record only one pass over it)" + hint
+            )
+        return current
+
+    def _move_to(self, logits: Any) -> None:
+        """Keep the values where the first recorded logits are, if CUDA can spare the copies."""
+        self._choose_device = False
+        if isinstance(logits, torch.Tensor) and logits.is_cuda:
+            self.tracker.to(logits.device)
+
+    def end_epoch(self) -> CondensedSet | None:
+        """End the epoch: condense if the schedule says a stage ends, and move on to the next.
+
+        Returns
+        -------
+        CondensedSet or None
+            None where no stage is due.
+
+        Raises
+        ------
+        RuntimeError
+            If a stage is due and nothing was ever recorded; or if ranks disagree in their settings.
+            Nothing is changed then.
+
+        Warns
+        -----
+        UserWarning
+            Once, if nothing was recorded in an epoch.
+        """
+        if not self._agreed:
+            distributed.check_agreement({**self._identity(), "epoch": self.epoch})
+            self._agreed = True
+        chosen = None
+        if self.schedule.due(self.epoch):
+            chosen, value, count = condense_stage(
+                self.tracker,
+                self.sampler,
+                self.schedule,
+                alpha=self._alpha,
+                min_weight=self._min_weight,
+                select=self._select,
+            )
+            self.history.append(chosen, value, count, epoch=self.epoch, alpha=self._alpha)
+        if not self._seen and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"nothing was recorded in epoch {self.epoch}: call loader.record(student_logits) after the "
+                "student's forward pass",
+                UserWarning,
+                stacklevel=2,
+            )
+        self.epoch += 1
+        self.sampler.set_epoch(self.epoch)
+        self._position = self._resume = self._recorded = 0
+        self._seen = False
+        self._current = None
+        return chosen
+
+    _warned = False
+
+    # -- state -------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on at this very batch, as plain numbers and tensors.
+
+        Save it after ``record``. Under DDP every rank saves its own. Reads back under
+        ``torch.load(weights_only=True)``. Copies.
+        """
+        return {
+            **self._identity(),
+            "num_replicas": self.sampler.num_replicas,
+            "rank": self.sampler.rank,
+            "epoch": self.epoch,
+            "position": self._position,
+            "recorded": self._recorded,
+            "seen": self._seen,
+            "tracker": self.tracker.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "history": self.history.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a state was saved: the next iteration continues after the last batch yielded.
+
+        Saved after the last batch of an epoch, that iteration is empty, and `end_epoch` goes on.
+
+        Raises
+        ------
+        ValueError
+            If it was saved with another data set length, schedule, seed, setting, rank or version, or
+            is no loader's state. Nothing is changed then.
+        """
+        ranks = {"num_replicas": self.sampler.num_replicas, "rank": self.sampler.rank}
+        needs = ("epoch", "position", "recorded", "seen", "tracker", "sampler", "history")
+        check_same(state, {**self._identity(), **ranks}, "loader", needs=needs)
+        epoch = checked_int(state["epoch"], "epoch", 1)
+        position, recorded = (checked_int(state[key], key, 0) for key in ("position", "recorded"))
+        tracker = self.tracker._checked_state(state["tracker"])
+        sampler = self.sampler._checked_state(state["sampler"])
+        history = CondensationHistory.from_state(state["history"])
+        self.tracker._apply_state(tracker)
+        self.sampler._apply_state(sampler)
+        self.history = history
+        self.epoch, self._recorded, self._seen = epoch, recorded, bool(state["seen"])
+        self._position = self._resume = position
+        self._current = None
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "version": STATE_VERSION,
+            "num_samples": self.sampler.num_samples,
+            "schedule": self.schedule.state_dict(),
+            "seed": self.sampler.seed,
+            "shuffle": self.sampler.shuffle,
+            "alpha": self._alpha,
+            "min_weight": self._min_weight,
+            "mixing": self.sampler.mixing,
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"CondensedLoader({type(self.dataset).__name__}, kept={self.sampler.num_kept} of "
+            f"{self.sampler.num_samples}, epoch={self.epoch}, stage={self.sampler.stage})"
+        )
+
+
+class _Pass:
+    """One iteration over the loader: what `record` has to know to be sure."""
+
+    def __init__(self, start: int, *, ambiguous: bool) -> None:
+        self.ambiguous = ambiguous
+        self.indices: Any = None  # of the batch yielded last
+        self.begin = self.end = start  # its global positions
+        self.yielded = self.records = 0
+        self.owes = False
+
+
+def _real_rows(indices: Any) -> Any:
+    """The rows that are no padding, or None if all are. Indices on a device are not looked at."""
+    if isinstance(indices, torch.Tensor) and indices.device.type != "cpu":
+        return None
+    padding = to_numpy(indices) == PADDING
+    return np.flatnonzero(~padding) if padding.any() else None
+
+
+def _take(x: Any, rows: Any) -> Any:
+    if x is None:
+        return None
+    if isinstance(x, torch.Tensor):
+        return x[torch.from_numpy(rows).to(x.device, non_blocking=True)]
+    return np.asarray(x)[rows]

@@ -1,0 +1,168 @@
+"""Condensation at the loss, for training loops whose loader can't be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .tracker import KnowledgeValueTracker
+
+if TYPE_CHECKING:
+    from .condense import CondensedSet
+
+__all__ = ["CondensedLoss"]
+
+
+class CondensedLoss(torch.nn.Module):
+    """Wraps a criterion: records each batch, weighs kept samples 1 and dropped ones 0, and reduces.
+
+    The result is what the criterion would give on the kept samples of the batch alone. All samples
+    still pass through teacher and student, so this saves no time by itself; it is for streaming
+    loaders and loops that can't be changed, and nothing is mixed. Give it to `condense_step` in the
+    place of a sampler.
+
+    Parameters
+    ----------
+    criterion : callable
+        Returns one loss per sample, ``[B]`` (``reduction="none"``).
+    tracker : KnowledgeValueTracker
+    reduction : {"mean", "sum", "none"}
+        Over the kept samples. "none" gives ``[B]`` with zeros for dropped ones.
+
+    Raises
+    ------
+    ValueError
+        If ``reduction`` is not one of those named.
+
+    Notes
+    -----
+    Records in training mode only (``module.training``). The set is part of the module's
+    ``state_dict()``; V and F are the tracker's. There is no boolean indexing, so on CUDA nothing
+    waits. Indices are checked in host memory, and clamped on a device, where the tracker counts them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from kcd_core import KnowledgeValueTracker
+    >>> loss = CondensedLoss(torch.nn.CrossEntropyLoss(reduction="none"), KnowledgeValueTracker(100))
+    >>> value = loss(torch.zeros(2, 10), torch.tensor([3, 4]), indices=[17, 42])
+    >>> round(value.item(), 4)
+    2.3026
+    """
+
+    keep: torch.Tensor
+    installs: torch.Tensor
+
+    def __init__(
+        self,
+        criterion: Callable[..., torch.Tensor],
+        tracker: KnowledgeValueTracker,
+        *,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+        self.criterion = criterion
+        self.tracker = tracker
+        self.reduction = reduction
+        self.register_buffer("keep", torch.ones(tracker.num_samples, dtype=torch.bool))
+        self.register_buffer("installs", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return self.tracker.num_samples
+
+    @property
+    def kept(self) -> Any:
+        """The set in force: int64 NumPy array, ascending."""
+        return np.flatnonzero(self.keep.cpu().numpy())
+
+    @property
+    def stage(self) -> int:
+        """Number of sets installed."""
+        return int(self.installs)
+
+    def install(self, condensed_set: CondensedSet) -> None:
+        """Weigh by ``condensed_set`` from now on.
+
+        Raises
+        ------
+        ValueError
+            If it was made for another number of samples.
+        """
+        if condensed_set.num_samples != self.num_samples:
+            raise ValueError(
+                f"the set is of {condensed_set.num_samples} samples, this loss of {self.num_samples}"
+            )
+        mask = torch.zeros(self.num_samples, dtype=torch.bool)
+        mask[torch.from_numpy(condensed_set.kept)] = True
+        self.keep.copy_(mask)
+        self.installs += 1
+
+    def forward(
+        self,
+        student_logits: torch.Tensor,
+        *args: Any,
+        indices: Any,
+        teacher_logits: Any = None,
+        targets: Any = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """The criterion's loss over the kept samples of a batch.
+
+        Parameters
+        ----------
+        student_logits : floating tensor [B, C]
+        *args, **kwargs
+            Passed on to the criterion, after the student's logits.
+        indices : integer array [B]
+            Which samples these are.
+        teacher_logits, targets : optional
+            For the tracker, if its value uses them; not passed on.
+
+        Returns
+        -------
+        tensor
+            A scalar, or ``[B]`` with ``reduction="none"``. Zero, with a gradient of zero, where no
+            sample of the batch is kept.
+
+        Raises
+        ------
+        TypeError
+            If the criterion does not return one loss per sample.
+        ValueError, TypeError, IndexError
+            As `KnowledgeValueTracker.update` does.
+        """
+        losses = self.criterion(student_logits, *args, **kwargs)
+        if not isinstance(losses, torch.Tensor) or losses.shape != student_logits.shape[:1]:
+            shape = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
+            raise TypeError(
+                f"criterion must return one loss per sample, shape {tuple(student_logits.shape[:1])}, got {shape}; "
+                "use reduction='none' (and .sum(1) for losses [B, C])"
+            )
+        if self.training:
+            self.tracker.update(indices, student_logits, teacher_logits=teacher_logits, targets=targets)
+        keep = self._lookup(indices)
+        # where(), not a product: a dropped sample's loss may be infinite, and 0 * inf is NaN.
+        kept_losses = losses.where(keep, 0)
+        if self.reduction == "none":
+            return kept_losses
+        if self.reduction == "sum":
+            return kept_losses.sum()
+        return kept_losses.sum() / keep.sum().clamp(min=1)
+
+    def _lookup(self, indices: Any) -> torch.Tensor:
+        place = torch.as_tensor(indices)
+        if (
+            place.device.type == "cpu"
+            and len(place)
+            and not 0 <= place.min() <= place.max() < self.num_samples
+        ):
+            raise IndexError(f"indices must lie in 0 .. {self.num_samples - 1}")
+        place = place.to(self.keep.device, torch.int64, non_blocking=True)
+        return self.keep.index_select(0, place.clamp(0, self.num_samples - 1))

@@ -1,0 +1,313 @@
+"""Adaptive knowledge augmentation: a tail point takes in what a dropped point knew.
+
+Which points are mixed, and how, is a *recipe* that travels with the sampler's key to whichever
+process fetches the sample. A mixer is a stateless function that carries out a recipe; the user's data
+is never written to, and no copy of it is kept.
+
+A recipe is a tuple of steps ``(target, source, weight)``, in order: replace the image of ``target``
+by ``weight * target + (1 - weight) * source``. With cumulative mixing (the authors' behaviour) later
+stages mix mixtures, so a recipe can have several steps; with fresh mixing it has one.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._arrays import dtype_name, is_floating, is_tensor
+
+__all__ = ["MixRecipes", "Mixer", "Steps", "mix_arrays", "mix_samples"]
+
+Step = tuple[int, int, float]
+Steps = tuple[Step, ...]
+#: ``mixer(dataset, index, steps) -> sample``: the sample ``dataset[index]``, mixed as ``steps`` say.
+Mixer = Callable[[Any, int, Steps], Any]
+
+MODES = ("cumulative", "fresh", None)
+
+
+class MixRecipes:
+    """Who was mixed with whom, stage by stage: 28 bytes a mixture, immutable.
+
+    Parameters
+    ----------
+    target, source : int64 [M]
+    weight : float32 [M]
+    stage : int64 [M]
+        Rows need no order; a target occurs once a stage.
+    """
+
+    def __init__(self, target: Any = (), source: Any = (), weight: Any = (), stage: Any = ()) -> None:
+        target, stage = np.asarray(target, np.int64), np.asarray(stage, np.int64)
+        order = np.lexsort((stage, target))
+        self.target: npt.NDArray[np.int64] = target[order]
+        self.stage: npt.NDArray[np.int64] = stage[order]
+        self.source: npt.NDArray[np.int64] = np.asarray(source, np.int64)[order]
+        self.weight: npt.NDArray[np.float32] = np.asarray(weight, np.float32)[order]
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def with_stage(self, target: Any, source: Any, weight: Any, stage: int) -> MixRecipes:
+        """These recipes and those of one more stage."""
+        return MixRecipes(
+            np.concatenate([self.target, target]),
+            np.concatenate([self.source, source]),
+            np.concatenate([self.weight, weight]),
+            np.concatenate([self.stage, np.full(len(target), stage, np.int64)]),
+        )
+
+    def contains(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of ``indices`` are mixed."""
+        if not len(self):
+            return np.zeros(len(indices), bool)
+        place = np.minimum(np.searchsorted(self.target, indices), len(self) - 1)
+        mixed: npt.NDArray[np.bool_] = self.target[place] == indices
+        return mixed
+
+    def steps(self, index: int) -> Steps:
+        """The recipe of one index; empty if it is not mixed.
+
+        What an image takes in is the state its source had *before* that stage, so the sources'
+        earlier steps belong to the recipe too. Found iteratively, each row once; carried out in the
+        order of the stages (no image is both target and source within one).
+        """
+        rows: list[int] = []
+        done: dict[int, int] = {}
+        todo: list[tuple[int, int]] = [(index, sys.maxsize)]
+        while todo:
+            point, before = todo.pop()
+            first = int(np.searchsorted(self.target, point))
+            row = done.get(point, first)
+            while row < len(self.target) and self.target[row] == point and self.stage[row] < before:
+                rows.append(row)
+                todo.append((int(self.source[row]), int(self.stage[row])))
+                row += 1
+            done[point] = row
+        rows.sort(key=lambda row: int(self.stage[row]))
+        return tuple((int(self.target[r]), int(self.source[r]), float(self.weight[r])) for r in rows)
+
+
+def mix_arrays(dataset: Any, index: int, steps: Steps) -> Any:
+    """Mix raw images before the transform, as the paper does, for data sets that keep them in ``.data``.
+
+    The data set's own ``__getitem__``, with transforms, target and all, runs on a shallow copy whose
+    ``data[index]`` is the mixed image. Works through any nesting of ``torch.utils.data.Subset``.
+
+    Parameters
+    ----------
+    dataset
+        Has an attribute ``data``, a NumPy array or torch tensor with one entry per sample, and reads
+        its image as ``self.data[index]`` (torchvision's MNIST and CIFAR families do).
+    index : int
+    steps : tuple of (target, source, weight)
+
+    Returns
+    -------
+    Whatever ``dataset[index]`` returns. What ``__getitem__`` assigns to ``self`` is lost for a mixed
+    sample, since ``self`` is the copy.
+
+    Raises
+    ------
+    TypeError
+        If there is no such ``data``, or ``__getitem__`` did not read its image from it.
+
+    Notes
+    -----
+    Mixed in float32 and truncated back to the images' dtype, which reproduces the authors' images to
+    the bit.
+    """
+    chain, base, locate = _unwrap(dataset)
+    if not has_arrays(dataset):
+        raise TypeError(
+            f"mix_arrays needs a data set with one array or tensor entry per sample in .data, and "
+            f"{type(base).__name__} has none; use mixer=mix_samples, or mixing=None"
+        )
+    data = base.data
+    image = carry_out(index, steps, lambda i: data[locate(i)])
+    overlay = _Overlay(data, locate(index), image)
+    view = _clone_with(base, "data", overlay)
+    for subset in reversed(chain):
+        view = _clone_with(subset, "dataset", view)
+    sample = view[index]
+    if not overlay.was_read:
+        raise TypeError(
+            f"{type(base).__name__}.__getitem__ did not read its image as self.data[index], so the mixed image "
+            "was not used; use mixer=mix_samples, or mixing=None"
+        )
+    return sample
+
+
+def mix_samples(dataset: Any, index: int, steps: Steps, *, fields: Sequence[Any] | None = None) -> Any:
+    """Mix samples as the data set returns them, after its transform: for any data set.
+
+    Parameters
+    ----------
+    dataset
+    index : int
+    steps : tuple of (target, source, weight)
+    fields : sequence, optional
+        The places of a tuple, or the keys of a dict, that are mixed; the others are the tail point's.
+        Default: the first element of a tuple or list, or the sample itself if it is an array; a dict
+        has no default. Set it with ``functools.partial(mix_samples, fields=["image"])``.
+
+    Raises
+    ------
+    TypeError
+        If a field is not a floating-point tensor or array (integers and targets are never mixed), or
+        a dict comes without ``fields``.
+    ValueError
+        If two samples differ in shape.
+    """
+    samples: dict[int, Any] = {}
+
+    def sample(i: int) -> Any:
+        if i not in samples:
+            samples[i] = dataset[i]
+        return samples[i]
+
+    def field(f: Any, i: int) -> Any:
+        return _mixable(sample(i)[f], f"field {f!r}")
+
+    own = sample(index)
+    if _is_array(own):
+        return carry_out(index, steps, lambda i: _mixable(sample(i), "the sample"))
+    if fields is None:
+        if not isinstance(own, (tuple, list)):
+            raise TypeError(
+                f"mix_samples can't tell what to mix in a {type(own).__name__}: use "
+                "mixer=functools.partial(mix_samples, fields=[...]) to name it, or mixing=None"
+            )
+        fields = (0,)
+    mixed = {f: carry_out(index, steps, partial(field, f)) for f in fields}
+    if isinstance(own, tuple):
+        values = [mixed.get(place, x) for place, x in enumerate(own)]
+        return type(own)(*values) if hasattr(own, "_fields") else tuple(values)
+    result = copy.copy(own)
+    for f, x in mixed.items():
+        result[f] = x
+    return result
+
+
+def default_mixer(dataset: Any) -> Mixer:
+    """`mix_arrays` where the data set keeps raw arrays in ``.data``, else `mix_samples`."""
+    return mix_arrays if has_arrays(dataset) else mix_samples
+
+
+def has_arrays(dataset: Any) -> bool:
+    """Whether the data set (through ``Subset``, too) has one array or tensor entry per sample in ``.data``."""
+    base = _unwrap(dataset)[1]
+    data: Any = getattr(base, "data", None)
+    return (isinstance(data, np.ndarray) or is_tensor(data)) and data.ndim > 1 and len(data) == len(base)
+
+
+def carry_out(index: int, steps: Steps, read: Callable[[int], Any]) -> Any:
+    """The image of ``index`` after ``steps``. Iterative; every image is read once."""
+    images: dict[int, Any] = {}
+    for target, source, weight in steps:
+        for i in (target, source):
+            if i not in images:
+                images[i] = read(i)
+        if images[target].shape != images[source].shape:
+            raise ValueError(
+                f"samples {target} and {source} can't be mixed: their shapes are "
+                f"{tuple(images[target].shape)} and {tuple(images[source].shape)}"
+            )
+        images[target] = blend(images[target], images[source], weight)
+    return images[index] if index in images else read(index)
+
+
+def blend(a: Any, b: Any, weight: float) -> Any:
+    """``weight * a + (1 - weight) * b`` in at least float32, truncated back to the dtype of ``a``."""
+    if is_tensor(a):
+        torch = sys.modules["torch"]
+        wide = torch.promote_types(a.dtype, torch.float32)
+        return (a.to(wide) * weight + b.to(wide) * (1 - weight)).to(a.dtype)
+    wide = np.result_type(a.dtype, np.float32)
+    mixed = a.astype(wide) * wide.type(weight) + b.astype(wide) * wide.type(1 - weight)
+    return mixed.astype(a.dtype)
+
+
+class _Overlay:
+    """An image array in which one entry is another, for one ``__getitem__``."""
+
+    def __init__(self, data: Any, index: int, image: Any) -> None:
+        self._data, self._index, self._image = data, index, image
+        self.was_read = False
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, (int, np.integer)) and not (is_tensor(key) and key.ndim == 0):
+            raise TypeError(
+                f"mix_arrays needs a data set that reads one image as self.data[index], got self.data[{key!r}]; "
+                "use mixer=mix_samples"
+            )
+        key = int(key)
+        if key in (self._index, self._index - len(self._data)):
+            self.was_read = True
+            return self._image
+        return self._data[key]
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # __array__ and its like would hand out unmixed images
+            raise AttributeError(name)
+        return getattr(self._data, name)
+
+
+def _unwrap(dataset: Any) -> tuple[list[Any], Any, Callable[[int], int]]:
+    """The chain of subsets, the data set at its end, and where an index of the first lies in the last."""
+    utils = sys.modules.get("torch.utils.data")
+    chain: list[Any] = []
+    while utils is not None and isinstance(dataset, utils.Subset):
+        chain.append(dataset)
+        dataset = dataset.dataset
+
+    def locate(index: int) -> int:
+        for subset in chain:
+            index = int(subset.indices[index])
+        return index
+
+    return chain, dataset, locate
+
+
+def _clone_with(obj: Any, name: str, value: Any) -> Any:
+    """A shallow copy of ``obj`` in which one attribute is another."""
+    if hasattr(obj, "__dict__") and not hasattr(type(obj), "__slots__"):
+        clone = object.__new__(type(obj))
+        clone.__dict__.update(obj.__dict__)
+    else:
+        clone = copy.copy(obj)
+    try:
+        setattr(clone, name, value)
+    except AttributeError:
+        raise TypeError(
+            f"mix_arrays needs to replace {type(obj).__name__}.{name} in a copy, and it can't be set; use "
+            "mixer=mix_samples, or mixing=None"
+        ) from None
+    return clone
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, np.ndarray) or is_tensor(x)
+
+
+def _mixable(x: Any, what: str) -> Any:
+    if not _is_array(x):
+        raise TypeError(
+            f"{what} can't be mixed: expected a floating-point tensor or array, got {type(x).__name__}; convert "
+            "it in the transform, name other fields, or use mixing=None"
+        )
+    if not is_floating(x):
+        raise TypeError(
+            f"{what} can't be mixed: integers are never mixed, got dtype {dtype_name(x)}; convert images to "
+            "floating point in the transform, name other fields, or use mixing=None"
+        )
+    return x

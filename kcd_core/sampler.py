@@ -1,0 +1,316 @@
+"""Which samples an epoch draws, in which order, on which rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import distributed
+from ._arrays import checked_int, state_array, to_numpy
+from .mixing import MODES, MixRecipes, Steps
+from .tracker import check_same
+
+if TYPE_CHECKING:
+    from .condense import CondensedSet
+
+__all__ = ["CondensedSampler"]
+
+STATE_VERSION = 1
+Indices = npt.NDArray[np.int64]
+
+
+class CondensedSampler:
+    """Draws the kept samples once an epoch. A torch ``Sampler`` in all but inheritance.
+
+    Parameters
+    ----------
+    num_samples : int, at least 1
+        N, all samples of the data set.
+    shuffle : bool
+        Off: ascending order.
+    seed : int, at least 0
+        The order of an epoch is a function of seed, epoch and set, and of nothing else.
+    num_replicas, rank : int, optional
+        Ranks share one global order, round robin. Default: the initialised process group's, else 1
+        and 0.
+    drop_last : bool
+        Ranks get equal lengths: by repeating samples from the start of the order, or, with
+        ``drop_last``, by leaving out its end.
+    mixing : {"cumulative", "fresh", None}
+        Which mixtures to keep recipes for: those of all stages one on top of the other (the authors'
+        behaviour), those of the newest stage, or none. The indices drawn are the same.
+
+    Raises
+    ------
+    ValueError
+        If a number is outside its range, or ``mixing`` is not one of those named.
+    TypeError
+        If a number is not an integer.
+
+    Notes
+    -----
+    The order is a keyed permutation of positions (a Feistel network over the index range, with cycle
+    walking), evaluated in blocks: the first index costs the same for any N, nothing of length N is
+    made, and a resume skips positions instead of drawing them.
+
+    Examples
+    --------
+    >>> sampler = CondensedSampler(5, shuffle=False)
+    >>> list(sampler), len(sampler)
+    ([0, 1, 2, 3, 4], 5)
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        drop_last: bool = False,
+        mixing: str | None = "cumulative",
+    ) -> None:
+        self._num_samples = checked_int(num_samples, "num_samples", 1)
+        self.shuffle = bool(shuffle)
+        self.seed = checked_int(seed, "seed", 0)
+        self.num_replicas = checked_int(
+            distributed.world_size() if num_replicas is None else num_replicas, "num_replicas", 1
+        )
+        self.rank = checked_int(distributed.rank() if rank is None else rank, "rank", 0)
+        if self.rank >= self.num_replicas:
+            raise ValueError(f"rank must be below num_replicas = {self.num_replicas}, got {self.rank}")
+        self.drop_last = bool(drop_last)
+        if mixing not in MODES:
+            raise ValueError(f"mixing must be 'cumulative', 'fresh' or None, got {mixing!r}")
+        self.mixing = mixing
+        self.epoch = 1
+        self.stage = 0
+        self._kept: Indices | None = None  # None is everything, without a list of it
+        self._recipes = MixRecipes()
+
+    @property
+    def num_samples(self) -> int:
+        """N, all samples."""
+        return self._num_samples
+
+    @property
+    def kept(self) -> Indices:
+        """The set in force: int64, ascending. All indices before the first stage."""
+        return np.arange(self._num_samples) if self._kept is None else self._kept.copy()
+
+    @property
+    def num_kept(self) -> int:
+        """The size of the set in force."""
+        return self._num_samples if self._kept is None else len(self._kept)
+
+    @property
+    def recipes(self) -> MixRecipes:
+        """The mixtures in force."""
+        return self._recipes
+
+    def steps(self, index: int) -> Steps:
+        """The mix recipe of one sample, for ``mix_arrays`` or ``mix_samples``; empty if it is not mixed."""
+        return self._recipes.steps(index)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next iteration. At least 0; every epoch needs its own number."""
+        self.epoch = checked_int(epoch, "epoch", 0)
+
+    def install(self, condensed_set: CondensedSet) -> None:
+        """Draw and mix by ``condensed_set`` from the next iteration on.
+
+        Raises
+        ------
+        ValueError
+            If it was made for another number of samples.
+        """
+        if condensed_set.num_samples != self._num_samples:
+            raise ValueError(
+                f"the set is of {condensed_set.num_samples} samples, this sampler of {self._num_samples}"
+            )
+        stage = self.stage + 1
+        if self.mixing is not None:
+            before = self._recipes if self.mixing == "cumulative" else MixRecipes()
+            mixed = len(condensed_set.tail)
+            self._recipes = before.with_stage(
+                condensed_set.tail, condensed_set.dropped[:mixed], condensed_set.weights, stage
+            )
+        everything = len(condensed_set.kept) == self._num_samples
+        self._kept = None if everything else condensed_set.kept.copy()
+        self.stage = stage
+
+    def __len__(self) -> int:
+        """Number of indices this rank draws in an epoch."""
+        return self.length(self.num_kept)
+
+    def length(self, size: int) -> int:
+        """Number of indices a rank draws in an epoch on a set of ``size`` points."""
+        return size // self.num_replicas if self.drop_last else -(-size // self.num_replicas)
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices, as Python ints, made as they are asked for. The set is that of this call."""
+        blocks = self.blocks()
+        return (index for indices, _ in blocks for index in indices.tolist())
+
+    def blocks(
+        self, epoch: int | None = None, start: int = 0
+    ) -> Iterator[tuple[Indices, npt.NDArray[np.bool_]]]:
+        """This rank's indices in blocks, with a mask of those that only pad the rank's length.
+
+        Parameters
+        ----------
+        epoch : int, optional
+            Default: that of `set_epoch`.
+        start : int
+            Global position to start from: samples that all ranks together have drawn already.
+        """
+        epoch = self.epoch if epoch is None else epoch
+        # All state is read here, at the call, and not at the first next().
+        return self._blocks(self._kept, self.num_kept, epoch, start)
+
+    def _blocks(
+        self, kept: Indices | None, size: int, epoch: int, start: int
+    ) -> Iterator[tuple[Indices, npt.NDArray[np.bool_]]]:
+        ranks = self.num_replicas
+        left = max(0, size - start)
+        length = left // ranks if self.drop_last else -(-left // ranks)
+        key = _round_keys(self.seed, epoch)
+        done, block = 0, 256  # small first, so that the first batch comes at once
+        while done < length:
+            many = min(block, length - done)
+            places = start + self.rank + ranks * np.arange(done, done + many, dtype=np.int64)
+            padding = places >= size
+            places %= size
+            if self.shuffle:
+                places = _permute(places, size, key)
+            yield (places if kept is None else kept[places]), padding
+            done += many
+            block = min(2 * block, 8192)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Set, recipes and what defines the order, as plain numbers and tensors. Copies."""
+        kept = np.empty(0, np.int64) if self._kept is None else self._kept
+        return {
+            **self._identity(),
+            "epoch": self.epoch,
+            "stage": self.stage,
+            "kept": state_array(kept),  # empty: everything
+            "mix_target": state_array(self._recipes.target),
+            "mix_source": state_array(self._recipes.source),
+            "mix_weight": state_array(self._recipes.weight),
+            "mix_stage": state_array(self._recipes.stage),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state. Rank and number of ranks stay: another number resumes the same order.
+
+        Raises
+        ------
+        ValueError
+            If it is of another version, N, seed, shuffle or mixing, or not a sampler's state. Nothing
+            is changed then.
+        """
+        self._apply_state(self._checked_state(state))
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "version": STATE_VERSION,
+            "num_samples": self._num_samples,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "mixing": self.mixing,
+        }
+
+    def _checked_state(self, state: Mapping[str, Any]) -> tuple[int, int, Indices | None, MixRecipes]:
+        arrays = ("kept", "mix_target", "mix_source", "mix_weight", "mix_stage")
+        check_same(state, self._identity(), "sampler", needs=("epoch", "stage", *arrays))
+        kept, target, source, weight, stage = (to_numpy(state[name]) for name in arrays)
+        for indices in (kept, target, source, stage):
+            if indices.ndim != 1 or indices.dtype != np.int64:
+                raise ValueError(
+                    f"the sampler state is damaged: expected int64 vectors, got {indices.dtype} {indices.shape}"
+                )
+        for indices in (kept, target, source):
+            if len(indices) and not 0 <= indices.min() <= indices.max() < self._num_samples:
+                raise ValueError("the sampler state is damaged: an index lies outside the data set")
+        if (np.diff(kept) <= 0).any():
+            raise ValueError("the sampler state is damaged: kept is not ascending")
+        if not target.shape == source.shape == weight.shape == stage.shape:
+            raise ValueError("the sampler state is damaged: its recipes differ in length")
+        return (
+            checked_int(state["epoch"], "epoch", 0),
+            checked_int(state["stage"], "stage", 0),
+            kept.copy() if len(kept) else None,
+            MixRecipes(target, source, weight, stage),
+        )
+
+    def _apply_state(self, checked: tuple[int, int, Indices | None, MixRecipes]) -> None:
+        self.epoch, self.stage, self._kept, self._recipes = checked
+
+
+# -- the keyed permutation -----------------------------------------------------------------------------
+
+_ROUNDS = 8
+_MASK = (1 << 64) - 1
+
+
+def _mix_int(x: int) -> int:
+    """SplitMix64's finaliser, on a Python int (Steele, Lea & Flood, OOPSLA 2014)."""
+    x = (x + 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def _round_keys(seed: int, epoch: int) -> list[int]:
+    state = _mix_int(_mix_int(seed & _MASK) ^ (seed >> 64) ^ _mix_int(epoch ^ 0x6B6364))
+    keys = []
+    for _ in range(_ROUNDS):
+        state = _mix_int(state)
+        keys.append(state)
+    return keys
+
+
+def _permute(places: Indices, size: int, keys: list[int]) -> Indices:
+    """A permutation of ``range(size)``, evaluated at ``places``.
+
+    A Feistel network permutes ``range(2 ** bits)``, the power of two at or above ``size``; what lands
+    outside ``range(size)`` goes through again until it is inside (cycle walking, Black & Rogaway,
+    CT-RSA 2002), less than two times on average.
+    """
+    bits = (size - 1).bit_length()
+    if bits == 0:
+        return places
+    x = _feistel(places.astype(np.uint64), bits, keys)
+    outside = np.flatnonzero(x >= size)
+    while len(outside):
+        x[outside] = _feistel(x[outside], bits, keys)
+        outside = outside[x[outside] >= size]
+    return x.astype(np.int64)
+
+
+def _feistel(x: npt.NDArray[np.uint64], bits: int, keys: list[int]) -> npt.NDArray[np.uint64]:
+    """Alternately, each half is XORed with a keyed hash of the other: a bijection whatever the hash."""
+    low_bits = np.uint64(bits // 2)
+    low_mask = np.uint64((1 << (bits // 2)) - 1)
+    high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
+    low, high = x & low_mask, x >> low_bits
+    for number, key in enumerate(keys):
+        if number % 2:
+            low = low ^ (_hash(high, key) & low_mask)
+        else:
+            high = high ^ (_hash(low, key) & high_mask)
+    joined: npt.NDArray[np.uint64] = (high << low_bits) | low
+    return joined
+
+
+def _hash(x: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
+    x = (x ^ np.uint64(key)) * np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(32)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(29)
+    return x

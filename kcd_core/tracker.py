@@ -1,0 +1,444 @@
+"""Online global recording: the mean value V of every sample so far, and its recording count F."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._arrays import Array, as_array, checked_int, dtype_name, is_integer, is_tensor, state_array, to_numpy
+from .values import Value, check_logits, is_built_in, poison, resolve, value_name
+
+__all__ = ["KnowledgeValueTracker"]
+
+STATE_VERSION = 1
+# Sums are integers, so that adding is associative: the set then depends on what was recorded, not on
+# the order of batches, the number of ranks, or CUDA's atomics. 2**-40 is finer than float32 values.
+SCALE = 2.0**40
+MAX_VALUE = 2.0**20  # a larger value is not recorded
+MAX_TOTAL = 2**62  # nor is anything for a sample whose sum is beyond this: int64 would wrap
+MAX_PENDING = 32  # steps whose values wait to be added together
+
+Sums = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]
+
+
+class KnowledgeValueTracker:
+    """Records values as the student trains (OGVE, part a): no extra forward pass, 12 bytes a sample.
+
+    Parameters
+    ----------
+    num_samples : int, at least 1
+        N. Samples are known by their index, 0 .. N-1.
+    value : str or callable
+        ``"entropy"`` (the paper's), ``"cross_entropy"``, ``"kd_divergence"``, ``"margin"``, or
+        ``f(student_logits, *, teacher_logits, targets) -> [B]``, which is given by keyword what is
+        passed to `update`, and nothing else. See `kcd_core.values`.
+    device : torch device or str, optional
+        Where V and F live. None keeps them in NumPy arrays, which also take tensors in host memory;
+        recording CUDA logits needs a CUDA device here, so that no step waits for the GPU.
+    on_nonfinite : {"skip", "raise"}
+        What to do with a value that is not finite, or larger than 2**20 in size: do not record it
+        (counted in `skipped`, warned of once), or raise ValueError. On a device, where looking would
+        stall the step, both come when `value`, `count` or `sums` is read.
+
+    Raises
+    ------
+    ValueError
+        If ``num_samples`` < 1, or ``value`` or ``on_nonfinite`` is not one of those named.
+    TypeError
+        If ``num_samples`` is not an integer.
+
+    Notes
+    -----
+    V is kept as an int64 sum of ``round(value * 2**40)``. Values of up to 32 steps wait before they
+    are added (values, never logits: a compiled student may reuse their buffer); everything that reads
+    adds them first. On CUDA a step makes no synchronisation and no copy to the host.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> tracker = KnowledgeValueTracker(4)
+    >>> tracker.update([2, 0], np.array([[0.0, 0.0], [50.0, -60.0]]))
+    >>> tracker.value.round(4), tracker.count
+    (array([0.    ,    nan, 0.6931,    nan]), array([1, 0, 1, 0], dtype=int32))
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        value: str | Value = "entropy",
+        device: Any = None,
+        on_nonfinite: str = "skip",
+    ) -> None:
+        self._num_samples = checked_int(num_samples, "num_samples", 1)
+        self._function = resolve(value)
+        self._trusted = is_built_in(self._function)
+        if on_nonfinite not in ("skip", "raise"):
+            raise ValueError(f"on_nonfinite must be 'skip' or 'raise', got {on_nonfinite!r}")
+        self._on_nonfinite = on_nonfinite
+        self._pending: list[tuple[Array, Array]] = []
+        self._reported = np.zeros(2, np.int64)
+        self._device: Any = None
+        self._total: Array = np.zeros(self._num_samples, np.int64)
+        self._count: Array = np.zeros(self._num_samples, np.int32)
+        self._skipped: Array = np.zeros(2, np.int64)  # values not recordable, indices out of range
+        self.to(device)
+
+    # -- recording ---------------------------------------------------------------------------------
+
+    def update(
+        self, indices: Any, student_logits: Any, *, teacher_logits: Any = None, targets: Any = None
+    ) -> None:
+        """Record the values of one batch, computed from the student's logits.
+
+        Parameters
+        ----------
+        indices : integer array [B]
+            A sample may occur more than once; each counts.
+        student_logits : floating array [B, C], C >= 2
+            float16 and bfloat16 (AMP) are reduced in float32. Needs no ``detach()``.
+        teacher_logits : floating array [B, C], optional
+        targets : integer array [B], optional
+            For values that use them.
+
+        Raises
+        ------
+        ValueError
+            If shapes disagree, the value function does not return ``[B]``, or (in host memory, with
+            ``on_nonfinite="raise"``) a value is not finite. Nothing of the batch is recorded then.
+        TypeError
+            If indices are not integers, logits not floating-point, or the logits are on CUDA and this
+            tracker is not.
+        IndexError
+            If an index lies outside ``0 .. N-1``. An index on a device is masked and counted instead,
+            and reported when the values are read.
+        """
+        logits = as_array(student_logits)
+        if not self._trusted:
+            check_logits(logits, "student_logits")
+        given = {"teacher_logits": teacher_logits, "targets": targets}
+        given = {name: x for name, x in given.items() if x is not None}
+        with sys.modules["torch"].no_grad() if is_tensor(logits) else nullcontext():
+            values = self._function(logits, **given)
+            if not self._trusted:
+                values = as_array(values)
+                if values.shape != logits.shape[:1]:
+                    raise ValueError(
+                        f"the value function must return one value per sample, shape {tuple(logits.shape[:1])}, "
+                        f"got {tuple(values.shape)}"
+                    )
+                values = poison(values, logits)
+            self._append(indices, values)
+
+    def record(self, indices: Any, values: Any) -> None:
+        """Record values computed elsewhere.
+
+        Parameters
+        ----------
+        indices : integer array [B]
+        values : real array [B]
+
+        Raises
+        ------
+        ValueError, TypeError, IndexError
+            As `update` does.
+        """
+        values = as_array(values)
+        if values.ndim != 1:
+            raise ValueError(f"values must be [B], one per index, got shape {tuple(values.shape)}")
+        if dtype_name(values) == "bool" or dtype_name(values).startswith(("complex", "str", "object")):
+            raise TypeError(f"values must be real numbers, got dtype {dtype_name(values)}")
+        if is_tensor(values):
+            values = values.detach().clone()
+        self._append(indices, values)
+
+    def _append(self, indices: Any, values: Array) -> None:
+        indices = self._checked_indices(indices)
+        if len(indices) != len(values):
+            raise ValueError(
+                f"indices and the batch must have one length, got {len(indices)} indices for {len(values)} samples"
+            )
+        if self._device is None:
+            if is_tensor(values):
+                if values.is_cuda:
+                    raise TypeError(
+                        "the logits are on CUDA but the tracker is in host memory, and copying them would "
+                        "stall every step: use KnowledgeValueTracker(..., device='cuda') or tracker.to('cuda')"
+                    )
+                values = values.detach().cpu().double().numpy()
+            values = np.array(values, np.float64)  # a copy: the caller may reuse the buffer
+            if self._on_nonfinite == "raise" and not (np.abs(values) <= MAX_VALUE).all():
+                raise ValueError(_unrecordable(int((~(np.abs(values) <= MAX_VALUE)).sum())))
+        else:
+            torch = sys.modules["torch"]
+            if not is_tensor(values):
+                values = torch.from_numpy(np.array(values, np.float64))
+            values = values.to(self._device, non_blocking=True)
+        if self._pending and type(self._pending[0][0]) is not type(indices):
+            self._flush()  # host indices wait in host memory and travel together
+        self._pending.append((indices, values))
+        if len(self._pending) >= MAX_PENDING:
+            self._flush()
+
+    def _checked_indices(self, indices: Any) -> Array:
+        """A copy of ``indices``: int64 in host memory, or a tensor if it is on this tracker's device."""
+        indices = as_array(indices)
+        if not is_integer(indices) and not (indices.ndim == 1 and len(indices) == 0):
+            raise TypeError(f"indices must be integers, got dtype {dtype_name(indices)}")
+        if indices.ndim != 1:
+            raise ValueError(f"indices must be [B], got shape {tuple(indices.shape)}")
+        if is_tensor(indices) and indices.device.type != "cpu":
+            if self._device is None:
+                raise TypeError(
+                    f"indices are on {indices.device} but the tracker is in host memory: pass indices in host "
+                    f"memory, or use tracker.to({indices.device.type!r})"
+                )
+            return indices.to(self._device, dtype=sys.modules["torch"].int64, copy=True)
+        host = np.array(indices, np.int64)
+        # Read as unsigned, a negative index is a huge one: one comparison finds both ends.
+        if len(host) and host.view(np.uint64).max() >= self._num_samples:
+            wrong = host[(host < 0) | (host >= self._num_samples)]
+            raise IndexError(
+                f"indices must lie in 0 .. {self._num_samples - 1}, got {wrong[:5].tolist()}"
+                f"{' and more' if len(wrong) > 5 else ''}; nothing of this batch was recorded"
+            )
+        return host
+
+    # -- adding ------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        indices, values = zip(*pending, strict=True)
+        if self._device is None:
+            self._add_numpy(np.concatenate(indices), np.concatenate(values))
+            self._report()
+        else:
+            self._add_torch(indices, values)
+
+    def _add_numpy(self, indices: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> None:
+        ok = np.abs(values) <= MAX_VALUE  # False for NaN
+        ok &= np.abs(self._total[indices]) <= MAX_TOTAL
+        if not ok.all():
+            self._skipped[0] += len(ok) - np.count_nonzero(ok)
+            indices, values = indices[ok], values[ok]
+        np.add.at(self._total, indices, np.rint(values * SCALE).astype(np.int64))
+        np.add.at(self._count, indices, np.int32(1))
+
+    def _add_torch(self, index_list: tuple[Array, ...], value_list: tuple[Array, ...]) -> None:
+        torch = sys.modules["torch"]
+        with torch.no_grad():
+            if is_tensor(index_list[0]):
+                indices = torch.cat(index_list)
+                inside = (indices >= 0) & (indices < self._num_samples)
+                indices = indices.where(inside, 0)
+            else:  # checked when they came in
+                indices = torch.from_numpy(np.concatenate(index_list))
+                if self._device.type == "cuda" and torch.cuda.is_available():
+                    indices = indices.pin_memory()  # only from pinned memory does a copy not wait
+                indices = indices.to(self._device, non_blocking=True)
+                inside = None
+            values = torch.cat([v.double() for v in value_list] if _mixed(value_list) else value_list)
+            values = values.double()
+            ok = (values.abs() <= MAX_VALUE) & (self._total.index_select(0, indices).abs() <= MAX_TOTAL)
+            recorded = ok if inside is None else ok & inside
+            fixed = (values * SCALE).round().where(recorded, 0).long()
+            self._total.index_add_(0, indices, fixed)
+            self._count.index_add_(0, indices, recorded.int())
+            if inside is None:
+                self._skipped[0].add_((~ok).sum())
+            else:
+                self._skipped.add_(torch.stack([(inside & ~ok).sum(), (~inside).sum()]))
+
+    def _report(self) -> None:
+        """Warn of (or raise for) what was skipped since the last report. Waits for a device."""
+        skipped = to_numpy(self._skipped)
+        new = skipped - self._reported
+        first = self._reported == 0
+        if not new.any():
+            return
+        self._reported = skipped.copy()
+        out_of_range = (
+            f"{new[1]} recordings had an index outside 0 .. {self._num_samples - 1} and were not recorded"
+        )
+        if self._on_nonfinite == "raise":
+            if new[1]:
+                raise IndexError(out_of_range)
+            raise ValueError(_unrecordable(int(new[0])))
+        for number, is_first, text in zip(
+            new, first, (_unrecordable(int(new[0])), out_of_range), strict=True
+        ):
+            if number and is_first:
+                warnings.warn(
+                    text + "; further ones are only counted (tracker.skipped)", RuntimeWarning, stacklevel=2
+                )
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return self._num_samples
+
+    @property
+    def device(self) -> Any:
+        """The torch device of V and F, or None for NumPy."""
+        return self._device
+
+    @property
+    def value(self) -> Array:
+        """V, the mean recorded value: float64 [N], NaN where never recorded. A new array each time."""
+        self._flush()
+        self._report()
+        if self._device is None:
+            return self.mean(self._total, self._count)
+        torch = sys.modules["torch"]
+        mean = self._total.double() / SCALE / self._count
+        return mean.where(self._count > 0, torch.nan)
+
+    @property
+    def count(self) -> Array:
+        """F, how many times each sample was recorded: int32 [N]. A new array each time."""
+        self._flush()
+        self._report()
+        return self._count.copy() if self._device is None else self._count.clone()
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many recordings were not made: ``{"nonfinite": ..., "out_of_range": ...}``.
+
+        ``nonfinite`` includes values larger than 2**20 in size.
+        """
+        self._flush()
+        nonfinite, out_of_range = to_numpy(self._skipped).tolist()
+        return {"nonfinite": nonfinite, "out_of_range": out_of_range}
+
+    def sums(self) -> Sums:
+        """What is stored, copied to host memory: int64 sums of ``round(value * 2**40)``, int32 counts.
+
+        Sums of several trackers add up to that of one tracker that recorded everything.
+        """
+        self._flush()
+        self._report()
+        return to_numpy(self._total).copy(), to_numpy(self._count).copy()
+
+    @staticmethod
+    def mean(total: npt.NDArray[np.int64], count: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+        """V from `sums`: float64 [N], NaN where ``count`` is 0."""
+        mean: npt.NDArray[np.float64] = total / SCALE
+        np.divide(mean, count, out=mean, where=count > 0)
+        mean[count == 0] = np.nan
+        return mean
+
+    def to(self, device: Any) -> KnowledgeValueTracker:
+        """Move V and F to a torch device, or to NumPy with None. Returns self."""
+        if device is None and self._device is None:
+            return self
+        self._flush()
+        arrays = ("_total", "_count", "_skipped")
+        if device is None:
+            for name in arrays:
+                setattr(self, name, to_numpy(getattr(self, name)).copy())
+            self._device = None
+            return self
+        import torch
+
+        device = torch.device(device)
+        with torch.inference_mode(False):  # else a tracker made in inference mode could not be added to
+            for name in arrays:
+                tensor = torch.as_tensor(getattr(self, name))
+                # copy=True: a tensor over NumPy memory, or the same tensor, must not be shared
+                setattr(self, name, tensor.to(device, copy=True))
+        self._device = device
+        return self
+
+    def __repr__(self) -> str:
+        where = "numpy" if self._device is None else str(self._device)
+        return f"KnowledgeValueTracker({self._num_samples}, value={value_name(self._function)!r}, device={where!r})"
+
+    # -- state -------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and tensors (NumPy arrays where torch is not installed). Copies."""
+        self._flush()
+        return {
+            "version": STATE_VERSION,
+            "num_samples": self._num_samples,
+            "value": value_name(self._function),
+            "total": state_array(to_numpy(self._total)),
+            "count": state_array(to_numpy(self._count)),
+            "skipped": to_numpy(self._skipped).tolist(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; the device stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If it is of another version, N or value function, or not a tracker's state. Nothing is
+            changed then.
+        """
+        self._apply_state(self._checked_state(state))
+
+    def _checked_state(self, state: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        mine = {
+            "version": STATE_VERSION,
+            "num_samples": self._num_samples,
+            "value": value_name(self._function),
+        }
+        check_same(state, mine, "tracker", needs=("total", "count", "skipped"))
+        total, count = (to_numpy(state[key]) for key in ("total", "count"))
+        shape = (self._num_samples,)
+        if total.shape != shape or total.dtype != np.int64 or count.shape != shape or count.dtype != np.int32:
+            raise ValueError(
+                f"the tracker state is damaged: total and count must be int64 and int32 of shape {shape}, got "
+                f"{total.dtype} {total.shape} and {count.dtype} {count.shape}"
+            )
+        if (count < 0).any() or total[count == 0].any():
+            raise ValueError("the tracker state is damaged: counts and sums contradict each other")
+        return total, count, np.array(state["skipped"], np.int64).reshape(2)
+
+    def _apply_state(self, arrays: tuple[Any, Any, Any]) -> None:
+        device = self._device
+        self._pending = []
+        self._device = None
+        self._total, self._count, self._skipped = (np.array(x) for x in arrays)
+        self._reported = self._skipped.copy()
+        self.to(device)
+
+
+def check_same(
+    state: Mapping[str, Any], mine: Mapping[str, Any], owner: str, *, needs: tuple[str, ...] = ()
+) -> None:
+    """Refuse what is not a state of ``owner``, or was saved with other settings than ``mine``."""
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"not a {owner} state: expected what state_dict() returned, got {type(state).__name__}"
+        )
+    missing = [key for key in (*mine, *needs) if key not in state]
+    if missing:
+        raise ValueError(f"not a {owner} state: it has no {', '.join(map(repr, missing))}")
+    for key, value in mine.items():
+        if state[key] != value:
+            raise ValueError(
+                f"this {owner} state was saved with {key} = {state[key]!r}, here it is {value!r}"
+            )
+
+
+def _mixed(tensors: tuple[Array, ...]) -> bool:
+    return len({t.dtype for t in tensors}) > 1
+
+
+def _unrecordable(number: int) -> str:
+    return (
+        f"{number} values were not finite (a NaN or infinite logit?) or larger than 2**20 in size and "
+        "were not recorded"
+    )

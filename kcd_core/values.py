@@ -1,0 +1,228 @@
+r"""Knowledge values: how much a sample's teacher knowledge is worth to the student right now.
+
+Pure functions from logits ``[B, C]`` to values ``[B]``; a higher value means "more worth learning".
+They take NumPy arrays, torch tensors on any device, and whatever DLPack brings; float16 and bfloat16
+are computed in float32, float64 stays float64. A row with a logit that is not finite gets NaN, which
+no tracker records.
+
+`entropy` is the paper's (KCD, ECCV 2022, section 3.2: OGVE). The others are for experiments, and so
+is any callable ``f(student_logits, *, teacher_logits, targets) -> [B]``; it is given by keyword what
+the caller of ``update()`` passed, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.special
+
+from ._arrays import Array, as_array, dtype_name, is_floating, is_integer, is_tensor
+
+__all__ = ["Value", "cross_entropy", "entropy", "kd_divergence", "margin"]
+
+Value = Callable[..., Array]
+
+
+def entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
+    r"""Entropy of the student's softmax at temperature 1, in nats: ``-sum_c p_c log p_c``.
+
+    Parameters
+    ----------
+    student_logits : array [B, C], floating
+    teacher_logits, targets
+        Accepted and ignored, so that every value has one signature.
+
+    Returns
+    -------
+    array [B]
+        Between 0 and ``log C``; exactly 0 for a saturated student; NaN where a logit is not finite.
+
+    Raises
+    ------
+    TypeError
+        If the logits are not floating-point.
+    ValueError
+        If they are not ``[B, C]`` with C >= 2 (the entropy of one class is 0 for every sample).
+
+    Notes
+    -----
+    Computed from the log-softmax, so a probability that underflows contributes 0, as it should. A
+    logit of -inf makes ``0 * -inf = NaN``: it is caught with no pass over the data of its own.
+    """
+    log_p = _log_probs(student_logits, "student_logits")
+    if is_tensor(log_p):
+        return log_p.exp().mul_(log_p).sum(-1).neg_()
+    with np.errstate(invalid="ignore"):
+        return -(np.exp(log_p) * log_p).sum(-1)
+
+
+def cross_entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
+    """Cross-entropy of the student with the labels, in nats: ``-log p[target]``, at least 0.
+
+    Parameters
+    ----------
+    student_logits : array [B, C], floating
+    teacher_logits
+        Accepted and ignored.
+    targets : integer array [B], classes in 0 .. C-1
+
+    Raises
+    ------
+    ValueError
+        If ``targets`` is missing or is not ``[B]``.
+    TypeError
+        If ``targets`` is not of an integer dtype.
+    IndexError
+        In host memory, if a target lies outside ``0 .. C-1``.
+    """
+    log_p = _log_probs(student_logits, "student_logits")
+    targets = _required(targets, "targets", "cross_entropy", log_p)
+    if not is_integer(targets):
+        raise TypeError(f"targets must be class indices (integers), got dtype {dtype_name(targets)}")
+    if targets.ndim != 1:
+        raise ValueError(f"targets must be [B], one class per sample, got shape {tuple(targets.shape)}")
+    if is_tensor(log_p):
+        picked = log_p.gather(-1, targets.to(log_p.device).long().unsqueeze(-1)).squeeze(-1)
+    else:
+        if targets.size and not 0 <= targets.min() <= targets.max() < log_p.shape[-1]:
+            raise IndexError(f"targets must lie in 0 .. {log_p.shape[-1] - 1}")
+        picked = np.take_along_axis(log_p, targets.astype(np.int64)[:, None], -1)[:, 0]
+    return poison(-picked, student_logits)
+
+
+def kd_divergence(
+    student_logits: Any,
+    *,
+    teacher_logits: Any = None,
+    targets: Any = None,
+    temperature: float = 1.0,
+) -> Array:
+    """KL divergence from the student to the teacher, in nats: ``KL(p_T || p_S)``, at least 0.
+
+    Both are softened by ``temperature`` (use ``functools.partial`` to set it); there is no factor
+    of ``temperature ** 2``, which is the same for every sample and cannot change a ranking.
+
+    Parameters
+    ----------
+    student_logits, teacher_logits : array [B, C], floating
+    targets
+        Accepted and ignored.
+
+    Raises
+    ------
+    ValueError
+        If ``teacher_logits`` is missing, or its shape is not that of the student's.
+    """
+    log_s = _log_probs(student_logits, "student_logits", temperature)
+    teacher_logits = _required(teacher_logits, "teacher_logits", "kd_divergence", log_s)
+    if is_tensor(log_s):
+        teacher_logits = teacher_logits.to(log_s.device)
+    log_t = _log_probs(teacher_logits, "teacher_logits", temperature)
+    if log_t.shape != log_s.shape:
+        raise ValueError(
+            f"teacher_logits must have the student's shape {tuple(log_s.shape)}, got {tuple(log_t.shape)}"
+        )
+    with np.errstate(invalid="ignore"):
+        divergence = ((log_t - log_s) * _exp(log_t)).sum(-1)
+    return poison(divergence, student_logits, teacher_logits)
+
+
+def margin(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
+    """One minus the gap between the two highest probabilities of the student: 0 when it is certain.
+
+    Parameters
+    ----------
+    student_logits : array [B, C], floating
+    teacher_logits, targets
+        Accepted and ignored.
+    """
+    log_p = _log_probs(student_logits, "student_logits")
+    if is_tensor(log_p):
+        top = log_p.topk(2, -1).values.exp()
+        gap = top[:, 0] - top[:, 1]
+    else:
+        top = np.exp(np.partition(log_p, -2, axis=-1)[:, -2:])
+        gap = top[:, 1] - top[:, 0]
+    return poison(1 - gap, student_logits)
+
+
+_BUILT_IN: dict[str, Value] = {f.__name__: f for f in (entropy, cross_entropy, kd_divergence, margin)}
+
+
+def resolve(value: str | Value) -> Value:
+    """The value function that ``value`` names, or ``value`` itself if it is callable."""
+    if callable(value):
+        return value
+    try:
+        return _BUILT_IN[value]
+    except (KeyError, TypeError):
+        raise ValueError(f"value must be one of {sorted(_BUILT_IN)} or a callable, got {value!r}") from None
+
+
+def value_name(value: Value) -> str:
+    """A name to recognise ``value`` by in a checkpoint."""
+    value = getattr(value, "func", value)  # functools.partial
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def is_built_in(value: Value) -> bool:
+    """Whether ``value`` gives NaN for logits that are not finite all by itself."""
+    return value in _BUILT_IN.values() or getattr(value, "func", None) in _BUILT_IN.values()
+
+
+def poison(values: Array, *logits: Any) -> Array:
+    """``values`` with NaN where a row of ``logits`` holds something that is not finite."""
+    for x in map(as_array, logits):
+        with np.errstate(invalid="ignore"):
+            # 0 * x is 0 for finite numbers and NaN for all others; a plain sum could overflow.
+            values = values + (x * 0).sum(-1)
+    return values
+
+
+def check_logits(logits: Any, name: str) -> Array:
+    """``logits`` as an array, or an error that says what is wrong with them."""
+    logits = as_array(logits)
+    if not is_floating(logits):
+        raise TypeError(f"{name} must be floating-point logits, got dtype {dtype_name(logits)}")
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"{name} must be [B, C] with C >= 2 classes, got shape {tuple(logits.shape)}; "
+            "reduce dense or multi-head predictions to one row per sample first"
+        )
+    return logits
+
+
+def _log_probs(logits: Any, name: str, temperature: float = 1.0) -> Array:
+    logits = check_logits(logits, name)
+    half = dtype_name(logits) in {"float16", "bfloat16"}
+    if is_tensor(logits):
+        import torch
+
+        if temperature != 1.0:
+            logits = logits.float() / temperature if half else logits / temperature
+        return torch.log_softmax(logits, -1, dtype=torch.float32 if half else None)
+    if half:
+        logits = logits.astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        return scipy.special.log_softmax(logits / temperature if temperature != 1.0 else logits, axis=-1)
+
+
+def _exp(x: Array) -> Array:
+    return x.exp() if is_tensor(x) else np.exp(x)
+
+
+def _required(x: Any, name: str, value: str, like: Array) -> Array:
+    if x is None:
+        raise ValueError(f"value {value!r} needs {name}=: pass it to update() or record()")
+    x = as_array(x)
+    if is_tensor(like) and not is_tensor(x):
+        import torch
+
+        x = torch.as_tensor(x)
+    elif is_tensor(x) and not is_tensor(like):
+        x = x.detach().cpu().numpy()
+    if len(x) != len(like):
+        raise ValueError(f"{name} must have one row per sample ({len(like)}), got {len(x)}")
+    return x
