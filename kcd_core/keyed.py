@@ -28,7 +28,7 @@ from .sampler import CondensedSampler
 
 __all__ = ["PADDING", "KeyBatches", "rebuild", "resolve_mixer", "understand"]
 
-MANUAL = "; use KnowledgeValueTracker, CondensedSampler and condense_step() by hand (docs/by-hand.md)"
+MANUAL = "; use KnowledgeValueTracker, CondensedSampler and condense_step() by hand (docs/by-hand.md in the repository)"
 # What the rebuilt loader sets itself; every other argument of DataLoader is carried over by name.
 OWN_ARGUMENTS = ("dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last")
 PADDING = -1

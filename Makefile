@@ -1,0 +1,36 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each makes the environment it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint check bench dist clean
+
+demo: $(VENV)/.done
+	$(BIN)/kcd demo
+
+test: $(VENV)/.done
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy kcd_core adapters
+
+check: lint test
+
+bench: $(VENV)/.done
+	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/recording.py
+
+dist: $(VENV)/.done
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The stamp is written last: an installation that was interrupted is done again.
+$(VENV)/.done: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "kcd needs Python 3.10 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
