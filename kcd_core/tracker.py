@@ -200,7 +200,7 @@ class KnowledgeValueTracker:
                     f"memory, or use tracker.to({indices.device.type!r})"
                 )
             return indices.to(self._device, dtype=sys.modules["torch"].int64, copy=True)
-        host = np.array(indices, np.int64)
+        host = np.array(indices.numpy() if is_tensor(indices) else indices, np.int64)
         # Read as unsigned, a negative index is a huge one: one comparison finds both ends.
         if len(host) and host.view(np.uint64).max() >= self._num_samples:
             wrong = host[(host < 0) | (host >= self._num_samples)]
