@@ -16,14 +16,21 @@ lint: $(VENV)/.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy kcd_core adapters
 
-check: lint test
+check: lint test dist
 
 bench: $(VENV)/.done
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/recording.py
 
+# Builds both archives, installs each into an empty folder, and imports from there.
 dist: $(VENV)/.done
-	$(BIN)/python -m build
+	rm -rf build dist && $(BIN)/python -m build --outdir dist
+	set -e; for archive in dist/*.whl dist/*.tar.gz; do \
+		$(BIN)/python -m pip install --quiet --no-deps --target build/installed $$archive; \
+		(cd build && PYTHONPATH=installed ../$(BIN)/python -c 'import kcd_core, kcd_adapters.cli as c; \
+			assert "installed" in kcd_core.__file__ and "installed" in c.__file__; c.main(["--version"])'); \
+		rm -rf build/installed; \
+	done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
