@@ -1,0 +1,167 @@
+"""What a run with KCD is to do: one frozen record, from a command line, JSON, or the environment.
+
+`kcd run` reads it from its command line and hands it to child processes through the environment;
+`kcd patch` writes it beside the patched script as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kcd_core import CondensationSchedule
+from kcd_core.condense import check_settings
+
+__all__ = ["VARIABLE", "Settings"]
+
+#: The environment variable that child processes read their settings from, as JSON.
+VARIABLE = "KCD_SETTINGS"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of it has the paper's value by default.
+
+    Parameters
+    ----------
+    ratio, stages, period, warmup
+        See `kcd_core.CondensationSchedule`.
+    alpha, min_weight
+        See `kcd_core.condense`.
+    mixing : {"cumulative", "fresh", "none"}
+        See `kcd_core.wrap_loader`.
+    value : str
+        See `kcd_core.KnowledgeValueTracker`.
+    negatives : {"kept", "full"}
+        Where CRD draws its negatives from: the condensed set, or all data.
+    profile : str, optional
+        The profile to use, where it is not to be recognised by the checkout's files.
+    no_shims : tuple of str
+        Shims that are not to be used, by name; "all" means all of them.
+    history : str, optional
+        A JSON file to write what each stage did to.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a setting is outside its range.
+    """
+
+    ratio: float = 0.7
+    stages: int = 6
+    period: int = 40
+    warmup: int = 0
+    alpha: float = 0.03
+    min_weight: float = 0.7
+    mixing: str = "cumulative"
+    value: str = "entropy"
+    negatives: str = "kept"
+    profile: str | None = None
+    no_shims: tuple[str, ...] = ()
+    history: str | None = None
+
+    def __post_init__(self) -> None:
+        self.schedule()  # raises where a number is outside its range
+        check_settings(self.alpha, self.min_weight)
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        object.__setattr__(self, "no_shims", tuple(self.no_shims))
+
+    def schedule(self) -> CondensationSchedule:
+        return CondensationSchedule(self.ratio, self.stages, self.period, self.warmup)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings that are not the default's, ready for JSON."""
+        changed = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        changed["no_shims"] = list(self.no_shims)
+        default = {f.name: f.default for f in dataclasses.fields(self)} | {"no_shims": []}
+        return {name: value for name, value in changed.items() if value != default[name]}
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Settings:
+        """The inverse of `to_dict`; what is missing has its default.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(given, Mapping) or not known.issuperset(given):
+            raise ValueError(
+                f"KCD settings must be an object with names among {sorted(known)}, got {given!r}"
+            )
+        return cls(**given)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        return cls.from_dict(json.loads(text))
+
+    def export(self) -> None:
+        """Hand these settings to processes started from now on."""
+        os.environ[VARIABLE] = self.to_json()
+
+    @classmethod
+    def from_environment(cls, default: Settings | None = None) -> Settings:
+        """The settings that `export` left, or else ``default``."""
+        text = os.environ.get(VARIABLE)
+        return cls.from_json(text) if text else default or cls()
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Declare an option for every setting."""
+        default = Settings()
+        numbers: Sequence[tuple[str, type, str]] = (
+            ("ratio", float, "share of the points that is kept in the end"),
+            ("stages", int, "stages in which the set shrinks"),
+            ("period", int, "epochs a stage lasts"),
+            ("warmup", int, "no stage ends before this epoch"),
+            ("alpha", float, "weight of the recording count in the ranking"),
+            ("min-weight", float, "least share of a kept point in a mixture"),
+        )
+        for name, kind, text in numbers:
+            value = getattr(default, name.replace("-", "_"))
+            parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
+        texts = {
+            "mixing": "mix dropped points into barely kept ones: mixtures of mixtures, from the originals, or not",
+            "value": "what a point is worth",
+            "negatives": "where CRD draws negatives from",
+        }
+        for name, text in texts.items():
+            value = getattr(default, name)
+            parser.add_argument(
+                f"--{name}", choices=CHOICES[name], default=value, help=f"{text} (default: {value})"
+            )
+        parser.add_argument("--profile", help="use this profile instead of recognising the repository")
+        parser.add_argument(
+            "--no-shim",
+            dest="no_shims",
+            metavar="NAME",
+            action="append",
+            default=[],
+            help="leave out a shim, or all; may be repeated",
+        )
+        parser.add_argument(
+            "--history", metavar="FILE", help="write what each stage did as JSON (kcd report)"
+        )
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Settings:
+        """The settings that a parser with `add_arguments` read."""
+        return cls(**{f.name: getattr(args, f.name) for f in dataclasses.fields(cls)})
+
+
+CHOICES = {
+    "mixing": ("cumulative", "fresh", "none"),
+    "value": ("entropy", "cross_entropy", "margin"),
+    "negatives": ("kept", "full"),
+}
