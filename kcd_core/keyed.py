@@ -98,7 +98,13 @@ class _KeyedDataset:
             return [self[key] for key in keys]
         # The data set's own batched fetch for what is not mixed; order restored afterwards.
         plain = {place: key for place, key in enumerate(keys) if isinstance(key, int)}
-        samples = dict(zip(plain, together(list(plain.values())), strict=True)) if plain else {}
+        fetched = together(list(plain.values())) if plain else []
+        if len(fetched) != len(plain):
+            raise TypeError(
+                f"{type(self._kcd_dataset).__name__}.__getitems__ must return one sample per index, got "
+                f"{type(fetched).__name__} of length {len(fetched)} for {len(plain)} indices"
+            )
+        samples = dict(zip(plain, fetched, strict=True))
         return [
             (plain[place], samples[place]) if place in plain else self[key] for place, key in enumerate(keys)
         ]
@@ -156,6 +162,7 @@ def understand(loader: Any, seed: int) -> tuple[tuple[int, bool], dict[str, Any]
         raise ValueError("the data set is empty")
     batching = (int(batch_sampler.batch_size), bool(batch_sampler.drop_last))
     if type(sampler) is DistributedSampler:
+        _same_size(len(sampler.dataset), size)  # type: ignore[arg-type]
         return batching, {
             "shuffle": sampler.shuffle,
             "seed": sampler.seed,
@@ -165,12 +172,19 @@ def understand(loader: Any, seed: int) -> tuple[tuple[int, bool], dict[str, Any]
         }
     alone = {"seed": seed, "num_replicas": 1, "rank": 0}
     if type(sampler) is SequentialSampler:
+        _same_size(len(sampler), size)
         return batching, {"shuffle": False, **alone}
     if type(sampler) is RandomSampler:
-        if sampler.replacement or sampler.num_samples != size:
-            raise TypeError("the RandomSampler draws with replacement, or not the whole data set" + MANUAL)
+        if sampler.replacement:
+            raise TypeError("the RandomSampler draws with replacement" + MANUAL)
+        _same_size(sampler.num_samples, size)
         return batching, {"shuffle": True, **alone}
     raise TypeError(f"loader has a sampler of its own, {type(sampler).__name__}" + MANUAL)
+
+
+def _same_size(drawn: int, size: int) -> None:
+    if drawn != size:
+        raise TypeError(f"the sampler draws from {drawn} samples of a data set of {size}" + MANUAL)
 
 
 def rebuild(loader: DataLoader[Any], batches: KeyBatches, mixer: Mixer) -> DataLoader[Any]:

@@ -164,20 +164,9 @@ class CondensedLoader:
         owed = self._current is not None and self._current.owes
         start, self._resume = self._resume, 0
         self._batches.start = start
-        current = self._current = _Pass(start, ambiguous=owed)
+        self._current = _Pass(start, ambiguous=owed)
         # Made here, at the call: what this pass draws is settled, whatever is installed meanwhile.
-        return self._run(current, iter(self._inner))
-
-    def _run(self, current: _Pass, batches: Iterator[Any]) -> Iterator[Any]:
-        per_position = self.sampler.num_replicas
-        for indices, batch in batches:
-            current.indices = indices
-            current.begin = current.end
-            current.end += len(indices) * per_position
-            current.yielded += 1
-            current.owes = True
-            self._position = current.end
-            yield (indices, batch) if self._return_index else batch
+        return _Iterator(self, self._current, iter(self._inner))
 
     def __len__(self) -> int:
         """Number of batches of the current epoch (all of it, also after a resume within it)."""
@@ -242,8 +231,8 @@ class CondensedLoader:
         RuntimeError
             Without ``indices``, whenever it is not certain which batch the logits belong to: nothing
             was yielded since the last record; more than one batch was yielded before a pass's first
-            record; another pass was started while a batch still owed its record; or this part of the
-            epoch was recorded before.
+            record; another pass was started while a batch still owed its record, or is read in turns
+            with this one; or this part of the epoch was recorded before.
         ValueError, TypeError, IndexError
             As `KnowledgeValueTracker.update` does. Nothing is recorded then.
         """
@@ -285,7 +274,7 @@ class CondensedLoader:
         if current.ambiguous:
             raise RuntimeError(
                 "record() can't tell which batch the logits belong to: a second iteration was started while "
-                "a batch of the first was not recorded yet" + hint
+                "a batch of the first was not recorded yet, or two are read in turns" + hint
             )
         if current.records == 0 and current.yielded != 1:
             raise RuntimeError(
@@ -339,19 +328,20 @@ class CondensedLoader:
                 select=self._select,
             )
             self.history.append(chosen, value, count, epoch=self.epoch, alpha=self._alpha)
-        if not self._seen and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"nothing was recorded in epoch {self.epoch}: call loader.record(student_logits) after the "
-                "student's forward pass",
-                UserWarning,
-                stacklevel=2,
-            )
+        epoch, silent = self.epoch, not self._seen and not self._warned
         self.epoch += 1
         self.sampler.set_epoch(self.epoch)
         self._position = self._resume = self._recorded = 0
         self._seen = False
         self._current = None
+        if silent:  # last, so that all is done where warnings are errors
+            self._warned = True
+            warnings.warn(
+                f"nothing was recorded in epoch {epoch}: call loader.record(student_logits) after the "
+                "student's forward pass",
+                UserWarning,
+                stacklevel=2,
+            )
         return chosen
 
     _warned = False
@@ -429,8 +419,44 @@ class _Pass:
         self.ambiguous = ambiguous
         self.indices: Any = None  # of the batch yielded last
         self.begin = self.end = start  # its global positions
+        self.lost = 0  # positions after it whose batches could not be fetched
         self.yielded = self.records = 0
         self.owes = False
+
+
+class _Iterator:
+    """Yields the user's batches and keeps the pass up to date.
+
+    No generator, which would end at a worker's exception: a DataLoader's iterator goes on after it.
+    """
+
+    def __init__(self, loader: CondensedLoader, current: _Pass, batches: Iterator[Any]) -> None:
+        self._loader, self._pass, self._batches = loader, current, batches
+
+    def __iter__(self) -> _Iterator:
+        return self
+
+    def __next__(self) -> Any:
+        loader, current = self._loader, self._pass
+        per_position = loader.sampler.num_replicas
+        try:
+            indices, batch = next(self._batches)
+        except StopIteration:
+            raise
+        except Exception:  # passed over if the caller goes on, drawn again if it resumes here
+            current.lost += loader.batch_size * per_position
+            raise
+        current.indices = indices
+        current.begin = current.end + current.lost
+        current.end = current.begin + len(indices) * per_position
+        current.lost = 0
+        current.yielded += 1
+        current.owes = True
+        if loader._current is current:
+            loader._position = current.end
+        elif loader._current is not None:
+            loader._current.ambiguous = True
+        return (indices, batch) if loader._return_index else batch
 
 
 def _real_rows(indices: Any) -> Any:
