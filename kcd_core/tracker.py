@@ -253,7 +253,7 @@ class KnowledgeValueTracker:
             self._total.index_add_(0, indices, fixed)
             self._count.index_add_(0, indices, recorded.int())
             if inside is None:
-                self._skipped[0].add_((~ok).sum())
+                self._skipped.select(0, 0).add_((~ok).sum())
             else:
                 self._skipped.add_(torch.stack([(inside & ~ok).sum(), (~inside).sum()]))
 
