@@ -9,12 +9,14 @@ from importlib import import_module
 
 import kcd_core
 
-COMMANDS = {"demo": ".demo"}
+COMMANDS = {"demo": ".demo", "patch": ".patch", "unpatch": ".unpatch"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 2 where the input is wrong."""
-    parser = argparse.ArgumentParser(prog="kcd", description="Knowledge condensation for any distillation loop.")
+    parser = argparse.ArgumentParser(
+        prog="kcd", description="Knowledge condensation for any distillation loop."
+    )
     parser.add_argument("--version", action="version", version=f"kcd {kcd_core.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, path in COMMANDS.items():

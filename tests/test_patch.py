@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kcd_adapters import block, files, patch
 from kcd_adapters.cli import main
 from kcd_adapters.settings import Settings
