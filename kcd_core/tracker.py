@@ -253,9 +253,9 @@ class KnowledgeValueTracker:
             self._total.index_add_(0, indices, fixed)
             self._count.index_add_(0, indices, recorded.int())
             if inside is None:
-                self._skipped.select(0, 0).add_((~ok).sum())
+                self._skipped.select(0, 0).add_(ok.logical_not().sum())
             else:
-                self._skipped.add_(torch.stack([(inside & ~ok).sum(), (~inside).sum()]))
+                self._skipped.add_(torch.stack([(inside > ok).sum(), inside.logical_not().sum()]))
 
     def _report(self) -> None:
         """Warn of (or raise for) what was skipped since the last report. Waits for a device."""
