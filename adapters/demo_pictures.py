@@ -1,0 +1,144 @@
+"""The demo's pictures. Figures are made without pyplot: no window, no global state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import kcd_core as kcd
+
+from .datasets import Split
+from .extras import need
+
+__all__ = ["draw", "draw_classes", "draw_images", "draw_values"]
+
+COLUMNS = 10
+MOST_CLASSES = 20  # that the picture of the classes has room for
+
+
+def draw(
+    folder: Path, split: Split, loader: kcd.CondensedLoader, sets: Sequence[kcd.CondensedSet]
+) -> list[Path]:
+    """Draw what a run did.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the PNG files go.
+    split : Split
+    loader : CondensedLoader
+        After the run: its tracker and history are shown.
+    sets : sequence of CondensedSet
+        The decision of every stage.
+
+    Returns
+    -------
+    list of Path
+        The files.
+    """
+    figures = {
+        "values.png": draw_values(loader.history),
+        "classes.png": draw_classes(split, sets),
+        "images.png": draw_images(split, loader.tracker, sets),
+    }
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=150)
+    return [folder / name for name in figures]
+
+
+def draw_values(history: kcd.CondensationHistory) -> Any:
+    """How the values of all samples move stage by stage, with the cut."""
+    figure = _figure(8, 1.6 + 0.8 * max(1, len(history)))
+    axes = history.plot(figure.subplots())
+    axes.set_title("What the samples are worth to the student, stage by stage", loc="left")
+    return figure
+
+
+def draw_classes(split: Split, sets: Sequence[kcd.CondensedSet]) -> Any:
+    """The share of every class that each stage keeps."""
+    targets, number = split.train.targets, len(split.classes)
+    everyone = np.maximum(1, np.bincount(targets, minlength=number))
+    kept = [np.bincount(targets[chosen.kept], minlength=number) / everyone for chosen in sets]
+    shares = np.array(kept).reshape(-1, number).T
+    order = np.argsort(-shares[:, -1], kind="stable") if len(sets) else np.arange(number)
+    title = "Share of each class that is kept"
+    if number > MOST_CLASSES:
+        order = np.concatenate([order[: MOST_CLASSES // 2], order[-MOST_CLASSES // 2 :]])
+        title += f" (the {MOST_CLASSES // 2} most and the {MOST_CLASSES // 2} least kept of {number})"
+    shares = shares[order]
+    figure = _figure(2.5 + 0.9 * max(1, len(sets)), 1.5 + 0.36 * len(order))
+    axes = figure.subplots()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    for (row, column), share in np.ndenumerate(shares):
+        color = "white" if share < 0.6 else "black"
+        axes.text(column, row, f"{share:.0%}", ha="center", va="center", color=color, fontsize=9)
+    axes.set_xticks(
+        range(len(sets)),
+        [f"stage {chosen.stage}\n{len(chosen.kept) / len(targets):.0%} of all" for chosen in sets],
+    )
+    axes.set_yticks(range(len(order)), [split.classes[i] for i in order])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, loc="left")
+    figure.colorbar(image, ax=axes, format=lambda share, _: f"{share:.0%}").outline.set_visible(False)
+    return figure
+
+
+def draw_images(split: Split, tracker: kcd.KnowledgeValueTracker, sets: Sequence[kcd.CondensedSet]) -> Any:
+    """The most and the least valuable images, and some that were mixed at the first stage that mixes."""
+    images, names = _Pixels(split.train.data), [split.classes[t] for t in split.train.targets]
+    value = np.asarray(tracker.value)
+    order = np.argsort(-value, kind="stable")
+    order = order[np.isfinite(value[order])]
+    best, worst = order[:COLUMNS], order[-COLUMNS:]
+    rows: list[tuple[str, list[tuple[Any, str]]]] = [
+        (what, [(images[i], f"{names[i]}\n{value[i]:.3f}") for i in some])
+        for what, some in (("most valuable\n(entropy in nats)", best), ("least valuable", worst))
+    ]
+    mixing = next((chosen for chosen in sets if len(chosen.tail)), None)
+    if mixing is not None:
+        places = np.unique(np.linspace(0, len(mixing.tail) - 1, COLUMNS).round().astype(int))
+        pairs = [(int(mixing.tail[p]), int(mixing.dropped[p]), float(mixing.weights[p])) for p in places]
+        rows += [
+            (f"barely kept\n(stage {mixing.stage})", [(images[kept], names[kept]) for kept, _, _ in pairs]),
+            ("dropped", [(images[dropped], names[dropped]) for _, dropped, _ in pairs]),
+            (
+                "their mixture\n(share of the kept)",
+                [(kcd.mix_arrays(images, pair[0], (pair,)), f"{pair[2]:.0%}") for pair in pairs],
+            ),
+        ]
+    figure = _figure(1.6 + COLUMNS, 0.5 + 1.25 * len(rows))
+    grid = figure.subplots(len(rows), COLUMNS, squeeze=False)
+    for line, (what, cells) in zip(grid, rows, strict=True):
+        line[0].set_ylabel(what, rotation=0, ha="right", va="center", labelpad=8)
+        for axes in line[len(cells) :]:
+            axes.set_axis_off()
+        for axes, (pixels, caption) in zip(line, cells, strict=False):
+            axes.imshow(pixels, cmap="gray_r", vmin=0, vmax=255)
+            axes.set_xlabel(caption, fontsize=9, labelpad=3)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_color("0.8")
+    figure.suptitle("What the student learns most and least from, and what is mixed", x=0.01, ha="left")
+    return figure
+
+
+class _Pixels:
+    """Images alone, untransformed: all that `mix_arrays` asks for."""
+
+    def __init__(self, data: npt.NDArray[np.uint8]) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[int(index)]
+
+
+def _figure(width: float, height: float) -> Any:
+    return need("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
