@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,16 +134,26 @@ class CondensationHistory:
             height = 1.2 + 0.8 * max(1, len(self.records))
             axes = Figure(figsize=(7, height), layout="constrained").subplots()
         for row, r in enumerate(self.records):
-            edges, counts = np.asarray(r["edges"]), np.asarray(r["counts"], float)
-            top = -row + 0.85 * counts / max(1.0, counts.max())
-            axes.fill_between(edges, -row, np.append(top, top[-1]), step="post", alpha=0.7)
-            if r["cut"] is not None:
-                axes.plot([r["cut"]] * 2, [-row, -row + 0.9], color="black", linewidth=1.2)
-        axes.set_yticks(_rows(self.records), [f"stage {r['stage']}\nkept {r['kept']}" for r in self.records])
-        axes.set_xlabel("ranking score V·F^a  (black: the cut; what lies left of it is dropped)")
+            x, counts = np.asarray(r["edges"]), np.asarray(r["counts"], float)
+            height = 0.85 * np.append(counts, counts[-1]) / max(1.0, counts.max())
+            kept = np.ones(len(x), bool)
+            if r["cut"] is not None:  # split the bar that the cut goes through
+                place = int(np.clip(np.searchsorted(x, r["cut"], "right"), 1, len(x)))
+                x = np.insert(x, place, r["cut"])
+                height = np.insert(height, place, height[place - 1])
+                kept = x >= r["cut"]
+                axes.fill_between(
+                    x, -row, height - row, x <= r["cut"], step="post", color="0.75", linewidth=0
+                )
+                axes.plot([r["cut"]] * 2, [-row, 0.9 - row], color="black", linewidth=1.2)
+            axes.fill_between(x, -row, height - row, kept, step="post", color="tab:blue", linewidth=0)
+            axes.axhline(-row, color="0.6", linewidth=0.6)
+        names = [f"stage {r['stage']}\nkeeps {r['kept']:,}" for r in self.records]
+        axes.set_yticks([0.4 - row for row in range(len(names))], names)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(-len(names) + 0.9, 1)
+        axes.set_xlabel(
+            r"ranking score $V \cdot F^{\,\alpha}$ at the end of the stage (gray: dropped, blue: kept)"
+        )
         axes.spines[["top", "right", "left"]].set_visible(False)
         return axes
-
-
-def _rows(records: Sequence[Any]) -> list[int]:
-    return [-row for row in range(len(records))]
