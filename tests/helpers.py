@@ -1,12 +1,14 @@
 """Small data sets and naive references for the loader's tests. At module level, so that workers can unpickle them."""
 
 from collections import namedtuple
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 import kcd_core as kcd
+from kcd_core import distributed
 
 CLASSES = 5
 Pair = namedtuple("Pair", "image target")
@@ -195,3 +197,13 @@ class Naive:
                 )
                 now[a] = mixed.astype(before.dtype)
             self.images = now
+
+
+@contextmanager
+def ranks_in_one_process(monkeypatch, loaders):
+    """Let the ranks' loaders, all in this process, meet as they would in a process group."""
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "world_size", lambda: len(loaders))
+        total, count = zip(*(loader.tracker.sums() for loader in loaders), strict=True)
+        patch.setattr(distributed, "sum_over_ranks", lambda *_: (sum(total), sum(count)))
+        yield
