@@ -1,0 +1,340 @@
+"""``record()`` knows which batch it was given, or raises: it never guesses."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from helpers import Plain, entropy_of, index_of, logits_of, ranks_in_one_process, run_epoch, wrap
+from torch.utils.data import DataLoader, DistributedSampler
+
+import kcd_core as kcd
+
+N = 40
+
+
+def record(loader, batch, **options):
+    batch = batch[1] if isinstance(batch, tuple) else batch
+    loader.record(logits_of(index_of(batch), 1), **options)
+
+
+def assert_right(loader):
+    """Whatever was recorded, was recorded for the sample it belongs to."""
+    seen = np.flatnonzero(loader.tracker.count)
+    expected = entropy_of(logits_of(seen, 1))
+    np.testing.assert_allclose(loader.tracker.value[seen], expected, atol=1e-6)
+
+
+def look_ahead(iterable, batches=1):
+    """A prefetcher, such as accelerate's and timm's: yields a batch when the next one is fetched already."""
+    iterator = iter(iterable)
+    waiting = list(itertools.islice(iterator, batches))
+    for batch in iterator:
+        waiting.append(batch)
+        yield waiting.pop(0)
+    yield from waiting
+
+
+# -- (i) a record needs a batch yielded since the last one ------------------------------------------------
+
+
+def test_twice_for_one_batch():
+    loader = wrap(Plain(N))
+    for batch in loader:
+        record(loader, batch)
+        with pytest.raises(RuntimeError, match=r"twice for one batch.*indices="):
+            record(loader, batch)
+    assert (loader.tracker.count == 1).all()
+    with pytest.raises(RuntimeError, match="twice"):
+        record(loader, batch)
+
+
+def test_before_any_batch():
+    loader = wrap(Plain(N))
+    logits = logits_of(range(8), 1)
+    with pytest.raises(RuntimeError, match="before this pass yielded a batch"):
+        loader.record(logits)
+    iterator = iter(loader)
+    with pytest.raises(RuntimeError, match="before this pass yielded a batch"):
+        loader.record(logits)
+    record(loader, next(iterator))
+    list(iterator)
+    loader.end_epoch()
+    with pytest.raises(RuntimeError, match="before this pass yielded a batch"):
+        loader.record(logits)  # one epoch's last batch is not the next one's business
+    assert loader.tracker.count.sum() == 8
+
+
+# -- (ii) at the first record, exactly one batch has been yielded -----------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("batches", [1, 2])
+def test_behind_a_prefetcher(batches, workers):
+    loader = wrap(Plain(N), num_workers=workers)
+    for batch in look_ahead(loader, batches):
+        with pytest.raises(RuntimeError, match=r"batches were fetched before the first record.*return_index"):
+            record(loader, batch)
+        break
+    assert loader.tracker.count.sum() == 0
+
+
+def test_behind_a_prefetcher_after_an_epoch_without():
+    loader = wrap(Plain(N), schedule=kcd.CondensationSchedule(period=9))
+    run_epoch(loader)
+    batch = next(look_ahead(loader))
+    with pytest.raises(RuntimeError, match="2 batches were fetched"):
+        record(loader, batch)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_indices_that_come_along_are_right_behind_a_prefetcher(workers):
+    loader = wrap(Plain(N), num_workers=workers, kcd_options={"return_index": True})
+    for indices, batch in look_ahead(loader):
+        assert indices.tolist() == index_of(batch)
+        record(loader, batch, indices=indices)
+    assert (loader.tracker.count == 1).all()
+    assert_right(loader)
+    assert len(loader.end_epoch().kept) == 34
+
+
+def test_the_first_batches_not_recorded():
+    loader = wrap(Plain(N))
+    iterator = iter(loader)
+    next(iterator)
+    batch = next(iterator)
+    with pytest.raises(RuntimeError, match="2 batches were fetched before the first record"):
+        record(loader, batch)
+
+
+def test_skipping_records_later_stays_right():
+    """Not as where a queue of indices is popped by each record."""
+    loader = wrap(Plain(N))
+    for number, batch in enumerate(loader):
+        if number != 1 and number != 3:  # gradient accumulation, a skipped AMP step, ...
+            record(loader, batch)
+    assert loader.tracker.count.sum() == 24
+    assert_right(loader)
+
+
+# -- (iii) no other pass while a batch owes its record ----------------------------------------------------
+
+
+def test_second_pass_while_a_batch_is_owed():
+    loader = wrap(Plain(N))
+    first = iter(loader)
+    record(loader, next(first))
+    next(first)
+    batch = next(iter(loader))
+    with pytest.raises(RuntimeError, match="a second iteration was started"):
+        record(loader, batch)
+    assert loader.tracker.count.sum() == 8
+    loader.end_epoch()
+    run_epoch(loader)  # a new epoch is a new start
+
+
+def test_two_passes_at_once():
+    loader = wrap(Plain(N), schedule=kcd.CondensationSchedule(period=9))
+    for batch, _ in zip(loader, loader, strict=True):
+        with pytest.raises(RuntimeError, match="read in turns"):
+            record(loader, batch)
+    assert loader.tracker.count.sum() == 0
+
+    loader = wrap(Plain(N), schedule=kcd.CondensationSchedule(period=9))
+    first, second = iter(loader), iter(loader)
+    next(first)
+    batch = next(first)
+    next(second)
+    with pytest.raises(RuntimeError, match="read in turns"):
+        record(loader, batch)
+    assert loader.tracker.count.sum() == 0
+
+
+def test_a_stale_pass_does_not_disturb_the_next_epoch():
+    loader = wrap(Plain(N))
+    stale = iter(loader)
+    record(loader, next(stale))
+    loader.end_epoch()
+    next(stale)
+    assert loader.state_dict()["position"] == 0
+    with pytest.raises(RuntimeError, match="before this pass yielded"):
+        loader.record(logits_of(range(8), 1))
+    assert len(run_epoch(loader, end=False)) == 5
+    next(stale)
+    assert loader.state_dict()["position"] == 34
+
+
+def test_a_pass_that_owes_nothing_may_be_left():
+    loader = wrap(Plain(N))
+    iterator = iter(loader)
+    iter(loader)  # started and dropped without a batch
+    del iterator
+    run_epoch(loader)
+    assert loader.tracker.count.sum() == N
+
+
+# -- (iv) lengths agree -----------------------------------------------------------------------------------
+
+
+def test_lengths_that_disagree():
+    loader = wrap(Plain(N), batch_size=7)  # the last batch has 5
+    for batch in loader:
+        logits = logits_of(index_of(batch), 1)
+        with pytest.raises(ValueError, match=rf"{2 * len(logits)} rows for a batch of {len(logits)}"):
+            loader.record(torch.cat([logits, logits]))
+        with pytest.raises(ValueError, match=rf"{len(logits) - 1} rows for a batch of {len(logits)}"):
+            loader.record(logits[1:])
+        loader.record(logits)
+    with pytest.raises(ValueError, match="5 rows for a batch of 7"):
+        loader.record(logits, indices=range(7))
+    assert (loader.tracker.count == 1).all()
+    assert_right(loader)
+
+
+# -- once an epoch ----------------------------------------------------------------------------------------
+
+
+def test_the_same_epoch_twice():
+    loader = wrap(Plain(N))
+    run_epoch(loader, end=False)
+    with pytest.raises(RuntimeError, match="part of epoch 1 was recorded before: call end_epoch"):
+        run_epoch(loader)
+    assert (loader.tracker.count == 1).all()
+    loader.end_epoch()
+    assert len(run_epoch(loader)) == 5
+
+
+def test_the_same_part_of_an_epoch_twice():
+    loader = wrap(Plain(N))
+    for batch in loader:
+        record(loader, batch)
+        break
+    with pytest.raises(RuntimeError, match="recorded before"):
+        run_epoch(loader)
+    assert loader.tracker.count.sum() == 8
+
+
+# -- explicit indices -------------------------------------------------------------------------------------
+
+
+def test_explicit_indices_always_win():
+    loader = wrap(Plain(N))
+    loader.record(logits_of([5, 6], 1), indices=[5, 6])  # before any batch
+    batch = next(iter(loader))
+    loader.record(logits_of([7], 1), indices=torch.tensor([7]))
+    loader.record(logits_of([8], 1), indices=np.array([8], np.int32))
+    record(loader, batch)  # and the batch still has its own record
+    assert loader.tracker.count.sum() == 12
+    assert_right(loader)
+
+
+def test_explicit_indices_that_are_wrong():
+    loader = wrap(Plain(N))
+    logits = logits_of([0, 1], 1)
+    with pytest.raises(IndexError, match=r"0 \.\. 39"):
+        loader.record(logits, indices=[0, N])
+    with pytest.raises(IndexError, match=r"0 \.\. 39"):
+        loader.record(logits, indices=[0, -1])  # padding, where there is none
+    with pytest.raises(TypeError, match="integers"):
+        loader.record(logits, indices=[0.0, 1.0])
+    with pytest.raises(TypeError, match="integers"):
+        loader.record(logits, indices=torch.tensor([True, False]))
+    assert loader.tracker.count.sum() == 0
+
+
+def padded(return_index, rank=2):
+    """Rank 2 of 3, on 4 samples: its second sample is padding."""
+    dataset = Plain(4)
+    sampler = DistributedSampler(dataset, 3, rank, shuffle=False)
+    plain = DataLoader(dataset, batch_size=4, sampler=sampler)
+    schedule = kcd.CondensationSchedule(ratio=0.5, stages=1, period=1)
+    return kcd.wrap_loader(plain, schedule=schedule, return_index=return_index)
+
+
+@pytest.mark.parametrize("return_index", [True, False])
+def test_padding_is_drawn_but_not_recorded(return_index):
+    loader = padded(return_index)
+    (batch,) = loader
+    if return_index:
+        indices, batch = batch
+        assert indices.tolist() == [2, -1]
+        record(loader, batch, indices=indices)
+    else:
+        record(loader, batch)
+    assert index_of(batch) == [2, 1]
+    assert loader.tracker.count.tolist() == [0, 0, 1, 0]
+
+
+def test_padding_takes_targets_and_teacher_with_it():
+    def value(student_logits, *, teacher_logits, targets):
+        return student_logits[:, 0] * 0 + teacher_logits[:, 0] + torch.as_tensor(targets)
+
+    dataset = Plain(4)
+    sampler = DistributedSampler(dataset, 3, 2, shuffle=False)
+    loader = kcd.wrap_loader(
+        DataLoader(dataset, batch_size=4, sampler=sampler), schedule=kcd.CondensationSchedule(), value=value
+    )
+    (batch,) = loader
+    loader.record(logits_of([2, 1], 1), teacher_logits=torch.full((2, 5), 10.0), targets=batch[1].numpy())
+    assert loader.tracker.count.tolist() == [0, 0, 1, 0]
+    assert loader.tracker.value[2] == 12
+
+
+def test_padding_is_counted_once_over_all_ranks(monkeypatch):
+    loaders = [padded(False, rank) for rank in range(3)]
+    for loader in loaders:
+        run_epoch(loader, end=False)
+    assert sum(loader.tracker.count for loader in loaders).tolist() == [1, 1, 1, 1]
+    with ranks_in_one_process(monkeypatch, loaders):
+        sets = [kcd.condense_step(x.tracker, x.sampler, x.schedule).kept.tolist() for x in loaders]
+    assert sets[0] == sets[1] == sets[2]
+    assert len(sets[0]) == 2
+
+
+def test_a_sampler_for_several_ranks_needs_a_process_group():
+    loader = padded(False)
+    run_epoch(loader, end=False)
+    with pytest.raises(RuntimeError, match="no process group is initialised"):
+        loader.end_epoch()
+    assert (loader.epoch, len(loader.history)) == (1, 0)
+
+
+# -- worker errors ----------------------------------------------------------------------------------------
+
+
+class Broken(Plain):
+    def __getitem__(self, index):
+        if index in (9, 10):
+            raise KeyError(f"sample {index} is broken")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_going_on_after_an_error_in_the_data_set(workers):
+    """As the plain loader's iterator does: the batch is lost, and every other one is recorded rightly."""
+    loader = wrap(Broken(N), shuffle=False, num_workers=workers)
+    iterator, errors = iter(loader), 0
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            break
+        except KeyError:
+            errors += 1
+            assert loader.state_dict()["position"] == 8  # resumed here, it would be fetched again
+            continue
+        record(loader, batch)
+    assert errors == 1
+    assert loader.tracker.count.tolist() == [1] * 8 + [0] * 8 + [1] * 24
+    assert_right(loader)
+    assert loader.state_dict()["position"] == N
+    assert len(loader.end_epoch().kept) == 34
+
+
+def test_an_error_in_record_leaves_the_batch_to_be_recorded():
+    loader = wrap(Plain(N), kcd_options={"value": "cross_entropy"})
+    batch = next(iter(loader))
+    with pytest.raises(ValueError, match="targets"):
+        loader.record(logits_of(index_of(batch), 1))
+    loader.record(logits_of(index_of(batch), 1), targets=batch[1] % 5)
+    assert loader.tracker.count.sum() == 8
