@@ -66,6 +66,8 @@ def distil(
     schedule = kcd.CondensationSchedule(ratio=ratio, stages=STAGES, period=max(1, epochs // STAGES))
     condensed = kcd.wrap_loader(loader, schedule=schedule, **options)  # 1
     optimizer, rates = recipe(student, epochs)
+    student.train()
+    teacher.eval()
     clock, drawn, sets = Clock(), 0, []
     start = perf_counter()
     for _ in range(epochs):
@@ -74,9 +76,8 @@ def distil(
             with torch.no_grad():
                 teacher_logits = teacher(images)
             student_logits = student(images)
-            loss = 0.1 * F.cross_entropy(student_logits, targets) + 0.9 * kd_loss(
-                student_logits, teacher_logits
-            )
+            hard, soft = F.cross_entropy(student_logits, targets), kd_loss(student_logits, teacher_logits)
+            loss = 0.1 * hard + 0.9 * soft
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -153,8 +154,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
     need("matplotlib.figure")
     console = need("rich.console").Console(markup=False, highlight=False, soft_wrap=True)
-    out = checked_folder(args.out)
     split = LOADERS[args.data](args.data_dir)
+    out = checked_folder(args.out)
 
     threads = torch.get_num_threads()
     if args.data == "digits":
@@ -162,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         compare(args, split, console, out)
     except KeyboardInterrupt:
-        console.print("interrupted: no results were written")
+        console.print("interrupted before the results were complete")
         return 130
     finally:
         torch.set_num_threads(threads)

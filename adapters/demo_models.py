@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -85,7 +86,7 @@ def recipe(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """The paper's optimiser, its 240 epochs scaled to ``epochs``."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    milestones = [max(1, epochs * of_240 // 240) for of_240 in (150, 180, 210)]
+    milestones = [math.ceil(epochs * of_240 / 240) for of_240 in (150, 180, 210)]
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
 
 
@@ -97,7 +98,8 @@ def train(
     device: torch.device,
     on_epoch: Callable[[], None],
 ) -> None:
-    """Train the teacher."""
+    """Train a teacher on the labels."""
+    model.train()
     optimizer, rates = recipe(model, epochs)
     for _ in range(epochs):
         for images, targets in loader:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 import kcd_core as kcd
 
@@ -91,7 +92,7 @@ def draw_classes(split: Split, sets: Sequence[kcd.CondensedSet]) -> Any:
 def draw_images(split: Split, tracker: kcd.KnowledgeValueTracker, sets: Sequence[kcd.CondensedSet]) -> Any:
     """The most and the least valuable images, and some that were mixed at the first stage that mixes."""
     images, names = _Pixels(split.train.data), [split.classes[t] for t in split.train.targets]
-    value = np.asarray(tracker.value)
+    value = torch.as_tensor(tracker.value).cpu().numpy()  # may lie on an accelerator
     order = np.argsort(-value, kind="stable")
     order = order[np.isfinite(value[order])]
     best, worst = order[:COLUMNS], order[-COLUMNS:]

@@ -128,7 +128,7 @@ def print_table(console: Any, title: str, results: Mapping[str, Sequence[Run]]) 
         caption_justify="left",
     )
     table.add_column("arm")
-    for name in ("accuracy %", "samples drawn", "of KD's", "time s", "in kcd s"):
+    for name in ("accuracy\n%", "samples\ndrawn", "share\nof KD's", "time\ns", "in kcd\ns"):
         table.add_column(name, justify="right")
     full = next(iter(results.values()))[0].drawn
     for name, runs in results.items():
@@ -140,7 +140,7 @@ def print_table(console: Any, title: str, results: Mapping[str, Sequence[Run]]) 
             f"{mean(run.seconds for run in runs):.2f}",
             f"{mean(run.kcd_seconds for run in runs):.2f}",
         )
-    console.print(table)
+    console.print(table, soft_wrap=False)
 
 
 def mean_and_sd(numbers: Sequence[float]) -> str:
@@ -191,5 +191,8 @@ def save_results(
         },
     }
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
