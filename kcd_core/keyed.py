@@ -187,14 +187,19 @@ def _same_size(drawn: int, size: int) -> None:
         raise TypeError(f"the sampler draws from {drawn} samples of a data set of {size}" + MANUAL)
 
 
-def rebuild(loader: DataLoader[Any], batches: KeyBatches, mixer: Mixer) -> DataLoader[Any]:
-    """A DataLoader with the settings of ``loader``, by the signature of ``DataLoader.__init__``."""
+def rebuild(
+    loader: DataLoader[Any], batches: KeyBatches, mixer: Mixer, dataset: Any = None
+) -> DataLoader[Any]:
+    """A DataLoader with the settings of ``loader``, by the signature of ``DataLoader.__init__``.
+
+    ``dataset``, if given, takes the place of the loader's.
+    """
     names = [
         n for n in inspect.signature(DataLoader.__init__).parameters if n not in ("self", *OWN_ARGUMENTS)
     ]
     carried = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
     return DataLoader(
-        _KeyedDataset(loader.dataset, mixer),  # type: ignore[arg-type]
+        _KeyedDataset(loader.dataset if dataset is None else dataset, mixer),  # type: ignore[arg-type]
         batch_sampler=batches,
         collate_fn=_IndexedCollate(loader.collate_fn),
         **carried,
