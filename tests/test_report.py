@@ -1,0 +1,298 @@
+"""``kcd report``: true to the history, safe on whatever else it is given."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kcd_core as kcd
+from kcd_adapters.cli import main
+from kcd_adapters.report_input import parse
+from kcd_adapters.report_page import page
+
+N = 1000
+
+
+def history(stages: int = 3, period: int = 10) -> kcd.CondensationHistory:
+    """What a run of random values leaves."""
+    rng = np.random.default_rng(7)
+    value, count = rng.gamma(2.0, 0.5, N), rng.integers(1, 30, N)
+    record, schedule, size = kcd.CondensationHistory(N), kcd.CondensationSchedule(0.7, stages, period), N
+    for stage in range(1, stages + 1):
+        made = kcd.condense(value, count, previous=size, target=schedule.target(N, size), stage=stage)
+        record.append(made, value, count, epoch=stage * period)
+        size = len(made.kept)
+    return record
+
+
+STATE = history().state_dict()
+
+
+class Page(HTMLParser):
+    """Every tag, and every text outside <style>."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] != "style":
+            self.texts.append(data)
+
+
+@pytest.fixture
+def wrapped(tmp_path: Path) -> Path:
+    """A history with what a run adds to it."""
+    path = tmp_path / "history.json"
+    path.write_text(
+        json.dumps(
+            {"history": STATE, "settings": {"ratio": 0.7}, "summary": {"epochs": 40, "script": "a.py"}}
+        )
+    )
+    return path
+
+
+def test_page_and_pictures(wrapped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "deep" / "report"
+    assert main(["report", str(wrapped), "-o", str(out)]) == 0
+    written = capsys.readouterr().out.split()
+    assert [Path(p).name for p in written] == ["report.html", "distribution.png", "sizes.png", "drawn.png"]
+    assert sorted(p.name for p in out.iterdir()) == sorted(Path(p).name for p in written)
+    for name in ("distribution", "sizes", "drawn"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n")
+    html = (out / "report.html").read_text("utf-8")
+    made = Page(html)
+    sources = [attrs["src"] or "" for tag, attrs in made.tags if tag == "img"]
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in made.tags}
+    assert "http" not in html.replace("http-equiv", "")
+    text = " ".join(made.texts)
+    for expected in ("900", "700", "15.0%", "6,000", "40,000", "0.7", "a.py", "Settings", "Summary"):
+        assert expected in text
+
+
+def test_samples_are_counted_by_hand() -> None:
+    recorded = parse(json.dumps({"history": STATE, "epochs": 40}))
+    assert [s.kept for s in recorded.stages] == [900, 800, 700]
+    assert [(s.first, s.last, s.size) for s in recorded.segments()] == [
+        (1, 10, 1000),
+        (11, 20, 900),
+        (21, 30, 800),
+        (31, 40, 700),
+    ]
+    assert recorded.drawn == 10 * (1000 + 900 + 800 + 700)
+    assert recorded.full == 40_000
+    bare = parse(json.dumps(STATE))
+    assert bare.epochs == 30  # nothing is said about what came after the last stage
+    assert bare.drawn == 27_000
+
+
+def test_same_history_gives_the_same_page(wrapped: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pages = []
+    for name in ("a", "b"):
+        assert main(["report", str(wrapped), "-o", str(tmp_path / name)]) == 0
+        pages.append((tmp_path / name / "report.html").read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_without_matplotlib_says_what_to_install(
+    wrapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [m for m in sys.modules if m.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+
+    class Hide:
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name.partition(".")[0] == "matplotlib":
+                raise ModuleNotFoundError(f"No module named {name!r}", name="matplotlib")
+
+    monkeypatch.setattr(sys, "meta_path", [Hide(), *sys.meta_path])
+    assert main(["report", str(wrapped), "-o", str(tmp_path / "out")]) == 2
+    assert "pip install 'kcd-core[plot]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------- other people's files
+
+
+@pytest.mark.parametrize("name", ["report.html", "sizes.png"])
+def test_other_files_are_not_overwritten(
+    name: str, wrapped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_bytes(b"mine")
+    assert main(["report", str(wrapped), "-o", str(out)]) == 2
+    assert f"{name} exists and was not made by kcd report" in capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == [name]
+    assert (out / name).read_bytes() == b"mine"
+    assert main(["report", str(wrapped), "-o", str(out), "--force"]) == 0
+    assert main(["report", str(wrapped), "-o", str(out)]) == 0  # its own, it may
+
+
+def test_links_in_the_folder_are_not_written_through(wrapped: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out, target = tmp_path / "out", tmp_path / "target"
+    out.mkdir()
+    target.write_bytes(b"mine")
+    (out / "report.html").symlink_to(target)
+    assert main(["report", str(wrapped), "-o", str(out)]) == 2
+    assert main(["report", str(wrapped), "-o", str(out), "--force"]) == 0
+    assert target.read_bytes() == b"mine"
+
+
+def test_folder_that_is_none(wrapped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    assert main(["report", str(wrapped), "-o", str(wrapped)]) == 2
+    assert "can't be written" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ hostile input
+
+
+def changed(change: Callable[[dict[str, Any]], Any]) -> str:
+    state = copy.deepcopy(STATE)
+    change(state)
+    return json.dumps(state)
+
+
+def first(**fields: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda state: state["records"][0].update(fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "Expecting value"),
+        ("[]", '"num_samples" and "records"'),
+        ("{}", '"num_samples" and "records"'),
+        ('{"history": 3}', '"num_samples" and "records"'),
+        ("[" * 100_000, "nested"),
+        ("9" * 10_000, "digits"),
+        (changed(lambda s: s.update(num_samples=0)), "num_samples must be"),
+        (changed(lambda s: s.update(num_samples=True)), "num_samples must be"),
+        (changed(lambda s: s.update(num_samples="1000")), "num_samples must be"),
+        (changed(lambda s: s.update(records={})), "records must be a list"),
+        (changed(lambda s: s.update(records=[])), "no stage"),
+        (changed(lambda s: s.update(records=[7])), r"records\[0\] must be an object"),
+        (changed(lambda s: s.update(records=[0] * 10**6)), "1000000 stages"),
+        (changed(lambda s: s["records"].reverse()), r"records\[1\].epoch must be later"),
+        (changed(first(kept=N + 1)), r"records\[0\].kept must be"),
+        (changed(first(kept=-1)), r"records\[0\].kept must be"),
+        (changed(first(kept=900.0)), r"records\[0\].kept must be"),
+        (changed(first(mixed=None)), r"records\[0\].mixed must be"),
+        (changed(first(cut="<b>")), r"records\[0\].cut must be"),
+        (changed(first(cut=10**400)), r"records\[0\].cut must be"),
+        (changed(first(cut=float("nan"))), "NaN is not JSON"),
+        (changed(first(quantiles=[float("inf")])), "Infinity is not JSON"),
+        (changed(first(quantiles=[1e300])), r"quantiles\[0\] must be"),
+        (changed(first(edges=[0, 1])), "edges must rise"),
+        (changed(first(edges=[0], counts=[])), "edges must rise"),
+        (changed(first(edges=[1, 1], counts=[3])), "edges must rise"),
+        (changed(first(edges=[0, 1], counts=[-3])), "counts must be whole"),
+        (changed(first(edges=[0, 1], counts=[0.5])), "counts must be whole"),
+        (changed(first(edges=[0.0] * 10**5)), r"edges must be a list of at most"),
+        (changed(first(epoch=0)), "epoch must be"),
+        ('{"num_samples": 9, "records": [{"epoch": 1e999}]}', r"records\[0\]"),
+    ],
+)
+def test_what_is_no_history_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as error:
+        parse(text)
+    assert len(str(error.value)) < 300
+
+
+def test_refusals_name_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.json"
+    for content, reason in (
+        (b"\xff\xfe", "x.json is not a history"),
+        (b"{}", "num_samples"),
+        (None, "not a file"),
+    ):
+        if content is None:
+            path = tmp_path
+        else:
+            path.write_bytes(content)
+        assert main(["report", str(path), "-o", str(tmp_path / "out")]) == 2
+        assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+EVIL = "</code></style><script>alert(1)</script><img src=x onerror=alert(1)>\"'&\u202e\x00\ud800"
+
+
+def test_markup_in_the_file_stays_text() -> None:
+    recorded = parse(json.dumps({"history": STATE, EVIL: {EVIL: EVIL, "x": [EVIL]}, "loose": EVIL}))
+    made = Page(page(recorded, {"sizes": b"png"}, EVIL).decode("utf-8"))
+    assert [tag for tag, _ in made.tags if tag in ("script", "img")] == ["img"]
+    assert not any(name.startswith("on") for _, attrs in made.tags for name in attrs)
+    assert "<script>alert(1)" in "".join(made.texts)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(st.sampled_from(sorted(STATE["records"][0])), json_values)
+def test_any_value_of_a_field_is_shown_or_refused(name: str, value: Any) -> None:
+    try:
+        recorded = parse(changed(first(**{name: value})))
+    except ValueError:
+        return
+    assert b"</html>" in page(recorded, {}, "x")
+
+
+TAGS = {
+    tag for tag, _ in Page(page(parse(json.dumps({"history": STATE, "x": {"y": 1}})), {}, "x").decode()).tags
+}
+
+
+@given(st.dictionaries(st.text(max_size=8), json_values, max_size=4))
+def test_any_table_is_shown(table: dict[str, Any]) -> None:
+    try:
+        recorded = parse(json.dumps({"history": STATE, "settings": table}))
+    except ValueError:  # NaN and the like
+        return
+    made = Page(page(recorded, {}, "x").decode("utf-8"))
+    assert {tag for tag, _ in made.tags} <= TAGS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        first(cut=None),
+        first(edges=[0, 1], counts=[0], quantiles=[]),
+        first(edges=[-1e12, 1e12], counts=[5], cut=-1e12),
+        first(edges=[0, 5e-324], counts=[1], cut=1e12),
+        first(edges=[1.0, 1.0000000001], counts=[1]),
+        lambda s: s.update(num_samples=1 << 53),
+        lambda s: s.update(records=[dict(s["records"][0], stage=e, epoch=e) for e in range(1, 2001)]),
+    ],
+)
+def test_extremes_are_drawn(change: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "x.json").write_text(changed(change))
+    assert main(["report", str(tmp_path / "x.json"), "-o", str(tmp_path / "out")]) == 0
