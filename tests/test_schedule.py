@@ -1,0 +1,161 @@
+"""When a stage ends and how many points it keeps, against a loop in whole numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kcd_core as kcd
+
+RATIOS = st.integers(1, 1000).map(lambda parts: f"{parts / 1000:.3f}")
+
+
+@given(
+    n=st.integers(1, 5000),
+    ratio=RATIOS,
+    stages=st.integers(1, 12),
+    period=st.integers(1, 7),
+    warmup=st.integers(0, 30),
+)
+def test_against_a_loop(n: int, ratio: str, stages: int, period: int, warmup: int) -> None:
+    schedule = kcd.CondensationSchedule(float(ratio), stages, period, warmup)
+    epochs = 60
+    sizes = reference.sizes(n, ratio, stages, period, warmup, epochs)
+    assert [schedule.size(n, epoch) for epoch in range(1, epochs + 1)] == sizes
+    assert [schedule.due(epoch) for epoch in range(1, epochs + 1)] == [
+        reference.due(epoch, period, warmup) for epoch in range(1, epochs + 1)
+    ]
+    for epoch in range(1, epochs):
+        if schedule.due(epoch):
+            assert schedule.target(n, sizes[epoch - 1]) == sizes[epoch]
+        else:
+            assert sizes[epoch] == sizes[epoch - 1]
+
+
+@given(
+    n=st.integers(1, 300),
+    current=st.integers(1, 300),
+    ratio=RATIOS,
+    stages=st.integers(1, 5),
+    period=st.integers(1, 4),
+    warmup=st.integers(0, 9),
+    start=st.integers(1, 20),
+)
+def test_size_from_any_size(
+    n: int, current: int, ratio: str, stages: int, period: int, warmup: int, start: int
+) -> None:
+    """A set of any size (after a stage was left out, say) goes on from there by `target`."""
+    schedule = kcd.CondensationSchedule(float(ratio), stages, period, warmup)
+    size = current = min(n, current)
+    for epoch in range(start, start + 25):
+        assert schedule.size_from(n, epoch, current=current, current_epoch=start) == size
+        if schedule.due(epoch):
+            size = schedule.target(n, size)
+
+
+def test_paper() -> None:
+    schedule = kcd.CondensationSchedule(ratio=0.7, stages=6, period=40)
+    expected = np.repeat([50000, 47500, 45000, 42500, 40000, 37500], 40)
+    sizes = [schedule.size(50000, epoch) for epoch in range(1, 241)]
+    np.testing.assert_array_equal(sizes, expected)
+    assert sum(sizes) / (240 * 50000) == 0.875  # the share of plain KD's samples
+    assert schedule.size(50000, 241) == schedule.size(50000, 10**9) == 35000
+    assert schedule == kcd.CondensationSchedule()
+
+
+def test_a_floor_leaves_the_last_stage_later() -> None:
+    schedule = kcd.CondensationSchedule(ratio=0.5, stages=2, period=1)
+    assert [schedule.size(203, epoch) for epoch in range(1, 7)] == [203, 153, 103, 101, 101, 101]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "n", "stages", "step", "last"),
+    [
+        (0.29, 100, 1, 71, 29),  # binary floating point: 28
+        (0.9, 60000, 6, 1000, 54000),  # binary floating point: 999
+        (0.7, 10, 1, 3, 7),
+        (0.1, 10, 3, 3, 1),
+        (1e-9, 10, 1, 9, 1),  # never empty
+        (1.0, 7, 3, 0, 7),
+        (1, 7, 1, 0, 7),
+        (np.float32(0.7), 50000, 6, 2500, 35000),
+        (np.float16(0.29), 100, 1, 71, 29),
+        (np.float64(0.29), 100, 1, 71, 29),
+    ],
+)
+def test_exact_decimals(ratio: Any, n: int, stages: int, step: int, last: int) -> None:
+    schedule = kcd.CondensationSchedule(ratio=ratio, stages=stages, period=1)
+    assert schedule.target(n, n) == n - step
+    assert schedule.size(n, 1000) == last
+    assert schedule.target(n, last) == last  # re-ranked at constant size ever after
+
+
+@given(n=st.integers(1, 10**12), ratio=st.floats(1e-6, 1), stages=st.integers(1, 40))
+def test_bounds(n: int, ratio: float, stages: int) -> None:
+    schedule = kcd.CondensationSchedule(ratio=ratio, stages=stages, period=1)
+    sizes = [schedule.size(n, epoch) for epoch in range(1, 3 * stages + 3)]
+    assert sizes[0] == n
+    assert all(1 <= b <= a for a, b in itertools.pairwise(sizes))
+    steps = {a - b for a, b in itertools.pairwise(sizes)}
+    assert len(steps - {0, max(steps)}) <= 1  # equal steps, but for the last one
+
+
+def test_warmup_does_not_shift_the_grid() -> None:
+    schedule = kcd.CondensationSchedule(ratio=0.5, stages=2, period=10, warmup=11)
+    assert [epoch for epoch in range(1, 41) if schedule.due(epoch)] == [20, 30, 40]
+    assert [schedule.size(100, epoch) for epoch in (1, 20, 21, 30, 31, 41)] == [100, 100, 75, 75, 50, 50]
+    at_the_grid = kcd.CondensationSchedule(ratio=0.5, stages=2, period=10, warmup=10)
+    assert at_the_grid.due(10)
+
+
+@pytest.mark.parametrize("ratio", [0, 0.0, -0.1, 1.0000001, 2, 70, float("nan"), float("inf"), -float("inf")])
+def test_ratio_out_of_range(ratio: Any) -> None:
+    with pytest.raises(ValueError, match=r"ratio must be in \(0, 1\]"):
+        kcd.CondensationSchedule(ratio=ratio)
+
+
+@pytest.mark.parametrize("ratio", ["most", None, [0.5]])
+def test_ratio_not_a_number(ratio: Any) -> None:
+    with pytest.raises(TypeError, match="ratio must be a number"):
+        kcd.CondensationSchedule(ratio=ratio)
+
+
+@pytest.mark.parametrize(("name", "minimum"), [("stages", 1), ("period", 1), ("warmup", 0)])
+def test_whole_numbers(name: str, minimum: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least {minimum}, got {minimum - 1}"):
+        kcd.CondensationSchedule(**{name: minimum - 1})
+    for wrong in (2.0, True, "2", None):
+        with pytest.raises(TypeError, match=f"{name} must be an integer"):
+            kcd.CondensationSchedule(**{name: wrong})
+    assert type(getattr(kcd.CondensationSchedule(**{name: np.int32(3)}), name)) is int
+
+
+def test_bad_questions() -> None:
+    schedule = kcd.CondensationSchedule()
+    for ask in (schedule.due, lambda epoch: schedule.size(100, epoch)):
+        with pytest.raises(ValueError, match="epoch must be at least 1"):
+            ask(0)
+        with pytest.raises(TypeError, match="epoch must be an integer"):
+            ask(1.5)
+    with pytest.raises(ValueError, match="num_samples must be at least 1"):
+        schedule.target(0, 1)
+    with pytest.raises(ValueError, match="previous must be at least 1"):
+        schedule.target(10, 0)
+    with pytest.raises(ValueError, match="previous must be at most num_samples = 10, got 11"):
+        schedule.target(10, 11)
+
+
+def test_immutable_and_comparable() -> None:
+    schedule = kcd.CondensationSchedule(0.5, 2, 3, 1)
+    assert schedule.state_dict() == {"ratio": 0.5, "stages": 2, "period": 3, "warmup": 1}
+    assert kcd.CondensationSchedule(**schedule.state_dict()) == schedule
+    assert kcd.CondensationSchedule(0.5, 2, 3, 0) != schedule
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        schedule.ratio = 0.6  # type: ignore[misc]
