@@ -34,7 +34,7 @@ def draw(
     loader : CondensedLoader
         After the run: its tracker and history are shown.
     sets : sequence of CondensedSet
-        The decision of every stage.
+        The decision of every stage, of one at least.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def draw(
 
 def draw_values(history: kcd.CondensationHistory) -> Any:
     """How the values of all samples move stage by stage, with the cut."""
-    figure = _figure(8, 1.6 + 0.8 * max(1, len(history)))
+    figure = _figure(8, 1.6 + 0.8 * len(history))
     axes = history.plot(figure.subplots())
     axes.set_title("What the samples are worth to the student, stage by stage", loc="left")
     return figure
@@ -63,15 +63,15 @@ def draw_classes(split: Split, sets: Sequence[kcd.CondensedSet]) -> Any:
     """The share of every class that each stage keeps."""
     targets, number = split.train.targets, len(split.classes)
     everyone = np.maximum(1, np.bincount(targets, minlength=number))
-    kept = [np.bincount(targets[chosen.kept], minlength=number) / everyone for chosen in sets]
-    shares = np.array(kept).reshape(-1, number).T
-    order = np.argsort(-shares[:, -1], kind="stable") if len(sets) else np.arange(number)
+    kept = [np.bincount(targets[chosen.kept], minlength=number) for chosen in sets]
+    shares = (np.stack(kept) / everyone).T
+    order = np.argsort(-shares[:, -1], kind="stable")
     title = "Share of each class that is kept"
     if number > MOST_CLASSES:
         order = np.concatenate([order[: MOST_CLASSES // 2], order[-MOST_CLASSES // 2 :]])
         title += f" (the {MOST_CLASSES // 2} most and the {MOST_CLASSES // 2} least kept of {number})"
     shares = shares[order]
-    figure = _figure(2.5 + 0.9 * max(1, len(sets)), 1.5 + 0.36 * len(order))
+    figure = _figure(2.5 + 0.9 * len(sets), 1.5 + 0.36 * len(order))
     axes = figure.subplots()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     for (row, column), share in np.ndenumerate(shares):

@@ -138,12 +138,13 @@ class CondensationHistory:
             bars = 0.85 * np.append(counts, counts[-1]) / max(1.0, counts.max())
             kept = np.ones(len(x), bool)
             if r["cut"] is not None:  # split the bar that the cut goes through
-                place = int(np.clip(np.searchsorted(x, r["cut"], "right"), 1, len(x)))
-                x = np.insert(x, place, r["cut"])
+                cut = np.clip(r["cut"], x[0], x[-1])  # the histogram of very many points is a sample's
+                place = int(np.searchsorted(x, cut, "right"))
+                x = np.insert(x, place, cut)
                 bars = np.insert(bars, place, bars[place - 1])
-                kept = x >= r["cut"]
-                axes.fill_between(x, -row, bars - row, x <= r["cut"], step="post", color="0.75", linewidth=0)
-                axes.plot([r["cut"]] * 2, [-row, 0.9 - row], color="black", linewidth=1.2)
+                kept = x >= cut
+                axes.fill_between(x, -row, bars - row, x <= cut, step="post", color="0.75", linewidth=0)
+                axes.plot([cut] * 2, [-row, 0.9 - row], color="black", linewidth=1.2)
             axes.fill_between(x, -row, bars - row, kept, step="post", color="tab:blue", linewidth=0)
             axes.axhline(-row, color="0.6", linewidth=0.6)
         names = [f"stage {r['stage']}\nkeeps {r['kept']:,}" for r in self.records]

@@ -1,0 +1,262 @@
+"""``kcd demo``, run as a user runs it."""
+
+import importlib
+import json
+import os
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import kcd_core as kcd
+from kcd_adapters import demo
+from kcd_adapters.cli import main
+from kcd_adapters.datasets import digits
+from kcd_adapters.demo_models import MODELS, build, recipe
+from kcd_adapters.demo_pictures import draw
+
+PICTURES = ("values.png", "classes.png", "images.png")
+ARMS = ("KD", "KC-KD", "KC-KD + augmentation", "random dropping")
+N = 1198  # digits to train on
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One small run through the command line: (folder, what it printed, global state before and after)."""
+    for module in ("rich.style", "sklearn.datasets"):
+        importlib.import_module(module)  # these draw a random number of Python's when they are imported
+    out = tmp_path_factory.mktemp("demo") / "new" / "folder"
+    before = global_state()
+    capture = pytest.MonkeyPatch()
+    text = _Text()
+    capture.setattr(sys, "stdout", text)
+    try:
+        status = main(["demo", "--epochs", "6", "--seeds", "2", "--device", "cpu", "--out", str(out)])
+    finally:
+        capture.undo()
+    assert status == 0
+    return out, "".join(text), before, global_state()
+
+
+class _Text(list):
+    encoding = "utf-8"
+
+    def write(self, text):
+        self.append(text)
+
+    def flush(self):
+        pass
+
+
+def global_state():
+    return (
+        torch.get_rng_state().tolist(),
+        torch.get_num_threads(),
+        str(np.random.get_state()),  # noqa: NPY002
+        random.getstate(),
+    )
+
+
+def test_draws_exactly_what_the_schedule_says(finished):
+    results = json.loads((finished[0] / "results.json").read_text())
+    sizes, size = [], N
+    for _ in range(6):  # floats are exact enough here
+        sizes.append(size)
+        size = max(int(0.7 * N), size - int(0.3 * N / 6))
+    assert sizes == [1198, 1139, 1080, 1021, 962, 903]
+    assert results["arms"]["KD"]["samples_drawn"] == [6 * N] * 2
+    for name in ARMS[1:]:
+        assert results["arms"][name]["samples_drawn"] == [sum(sizes)] * 2
+        kept = [r["kept"] for r in results["arms"][name]["history_of_first_run"]["records"]]
+        assert kept == [*sizes[1:], 844]
+
+
+def test_results_are_complete(finished):
+    results = json.loads((finished[0] / "results.json").read_text())
+    assert list(results["arms"]) == list(ARMS)
+    assert results["teacher_accuracy"] > 0.8
+    assert results["settings"]["seeds"] == [0, 1]
+    for arm in results["arms"].values():
+        assert all(0.3 < accuracy <= 1 for accuracy in arm["accuracy"])
+        assert all(0 < own < whole for own, whole in zip(arm["kcd_seconds"], arm["seconds"], strict=True))
+    assert sorted(p.name for p in finished[0].iterdir()) == sorted([*PICTURES, "results.json"])
+
+
+def test_the_table_says_what_the_results_say(finished):
+    out, text, *_ = finished
+    results = json.loads((out / "results.json").read_text())
+    for name in ARMS:
+        (row,) = re.findall(rf"^│ {re.escape(name)} +│(.*)│$", text, re.MULTILINE)
+        accuracy, drawn, share, whole, own = (cell.strip() for cell in row.split("│"))
+        arm = results["arms"][name]
+        mean = 100 * sum(arm["accuracy"]) / 2
+        deviation = 100 * abs(arm["accuracy"][0] - arm["accuracy"][1]) / 2**0.5  # of two numbers
+        assert accuracy == f"{mean:.2f} ± {deviation:.2f}"
+        assert drawn == f"{arm['samples_drawn'][0]:,}"
+        assert share == ("100.0%" if name == "KD" else "87.7%")
+        assert float(whole) == pytest.approx(sum(arm["seconds"]) / 2, abs=0.006)
+        assert float(own) == pytest.approx(sum(arm["kcd_seconds"]) / 2, abs=0.006)
+
+
+def test_output_that_is_no_terminal_is_lines_not_a_flood(finished):
+    text = finished[1]
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert len(text.splitlines()) < 40
+    for name in ("results.json", *PICTURES):
+        assert f"written: {finished[0] / name}" in text
+
+
+def test_pictures_are_pictures(finished):
+    for name in PICTURES:
+        content = (finished[0] / name).read_bytes()
+        assert content[:8] == b"\x89PNG\r\n\x1a\n"
+        width, height = struct.unpack(">II", content[16:24])
+        assert 600 < width < 3000
+        assert 400 < height < 3000
+
+
+def test_global_state_is_left_alone(finished):
+    assert finished[2] == finished[3]
+
+
+def test_a_run_repeats_exactly(finished, tmp_path, capsys):
+    again = tmp_path / "again"
+    assert main(["demo", "--epochs", "6", "--seeds", "1", "--device", "cpu", "--out", str(again)]) == 0
+    first, second = (json.loads((p / "results.json").read_text())["arms"] for p in (finished[0], again))
+    for name in ARMS:
+        assert first[name]["accuracy"][0] == second[name]["accuracy"][0]
+        assert first[name]["history_of_first_run"] == second[name]["history_of_first_run"]
+
+
+def test_arms_are_paired_until_the_first_stage_ends(finished):
+    arms = json.loads((finished[0] / "results.json").read_text())["arms"]
+    first = [arms[name]["history_of_first_run"]["records"][0] for name in ARMS]
+    # The values recorded in the first stage, by which arms differ from then on only.
+    assert all(record["quantiles"] == first[0]["quantiles"] for record in first)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--seeds", "-1"], "--seeds must be at least 1, got -1"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--workers", "-1"], "--workers must be at least 0, got -1"),
+        (["--ratio", "1.5"], r"--ratio must be in \(0, 1\], got 1.5"),
+        (["--ratio", "nan"], r"--ratio must be in \(0, 1\], got nan"),
+        (["--data", "cifar100"], "--data cifar100 needs --data-dir"),
+        (["--data", "fashion-mnist", "--data-dir", "/nonexistent"], "--data-dir must be a folder"),
+        (["--data-dir", "/"], "--data-dir is not for --data digits"),
+    ],
+)
+def test_wrong_options_are_named(options, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "compare", lambda *_: pytest.fail("it went to work all the same"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", *options]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_out_that_is_no_folder_fails_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "compare", lambda *_: pytest.fail("it went to work all the same"))
+    taken = tmp_path / "file"
+    taken.write_text("mine")
+    for out in (taken, taken / "below", "/proc/nowhere"):
+        assert main(["demo", "--out", str(out)]) == 2
+        assert "--out must be a folder that can be written to, got" in capsys.readouterr().err
+    assert taken.read_text() == "mine"
+
+
+@pytest.mark.parametrize("package", ["rich", "matplotlib", "sklearn"])
+def test_missing_extras_are_named_before_training(package, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "compare", lambda *_: pytest.fail("it went to work all the same"))
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["demo", "--out", str(tmp_path / "out")]) == 2
+    assert f"{package} is not installed: pip install 'kcd-core[demo]'" in capsys.readouterr().err
+
+
+def test_help_says_where_the_pictures_go(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", "--help"])
+    assert ended.value.code == 0
+    assert "./kcd-demo" in capsys.readouterr().out
+
+
+def test_an_interrupt_ends_it_cleanly(tmp_path):
+    command = [sys.executable, "-m", "kcd_adapters", "demo", "--epochs", "600", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()  # it has begun
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted" in out
+    assert "Traceback" not in err
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_random_number_of_others_is_used_for_weights():
+    before = torch.get_rng_state()
+    first, second, other = (build(MODELS["digits"][1], 10, seed) for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    weights = [[p.detach() for p in model.parameters()] for model in (first, second, other)]
+    assert all(map(torch.equal, weights[0], weights[1]))
+    assert not all(map(torch.equal, weights[0], weights[2]))
+
+
+@pytest.mark.parametrize("data", ["digits", "fashion-mnist", "cifar100"])
+def test_students_are_smaller_than_teachers(data):
+    shape = {"digits": (2, 1, 8, 8), "fashion-mnist": (2, 1, 28, 28), "cifar100": (2, 3, 32, 32)}[data]
+    teacher, student = (build(model, 10, 0) for model in MODELS[data])
+    assert student(torch.zeros(shape)).shape == teacher(torch.zeros(shape)).shape == (2, 10)
+    size = [sum(p.numel() for p in model.parameters()) for model in (teacher, student)]
+    assert size[1] < size[0] / 2
+
+
+def test_the_recipe_is_the_papers():
+    for epochs, drops in ((240, (150, 180, 210)), (24, (15, 18, 21)), (60, (38, 45, 53))):
+        optimizer, rates = recipe(torch.nn.Linear(1, 1), epochs)
+        used = []
+        for _ in range(epochs):
+            used.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            rates.step()
+        expected = [0.05 * 0.1 ** sum(epoch >= drop for drop in drops) for epoch in range(epochs)]
+        assert used == pytest.approx(expected)
+
+
+def test_the_loss_is_the_divergence_of_softened_predictions():
+    student, teacher = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)).double()
+    p, q = ((x / 4).exp() / (x / 4).exp().sum(1, keepdim=True) for x in (teacher, student))
+    expected = 16 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(demo.kd_loss(student, teacher), expected)
+
+
+def test_random_dropping_takes_from_the_set_in_force_and_looks_at_nothing():
+    kept = np.arange(0, 100, 2)
+    value = np.linspace(0, 1, 100)
+    chosen = demo.random_drop(value, np.ones(100, int), kept, 30, np.random.default_rng(1))
+    other = demo.random_drop(value[::-1], np.ones(100, int), kept, 30, np.random.default_rng(1))
+    assert len(chosen.kept) == 30
+    assert set(chosen.kept) <= set(kept)
+    np.testing.assert_array_equal(chosen.kept, other.kept)
+
+
+def test_pictures_without_mixtures_can_be_drawn(tmp_path):
+    """One epoch at a ratio of 1: no tail, no mixtures."""
+    split = digits()
+    loader = torch.utils.data.DataLoader(split.train, 256, generator=torch.Generator())
+    loader = kcd.wrap_loader(loader, schedule=kcd.CondensationSchedule(ratio=1.0, period=1))
+    for images, _ in loader:
+        loader.record(images.flatten(1)[:, :10])
+    assert [p.exists() for p in draw(tmp_path, split, loader, [loader.end_epoch()])] == [True] * 3
