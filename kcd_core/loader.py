@@ -18,7 +18,7 @@ from .keyed import PADDING, KeyBatches, rebuild, resolve_mixer, understand
 from .mixing import Mixer
 from .sampler import CondensedSampler
 from .schedule import CondensationSchedule
-from .tracker import KnowledgeValueTracker, check_same
+from .tracker import KnowledgeValueTracker, check_same, state_int
 from .values import Value
 
 __all__ = ["CondensedLoader", "wrap_loader"]
@@ -381,8 +381,8 @@ class CondensedLoader:
         ranks = {"num_replicas": self.sampler.num_replicas, "rank": self.sampler.rank}
         needs = ("epoch", "position", "recorded", "seen", "tracker", "sampler", "history")
         check_same(state, {**self._identity(), **ranks}, "loader", needs=needs)
-        epoch = checked_int(state["epoch"], "epoch", 1)
-        position, recorded = (checked_int(state[key], key, 0) for key in ("position", "recorded"))
+        epoch = state_int(state, "epoch", 1, "loader")
+        position, recorded = (state_int(state, key, 0, "loader") for key in ("position", "recorded"))
         tracker = self.tracker._checked_state(state["tracker"])
         sampler = self.sampler._checked_state(state["sampler"])
         history = CondensationHistory.from_state(state["history"])

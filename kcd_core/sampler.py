@@ -11,7 +11,7 @@ import numpy.typing as npt
 from . import distributed
 from ._arrays import checked_int, state_array, to_numpy
 from .mixing import MODES, MixRecipes, Steps
-from .tracker import check_same
+from .tracker import check_same, state_int
 
 if TYPE_CHECKING:
     from .condense import CondensedSet
@@ -241,9 +241,11 @@ class CondensedSampler:
             raise ValueError("the sampler state is damaged: kept is not ascending")
         if not target.shape == source.shape == weight.shape == stage.shape:
             raise ValueError("the sampler state is damaged: its recipes differ in length")
+        if weight.dtype != np.float32 or not ((weight >= 0) & (weight <= 1)).all():
+            raise ValueError("the sampler state is damaged: a mixing weight lies outside [0, 1]")
         return (
-            checked_int(state["epoch"], "epoch", 0),
-            checked_int(state["stage"], "stage", 0),
+            state_int(state, "epoch", 0, "sampler"),
+            state_int(state, "stage", 0, "sampler"),
             kept.copy() if len(kept) else None,
             MixRecipes(target, source, weight, stage),
         )

@@ -404,7 +404,10 @@ class KnowledgeValueTracker:
             )
         if (count < 0).any() or total[count == 0].any():
             raise ValueError("the tracker state is damaged: counts and sums contradict each other")
-        return total, count, np.array(state["skipped"], np.int64).reshape(2)
+        skipped = state["skipped"]
+        if not isinstance(skipped, list) or [type(x) for x in skipped] != [int, int] or min(skipped) < 0:
+            raise ValueError(f"the tracker state is damaged: skipped must be two counts, got {skipped!r}")
+        return total, count, np.array(skipped, np.int64)
 
     def _apply_state(self, arrays: tuple[Any, Any, Any]) -> None:
         device = self._device
@@ -427,10 +430,25 @@ def check_same(
     if missing:
         raise ValueError(f"not a {owner} state: it has no {', '.join(map(repr, missing))}")
     for key, value in mine.items():
-        if state[key] != value:
+        if _differ(state[key], value):
             raise ValueError(
                 f"this {owner} state was saved with {key} = {state[key]!r}, here it is {value!r}"
             )
+
+
+def state_int(state: Mapping[str, Any], key: str, minimum: int, owner: str) -> int:
+    """An integer of a state of ``owner``."""
+    try:
+        return checked_int(state[key], key, minimum)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the {owner} state is damaged: {error}") from None
+
+
+def _differ(a: Any, b: Any) -> bool:
+    try:
+        return bool(a != b)
+    except (RuntimeError, TypeError, ValueError):  # arrays, or what holds them
+        return True
 
 
 def _mixed(tensors: tuple[Array, ...]) -> bool:
