@@ -1,0 +1,400 @@
+"""Interrupted at any batch and gone on: the same keys, sets and pixels as without."""
+
+import io
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from helpers import Cifar, Plain, identical_state, index_of, logits_of, ranks_in_one_process, run_epoch, wrap
+from torch.utils.data import DataLoader, DistributedSampler
+
+import kcd_core as kcd
+
+N = 40
+EPOCHS = 6
+SCHEDULE = kcd.CondensationSchedule(ratio=0.5, stages=2, period=2)
+
+
+def make(**options):
+    options.setdefault("schedule", SCHEDULE)
+    return wrap(Cifar(N), batch_size=7, **options)
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def go_on(loader, *, stop=None, log=None):
+    """Train to the end, or until ``stop`` batches are in ``log``: what was drawn, pixels and all."""
+    log = [] if log is None else log
+    while loader.epoch <= EPOCHS:
+        for batch in loader:
+            indices = index_of(batch)
+            log.append((loader.epoch, indices, batch[0].numpy().tobytes()))
+            loader.record(logits_of(indices, loader.epoch))
+            if len(log) == stop:
+                return log
+        chosen = loader.end_epoch()
+        if chosen is not None:
+            log.append((chosen.stage, chosen.kept.tolist(), chosen.tail.tolist(), chosen.dropped.tolist()))
+            if len(log) == stop:
+                return log
+    return log
+
+
+def resumed(loader, **options):
+    fresh = make(**options)
+    fresh.load_state_dict(through_a_file(loader.state_dict()))
+    return fresh
+
+
+@pytest.fixture(scope="module", params=["cumulative", "fresh"])
+def uninterrupted(request):
+    loader = make(kcd_options={"mixing": request.param})
+    log = go_on(loader)
+    return request.param, log, loader.state_dict()
+
+
+def test_interrupted_at_every_batch(uninterrupted):
+    mixing, expected, end = uninterrupted
+    options = {"kcd_options": {"mixing": mixing}}
+    for stop in range(1, len(expected)):
+        loader = make(**options)
+        log = go_on(loader, stop=stop)
+        loader = resumed(loader, **options)
+        go_on(loader, log=log)
+        assert log == expected, f"interrupted after {stop}"
+        assert identical_state(loader.state_dict(), end)
+
+
+def test_interrupted_again_and_again(uninterrupted):
+    """After every single batch, so many times within an epoch."""
+    mixing, expected, end = uninterrupted
+    options = {"kcd_options": {"mixing": mixing}}
+    loader, log = make(**options), []
+    for stop in range(1, len(expected)):
+        go_on(loader, stop=stop, log=log)
+        loader = resumed(loader, **options)
+    go_on(loader, log=log)
+    assert log == expected
+    assert identical_state(loader.state_dict(), end)
+
+
+def test_the_run_mixes(uninterrupted):
+    """Or the comparison of pixels would say nothing."""
+    expected = uninterrupted[1]
+    raw = Cifar(N).data
+    batches = [e for e in expected if isinstance(e[2], bytes)]
+    assert any(raw[indices].tobytes() != pixels for _, indices, pixels in batches)
+    assert raw[batches[0][1]].tobytes() == batches[0][2]
+
+
+@pytest.mark.parametrize("stop", [3, 7, 16, 25])
+@pytest.mark.parametrize("persistent", [True, False])
+def test_with_workers_that_run_ahead(uninterrupted, stop, persistent):
+    mixing, expected, end = uninterrupted
+    options = {"num_workers": 2, "persistent_workers": persistent, "kcd_options": {"mixing": mixing}}
+    loader = make(**options)
+    log = go_on(loader, stop=stop)
+    loader = resumed(loader, **options)
+    go_on(loader, log=log)
+    assert log == expected
+    assert identical_state(loader.state_dict(), end)
+
+
+def test_loaded_into_a_loader_that_is_in_use(uninterrupted):
+    mixing, expected, _ = uninterrupted
+    loader, busy = (make(kcd_options={"mixing": mixing}) for _ in range(2))
+    log = go_on(loader, stop=9)
+    state = loader.state_dict()
+    loader = busy
+    go_on(loader, stop=20)
+    batch = next(iter(loader))
+    loader.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="before this pass yielded"):
+        loader.record(logits_of(index_of(batch), 1))
+    go_on(loader, log=log)
+    assert log == expected
+
+
+def test_saved_after_the_last_batch():
+    loader = make()
+    run_epoch(loader, end=False)
+    loader = resumed(loader)
+    assert list(loader) == []
+    assert loader.epoch == 1
+    loader.end_epoch()  # without a warning: it was recorded, before the interruption
+    assert loader.epoch == 2
+    assert sum(map(len, run_epoch(loader, end=False))) == N
+
+
+def test_saved_at_the_start_of_an_epoch():
+    loader = make()
+    run_epoch(loader)
+    run_epoch(loader)
+    assert loader.epoch == 3
+    fresh = resumed(loader)
+    assert (fresh.epoch, len(fresh), fresh.sampler.stage) == (3, len(loader), 1)
+    assert run_epoch(fresh) == run_epoch(loader)
+
+
+def test_only_the_first_pass_after_loading_is_shortened():
+    loader = make()
+    iterator = iter(loader)
+    for _ in range(2):
+        loader.record(logits_of(index_of(next(iterator)), 1))
+    loader = resumed(loader)
+    assert len(loader) == 6  # of the whole epoch
+    assert [len(list(loader)) for _ in range(3)] == [4, 6, 6]
+
+
+def test_state_holds_still_and_is_a_copy():
+    loader = make()
+    go_on(loader, stop=9)
+    state = loader.state_dict()
+    kept = through_a_file(state)
+    loader.end_epoch()
+    go_on(loader)
+    assert identical_state(state, kept)
+    fresh = make()
+    fresh.load_state_dict(state)
+    go_on(fresh)
+    assert identical_state(state, kept)
+
+
+def test_state_is_plain():
+    def check(x):
+        if isinstance(x, dict):
+            assert all(type(k) is str for k in x)
+            for v in x.values():
+                check(v)
+        elif isinstance(x, list):
+            for v in x:
+                check(v)
+        else:
+            assert type(x) in (int, float, bool, str, type(None), torch.Tensor)
+
+    loader = make()
+    go_on(loader, stop=15)
+    check(loader.state_dict())
+    make().load_state_dict(OrderedDict(loader.state_dict()))
+
+
+def test_state_does_not_grow_with_epochs():
+    """The recordings; what a stage did is a record of fixed size."""
+    loader = make(schedule=kcd.CondensationSchedule(ratio=0.5, stages=2, period=100))
+    sizes = []
+    for _ in range(3):
+        run_epoch(loader)
+        file = io.BytesIO()
+        torch.save(loader.state_dict(), file)
+        sizes.append(file.tell())
+    assert max(sizes) - min(sizes) <= 128
+
+
+def test_values_go_on_where_they_were():
+    loader = make()
+    go_on(loader, stop=4)
+    fresh = resumed(loader)
+    np.testing.assert_array_equal(fresh.tracker.value, loader.tracker.value)
+    np.testing.assert_array_equal(fresh.tracker.count, loader.tracker.count)
+
+
+def test_history_goes_on():
+    loader = make()
+    go_on(loader)
+    assert str(resumed(loader).history) == str(loader.history)
+    assert len(loader.history) == 3
+
+
+# -- several ranks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_ranks_interrupted_at_every_batch(monkeypatch, cut):
+    n, epochs = 23, 3
+    schedule = kcd.CondensationSchedule(ratio=0.5, stages=2, period=1)
+
+    def ranks():
+        return [
+            kcd.wrap_loader(
+                DataLoader(Plain(n), 2, sampler=DistributedSampler(range(n), 3, rank, drop_last=cut)),
+                schedule=schedule,
+            )
+            for rank in range(3)
+        ]
+
+    def train(stop=None):
+        loaders, log = ranks(), []
+        for epoch in range(1, epochs + 1):
+            iterators = [iter(loader) for loader in loaders]
+            for _ in range(loaders[0].steps(epoch)):
+                for loader, iterator in zip(loaders, iterators, strict=True):
+                    log.append(index_of(next(iterator)))
+                    loader.record(logits_of(log[-1], epoch))
+                if len(log) // 3 == stop:
+                    states = [through_a_file(loader.state_dict()) for loader in loaders]
+                    loaders = ranks()
+                    for loader, state in zip(loaders, states, strict=True):
+                        loader.load_state_dict(state)
+                    iterators = [iter(loader) for loader in loaders]
+            assert [list(iterator) for iterator in iterators] == [[], [], []]
+            with ranks_in_one_process(monkeypatch, loaders):
+                for loader in loaders:
+                    loader._agreed = True
+                    loader.end_epoch()
+        counts = sum(loader.tracker.count for loader in loaders)
+        return log, counts.tolist(), loaders[0].sampler.kept.tolist()
+
+    expected = train()
+    for stop in range(1, len(expected[0]) // 3 + 1):
+        assert train(stop) == expected
+
+
+# -- refusals ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def good_state():
+    loader = make()
+    go_on(loader, stop=16)
+    return loader.state_dict()
+
+
+def assert_refused(loader, state, reason):
+    for stop in (0, 10):
+        if stop:
+            go_on(loader, stop=stop)
+        before = loader.state_dict()
+        with pytest.raises(ValueError, match=reason):
+            loader.load_state_dict(state)
+        assert identical_state(loader.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"schedule": kcd.CondensationSchedule(ratio=0.6, stages=2, period=2)}, "schedule = .*0.5.*here it is .*0.6"),
+        ({"schedule": kcd.CondensationSchedule(ratio=0.5, stages=2, period=1)}, "schedule"),
+        ({"seed": 4}, "seed = 3, here it is 4"),
+        ({"shuffle": False}, "shuffle = True, here it is False"),
+        ({"kcd_options": {"alpha": 0.1}}, "alpha = 0.03, here it is 0.1"),
+        ({"kcd_options": {"min_weight": 0.5}}, "min_weight"),
+        ({"kcd_options": {"mixing": "fresh"}}, "mixing = 'cumulative', here it is 'fresh'"),
+        ({"kcd_options": {"mixing": None}}, "mixing"),
+        ({"kcd_options": {"value": "margin"}}, "value = 'entropy', here it is 'margin'"),
+    ],
+)  # fmt: skip
+def test_state_of_other_settings_is_refused(good_state, options, reason):
+    assert_refused(make(**options), through_a_file(good_state), reason)
+
+
+def test_state_of_another_data_set_is_refused(good_state):
+    assert_refused(wrap(Cifar(N + 1), schedule=SCHEDULE), good_state, "num_samples = 40, here it is 41")
+
+
+@pytest.mark.parametrize("part", [None, "tracker", "sampler"])
+def test_state_of_another_version_is_refused(good_state, part):
+    state = through_a_file(good_state)
+    (state if part is None else state[part])["version"] = 2
+    assert_refused(make(), state, "version = 2, here it is 1")
+
+
+def test_state_of_another_rank_is_refused():
+    def rank(r, of):
+        sampler = DistributedSampler(range(N), of, r, seed=3)
+        return kcd.wrap_loader(DataLoader(Cifar(N), 7, sampler=sampler), schedule=SCHEDULE)
+
+    state = rank(1, 2).state_dict()
+    for other, reason in [
+        (rank(0, 2), "rank = 1, here it is 0"),
+        (rank(1, 3), "num_replicas = 2, here it is 3"),
+    ]:
+        before = other.state_dict()
+        with pytest.raises(ValueError, match=reason):
+            other.load_state_dict(state)
+        assert identical_state(other.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    "garbage", [None, 3, [], [1, 2], "state", {}, {"version": 1}, {1: 2}, torch.zeros(3), object()]
+)
+def test_garbage_is_refused(garbage):
+    assert_refused(make(), garbage, "not a loader state")
+
+
+GARBAGE = [
+    None,
+    -5,
+    1.5,
+    "text",
+    [1, 2],
+    [[]],
+    {},
+    {"version": None},
+    torch.zeros(3),
+    torch.zeros(2, 2),
+    object(),
+]
+
+
+def places(state, path=()):
+    for key, value in state.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from places(value, (*path, key))
+
+
+def fits(path, value):
+    """What happens to be a legal value in that place."""
+    return path[-1] == "seen" or (path[-1] in ("skipped", "kept") and value is GARBAGE[4])
+
+
+def test_garbage_within_is_refused(good_state):
+    for path in places(good_state):
+        for garbage in GARBAGE:
+            if path[0] == "history" or fits(path, garbage):
+                continue
+            state = through_a_file(good_state)
+            part = state
+            for key in path[:-1]:
+                part = part[key]
+            part[path[-1]] = garbage
+            loader = make()
+            before = loader.state_dict()
+            with pytest.raises(ValueError, match=r"."):
+                loader.load_state_dict(state)
+            assert identical_state(loader.state_dict(), before), (path, garbage)
+            del part[path[-1]]
+            with pytest.raises(ValueError, match=r"."):
+                loader.load_state_dict(state)
+
+
+@pytest.mark.parametrize("history", [None, 3, [], {}, {"num_samples": N}, {"num_samples": N, "records": [{}]},
+                                     {"num_samples": N, "records": 3}, {"num_samples": 0, "records": []}])  # fmt: skip
+def test_a_history_that_is_none_is_refused(good_state, history):
+    assert_refused(make(), {**good_state, "history": history}, "not a history state")
+
+
+def test_damage_is_refused(good_state):
+    def damaged(part, **changes):
+        return {**good_state, part: {**good_state[part], **changes}}
+
+    sampler, tracker = good_state["sampler"], good_state["tracker"]
+    for state, reason in [
+        (damaged("sampler", kept=sampler["kept"].flip(0)), "kept is not ascending"),
+        (damaged("sampler", kept=sampler["kept"] + N), "lies outside"),
+        (damaged("sampler", kept=sampler["kept"].float()), "int64"),
+        (damaged("sampler", mix_source=sampler["mix_source"] - N), "lies outside"),
+        (damaged("sampler", mix_source=sampler["mix_source"][1:]), "differ in length"),
+        (damaged("sampler", mix_weight=sampler["mix_weight"] * float("nan")), "weight"),
+        (damaged("tracker", total=tracker["total"][1:]), "shape"),
+        (damaged("tracker", count=tracker["count"] * -1), "contradict"),
+        (damaged("tracker", count=tracker["count"] * 0), "contradict"),
+        (damaged("tracker", total=tracker["total"].double()), "int64"),
+    ]:
+        assert_refused(make(), state, reason)
