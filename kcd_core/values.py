@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import scipy.special
 
-from ._arrays import Array, as_array, dtype_name, is_floating, is_integer, is_tensor
+from ._arrays import Array, as_array, dtype_name, is_floating, is_integer, is_tensor, to_numpy
 
 __all__ = ["Value", "cross_entropy", "entropy", "kd_divergence", "margin"]
 
@@ -75,7 +75,7 @@ def cross_entropy(student_logits: Any, *, teacher_logits: Any = None, targets: A
     TypeError
         If ``targets`` is not of an integer dtype.
     IndexError
-        In host memory, if a target lies outside ``0 .. C-1``.
+        If a target in host memory lies outside ``0 .. C-1``. On a device it gives NaN instead.
     """
     log_p = _log_probs(student_logits, "student_logits")
     targets = _required(targets, "targets", "cross_entropy", log_p)
@@ -83,11 +83,20 @@ def cross_entropy(student_logits: Any, *, teacher_logits: Any = None, targets: A
         raise TypeError(f"targets must be class indices (integers), got dtype {dtype_name(targets)}")
     if targets.ndim != 1:
         raise ValueError(f"targets must be [B], one class per sample, got shape {tuple(targets.shape)}")
+    classes = log_p.shape[-1]
+    on_host = not is_tensor(targets) or targets.device.type == "cpu"
+    if on_host and len(targets) and not 0 <= targets.min() <= targets.max() < classes:
+        raise IndexError(
+            f"targets must lie in 0 .. {classes - 1}, got {int(targets.min())} .. {int(targets.max())}"
+        )
     if is_tensor(log_p):
-        picked = log_p.gather(-1, targets.to(log_p.device).long().unsqueeze(-1)).squeeze(-1)
+        targets = targets.to(log_p.device, non_blocking=True).long()
+        # On a device gather() would end in a device assert: masked there instead, and NaN.
+        inside = None if on_host else (targets >= 0) & (targets < classes)
+        place = targets if inside is None else targets.where(inside, 0)
+        picked = log_p.gather(-1, place.unsqueeze(-1)).squeeze(-1)
+        picked = picked if inside is None else picked.where(inside, float("nan"))
     else:
-        if targets.size and not 0 <= targets.min() <= targets.max() < log_p.shape[-1]:
-            raise IndexError(f"targets must lie in 0 .. {log_p.shape[-1] - 1}")
         picked = np.take_along_axis(log_p, targets.astype(np.int64)[:, None], -1)[:, 0]
     return poison(-picked, student_logits)
 
@@ -118,7 +127,7 @@ def kd_divergence(
     log_s = _log_probs(student_logits, "student_logits", temperature)
     teacher_logits = _required(teacher_logits, "teacher_logits", "kd_divergence", log_s)
     if is_tensor(log_s):
-        teacher_logits = teacher_logits.to(log_s.device)
+        teacher_logits = teacher_logits.to(log_s.device, non_blocking=True)
     log_t = _log_probs(teacher_logits, "teacher_logits", temperature)
     if log_t.shape != log_s.shape:
         raise ValueError(
@@ -222,7 +231,7 @@ def _required(x: Any, name: str, value: str, like: Array) -> Array:
 
         x = torch.as_tensor(x)
     elif is_tensor(x) and not is_tensor(like):
-        x = x.detach().cpu().numpy()
+        x = to_numpy(x)
     if len(x) != len(like):
         raise ValueError(f"{name} must have one row per sample ({len(like)}), got {len(x)}")
     return x
