@@ -9,7 +9,7 @@ from importlib import import_module
 
 import kcd_core
 
-COMMANDS = {"demo": ".demo", "patch": ".patch", "unpatch": ".unpatch", "report": ".report"}
+COMMANDS = {"demo": ".demo", "run": ".run", "patch": ".patch", "unpatch": ".unpatch", "report": ".report"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

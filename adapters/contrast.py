@@ -1,0 +1,44 @@
+"""CRD's samples to contrast with, drawn from the condensed set.
+
+The data sets of RepDistiller and its relatives keep, for every class, the indices of its members and of
+all others (``cls_positive``, ``cls_negative``). With KCD, what was dropped is never embedded again: its
+row in the contrastive memory goes stale. So both lists are restricted to what is kept, in a shallow copy
+of the data set. Indices stay absolute; neither the memory nor ``n_data`` shrinks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["restrict"]
+
+NAMES = ("cls_positive", "cls_negative", "cls_positives", "cls_negatives")
+
+
+def restrict(dataset: Any, kept: npt.NDArray[np.int64]) -> Any:
+    """A shallow copy of ``dataset`` whose contrast lists hold kept samples only; without such lists, itself."""
+    names = [name for name in NAMES if hasattr(dataset, name)]
+    if not names:
+        return dataset
+    view = copy.copy(dataset)
+    for name in names:
+        setattr(view, name, restricted(getattr(dataset, name), kept))
+    return view
+
+
+def restricted(lists: Sequence[Any], kept: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+    """Every list without what is not in ``kept``; one that would be empty is left whole.
+
+    A list of arrays, never an array: their lengths differ.
+    """
+    result = []
+    for members in map(np.asarray, lists):
+        place = np.minimum(np.searchsorted(kept, members), len(kept) - 1)
+        inside = members[kept[place] == members]
+        result.append(inside if len(inside) else members)
+    return result

@@ -1,0 +1,190 @@
+"""A host's DataLoader, iterated through a rebuilt one whose keys carry index and mix recipe.
+
+The host's loader itself is not changed, and the order stays the host's: its own sampler shuffles the
+*positions* of the kept set, so that its random numbers are consumed as before. With everything kept,
+that is its own order to the bit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
+
+from kcd_core import CondensationHistory, KnowledgeValueTracker
+from kcd_core.keyed import KeyBatches, rebuild, understand
+from kcd_core.mixing import default_mixer
+from kcd_core.sampler import CondensedSampler
+
+__all__ = ["HostOrder", "HostedLoader"]
+
+Blocks = Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]]
+#: ``view(dataset, kept)``: the data set to fetch from while ``kept`` is in force.
+View = Callable[[Any, npt.NDArray[np.int64]], Any]
+
+MOST_PENDING = 64  # batches; a pass that nothing is observed in would gather an epoch of them
+
+
+class HostOrder(CondensedSampler):
+    """Which indices are kept, as `CondensedSampler` has it; in which order, the host's sampler says."""
+
+    def __init__(self, host: Any, num_samples: int, *, mixing: str | None) -> None:
+        super().__init__(
+            num_samples,
+            num_replicas=getattr(host, "num_replicas", 1),
+            rank=getattr(host, "rank", 0),
+            drop_last=getattr(host, "drop_last", False),
+            mixing=mixing,
+        )
+        self._host = host
+
+    def blocks(self, epoch: int | None = None, start: int = 0) -> Blocks:
+        """One block, the whole epoch's; drawn when its first index is asked for, as the host would."""
+        return self._draw(self._kept, self.num_kept)
+
+    def _draw(self, kept: npt.NDArray[np.int64] | None, size: int) -> Blocks:
+        positions = np.fromiter(self._over(size), np.int64)
+        padding = self.rank + self.num_replicas * np.arange(len(positions)) >= size
+        yield (positions if kept is None else kept[positions]), padding
+
+    def _over(self, size: int) -> Any:
+        host = self._host
+        if size == self.num_samples:
+            return host
+        if isinstance(host, DistributedSampler):
+            sampler: Any = DistributedSampler(
+                range(size),  # type: ignore[arg-type]
+                host.num_replicas,
+                host.rank,
+                host.shuffle,
+                host.seed,
+                host.drop_last,
+            )
+            sampler.set_epoch(host.epoch)
+            return sampler
+        return RandomSampler(range(size), generator=host.generator)
+
+
+class HostBatches(KeyBatches):
+    """Batches of keys, of which the last is never a single sample where KCD left one over.
+
+    BatchNorm on 1 x 1 maps and relational losses fail on one sample. The last full batch lends it
+    another, so that every kept sample is drawn and no batch is larger than the host's.
+    """
+
+    def _run(self, recipes: Any, blocks: Any) -> Iterator[list[Any]]:
+        batches = super()._run(recipes, blocks)
+        if not self.lends:
+            yield from batches
+            return
+        before = next(batches)
+        for batch in batches:
+            if len(batch) == 1:
+                batch.insert(0, before.pop())
+            yield before
+            before = batch
+        yield before
+
+    @property
+    def lends(self) -> bool:
+        """Whether one sample would be left over, and that is KCD's doing."""
+        condensed = self.sampler.num_kept < self.sampler.num_samples
+        length = len(self.sampler)
+        return (
+            condensed
+            and not self.drop_last
+            and length > self.batch_size > 2
+            and length % self.batch_size == 1
+        )
+
+
+class HostedLoader:
+    """A shuffled loader of the host's, which may turn out to be the one the student trains on.
+
+    Attributes
+    ----------
+    sampler : HostOrder
+    tracker : KnowledgeValueTracker
+    history : CondensationHistory
+    pending : deque of (indices, batch)
+        Batches that were drawn and not observed yet, oldest first.
+    drawn, observed : int
+        Samples of the present pass.
+    """
+
+    def __init__(self, loader: DataLoader[Any], view: View, *, mixing: str | None, value: str) -> None:
+        batching, order = understand(loader, seed=0)
+        if not order["shuffle"]:
+            raise TypeError("the loader does not shuffle")
+        self.loader = loader
+        self.sampler = HostOrder(
+            loader.sampler,
+            len(loader.dataset),  # type: ignore[arg-type]
+            mixing=mixing,
+        )
+        self.batches = HostBatches(self.sampler, *batching)
+        self.tracker = KnowledgeValueTracker(self.sampler.num_samples, value=value)
+        self.history = CondensationHistory(self.sampler.num_samples)
+        self.mixer = default_mixer(loader.dataset)
+        self.pending: deque[tuple[Any, Any]] = deque(maxlen=MOST_PENDING)
+        self.drawn = self.observed = 0
+        self._view = view
+        self._inner: DataLoader[Any] | None = None
+        self._ahead: int | None = None  # batches the host fetches before it uses one
+        self._exhausted = False
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def start(self) -> Iterator[Any]:
+        """A pass over the set in force: the host's batches."""
+        self.pending.clear()
+        self.drawn = self.observed = 0
+        self._ahead, self._exhausted = None, False
+        # Rebuilt for every pass, so that what the host sets on its loader counts; persistent workers
+        # are the exception, and are renewed when the set changes.
+        if self._inner is None or not self.loader.persistent_workers:
+            self._inner = rebuild(self.loader, self.batches, self.mixer, dataset=self._dataset())
+        return self._run(iter(self._inner))  # made here: a DataLoader draws its base seed at iter()
+
+    def renew(self) -> None:
+        """Take note that the sampler has a new set: persistent workers know an old view of the data."""
+        self._inner = None
+
+    def _dataset(self) -> Any:
+        if self.sampler.num_kept == self.sampler.num_samples:
+            return self.loader.dataset
+        return self._view(self.loader.dataset, self.sampler.kept)
+
+    def _run(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for indices, batch in batches:
+            self.pending.append((indices, batch))
+            self.drawn += int((indices >= 0).sum())
+            yield batch
+        self._exhausted = True
+
+    def match(self, rows: int, same: Callable[[Any], bool]) -> tuple[Any, Any] | None:
+        """Take the pending batch that an observation of ``rows`` samples belongs to, or None.
+
+        ``same(batch)`` is asked until the first match of a pass. That tells how far the host (a
+        prefetcher?) fetches ahead; from then on the place in the queue decides. What was passed over
+        (a batch that the host skipped) is never observed.
+        """
+        if self._ahead is None:
+            places = [
+                p for p, (indices, batch) in enumerate(self.pending) if len(indices) == rows and same(batch)
+            ]
+            place = places[0] if places else -1
+            if places:
+                self._ahead = len(self.pending) - 1 - place
+        else:
+            place = 0 if self._exhausted else len(self.pending) - 1 - self._ahead
+        if not 0 <= place < len(self.pending) or len(self.pending[place][0]) != rows:
+            return None
+        for _ in range(place):
+            self.pending.popleft()
+        return self.pending.popleft()

@@ -1,0 +1,116 @@
+"""Late patches: act on a module when it is imported, and on a function whenever it is called.
+
+A host's modules must not be imported before the host imports them (that would change its order of
+imports, and what it printed), nor after (``from utils import accuracy`` binds a name once). So each
+module is acted on in the moment after its own code ran.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+__all__ = ["after_call", "before_call", "when_imported"]
+
+Action = Callable[[ModuleType], None]
+
+
+def when_imported(name: str, action: Action) -> None:
+    """Run ``action(module)`` once module ``name`` is imported; at once if it is already."""
+    if name in sys.modules:
+        action(sys.modules[name])
+    else:
+        _FINDER.waiting.setdefault(name, []).append(action)
+        if _FINDER not in sys.meta_path:
+            sys.meta_path.insert(0, _FINDER)
+
+
+def before_call(function: str, action: Callable[..., None]) -> None:
+    """Run ``action(*args, **kwargs)`` before every call of ``function`` (``"package.module.name"``)."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            action(*args, **kwargs)
+            return original(*args, **kwargs)
+
+        return wrapper
+
+    _replace(function, wrap)
+
+
+def after_call(function: str, action: Callable[..., None]) -> None:
+    """Run ``action(*args, **kwargs)`` after every call of ``function`` that returned."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            action(*args, **kwargs)
+            return result
+
+        return wrapper
+
+    _replace(function, wrap)
+
+
+def _replace(function: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    module_name, _, name = function.rpartition(".")
+
+    def action(module: ModuleType) -> None:
+        if not callable(getattr(module, name, None)):
+            raise RuntimeError(
+                f"{module_name} has no function {name}: this checkout is not as its profile expects"
+            )
+        setattr(module, name, wrap(getattr(module, name)))
+
+    when_imported(module_name, action)
+
+
+class _Finder(MetaPathFinder):
+    """Finds what the others find, and adds the actions to its loader."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, list[Action]] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in self.waiting:
+            return None
+        for finder in sys.meta_path:
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader, self.waiting.pop(fullname))
+                return spec
+        return None
+
+
+class _Loader(Loader):
+    def __init__(self, inner: Any, actions: list[Action]) -> None:
+        self._inner, self._actions = inner, actions
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._inner.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._inner.exec_module(module)
+        for action in self._actions:
+            action(module)
+
+    def __getattr__(self, name: str) -> Any:  # get_source and its like, for tracebacks and inspect
+        if name.startswith("__") or name == "_inner":
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+
+_FINDER = _Finder()

@@ -1,0 +1,127 @@
+"""One profile per codebase: how to recognise it, and where its student is observed.
+
+To add one, write a module beside this one (the smallest is `sskd`), and list it in `profiles`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Profile", "find", "option", "profiles"]
+
+MODULES = ("simkd", "repdistiller", "sskd", "reviewkd", "mdistiller")
+
+Arguments = Sequence[str]
+
+
+def _nothing(_: Arguments) -> None:
+    return None
+
+
+def _whole(dataset: Any, _: npt.NDArray[np.int64]) -> Any:
+    return dataset
+
+
+def _second(batch: Any) -> Any:
+    return batch[1]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What the engine has to know of a codebase.
+
+    Attributes
+    ----------
+    name, title : str
+    script : str
+        The script that trains a student, relative to the repository's root.
+    marks : tuple of str
+        Other files by which the repository is recognised, relative to its root.
+    observe : str
+        ``"module.function"``: called as ``function(prediction, targets, ...)`` with the student's final
+        prediction once for every training batch, and looked up in the module at call time, or bound
+        from there by a script that is not running yet.
+    method : callable
+        ``method(arguments) -> str``: what the script's command line trains; for people to read.
+    shims : tuple of str
+        Names of `kcd_adapters.shims` that current versions of torch and others make necessary.
+    refuse : callable
+        ``refuse(arguments) -> str | None``: why this command line can't run with KCD.
+    targets : callable
+        ``targets(batch) -> tensor [B]``: the labels of a batch as the loader yields it.
+    condensed : callable
+        ``condensed(dataset, kept) -> dataset``: a view of the data set to draw from while ``kept`` is in
+        force. The data set itself is not written to.
+    checkpoint : tuple of str
+        Functions ``(save(state, path), load(path))`` of the host's, if it resumes.
+    """
+
+    name: str
+    title: str
+    script: str
+    marks: tuple[str, ...]
+    observe: str
+    method: Callable[[Arguments], str]
+    shims: tuple[str, ...] = ()
+    refuse: Callable[[Arguments], str | None] = _nothing
+    targets: Callable[[Any], Any] = _second
+    condensed: Callable[[Any, npt.NDArray[np.int64]], Any] = _whole
+    checkpoint: tuple[str, str] | None = None
+
+    def knows(self, root: Path) -> bool:
+        """Whether ``root`` is a checkout of this codebase."""
+        return all((root / name).is_file() for name in (self.script, *self.marks))
+
+
+def profiles() -> Iterator[Profile]:
+    """All profiles; where two know a repository, the earlier is meant."""
+    for module in MODULES:
+        yield import_module(f".{module}", __package__).PROFILE
+
+
+def find(script: Path, name: str | None = None) -> Profile:
+    """The profile for a training script, by the files around it, or by its name.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    known = list(profiles())
+    if name is not None:
+        for profile in known:
+            if profile.name == name:
+                return profile
+        raise ValueError(f"there is no profile {name!r}; there are {', '.join(p.name for p in known)}")
+    script = script.resolve()
+    for profile in known:
+        depth = profile.script.count("/")
+        root = script.parents[depth] if len(script.parents) > depth else script.parent
+        if profile.knows(root):
+            if script == (root / profile.script).resolve():
+                return profile
+            raise ValueError(
+                f"{script.name} is not the script that trains a student in {profile.title}: that is {profile.script}"
+            )
+    raise ValueError(
+        f"no profile knows the repository of {script}. Known are {', '.join(p.title for p in known)}. To add one is "
+        "to write a module of a few dozen lines (docs/adapters.md); for a training loop of your own, three lines with "
+        "kcd_core.wrap_loader do (README.md). If it is a known repository that was changed, name it with --profile"
+    )
+
+
+def option(arguments: Arguments, *names: str, default: str = "") -> str:
+    """The last value that ``arguments`` give to an option, as ``--name value`` or ``--name=value``."""
+    found = default
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in names:
+            found = value if equals else next(iter(arguments[place + 1 : place + 2]), default)
+    return found

@@ -1,0 +1,84 @@
+"""KCD's state beside the checkpoints of a host that can resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kcd_core import CondensationHistory, distributed
+from kcd_core.tracker import check_same
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .hosted import HostedLoader
+
+__all__ = ["Checkpoints"]
+
+VERSION = 1
+NEEDS = ("epochs", "drawn", "observed", "tracker", "sampler", "history")
+
+
+class Checkpoints:
+    """Saves and loads ``PATH.kcd`` whenever the host saves or loads ``PATH``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._loaded: Any = None
+
+    def save(self, checkpoint: Any, path: Any) -> None:
+        """Called after the host saved. A checkpoint without an optimizer is not one to resume from."""
+        engine, train = self._engine, self._engine.train
+        if train is None or not (isinstance(checkpoint, dict) and "optimizer" in checkpoint):
+            return
+        if distributed.rank() > 0:
+            return
+        state = {
+            **self._identity(train),
+            "epochs": engine.epochs,
+            "drawn": [engine.drawn, train.drawn],
+            "observed": [engine.observed, train.observed],
+            "tracker": train.tracker.state_dict(),
+            "sampler": train.sampler.state_dict(),
+            "history": train.history.state_dict(),
+        }
+        torch.save(state, f"{path}.kcd")
+
+    def load(self, path: Any) -> None:
+        """Called after the host loaded: a teacher, too, which has no such file beside it."""
+        if Path(f"{path}.kcd").is_file():
+            self._loaded = torch.load(f"{path}.kcd", map_location="cpu", weights_only=True)
+
+    def restore(self, hosted: HostedLoader) -> None:
+        """Give a loader the state that was loaded, if it is of its size.
+
+        Raises
+        ------
+        ValueError
+            If it was saved with other settings. Nothing is changed then.
+        """
+        state, engine = self._loaded, self._engine
+        if state is None or state.get("num_samples") != hosted.sampler.num_samples:
+            return
+        check_same(state, self._identity(hosted), "run", needs=NEEDS)
+        hosted.tracker.load_state_dict(state["tracker"])
+        hosted.sampler.load_state_dict(state["sampler"])
+        hosted.history = CondensationHistory.from_state(state["history"])
+        engine.epochs = state["epochs"]
+        # The pass it was saved in ends when the next begins, as ever.
+        engine.drawn, hosted.drawn = state["drawn"]
+        engine.observed, hosted.observed = state["observed"]
+        self._loaded = None
+        engine.choose(hosted)
+        engine.say(f"resumed after epoch {engine.epochs + bool(hosted.observed)}")
+
+    def _identity(self, hosted: HostedLoader) -> dict[str, Any]:
+        settings = self._engine.settings
+        names = ("alpha", "min_weight", "mixing", "value", "negatives")
+        return {
+            "version": VERSION,
+            "num_samples": hosted.sampler.num_samples,
+            "schedule": self._engine.schedule.state_dict(),
+            **{name: getattr(settings, name) for name in names},
+        }

@@ -1,0 +1,83 @@
+"""``kcd run``: a training script of a known repository, with KCD, and the checkout untouched."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing.spawn
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+from .settings import VARIABLE, Settings
+
+__all__ = ["HELP", "configure", "run"]
+
+HELP = "run a training script of a known repository with KCD, without changing it"
+SCRIPT = "KCD_SCRIPT"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.epilog = "Put kcd's own options before SCRIPT; everything after it belongs to the script."
+    Settings.add_arguments(parser)
+    parser.add_argument("script", metavar="SCRIPT", help="the script, as you would give it to python")
+    parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments")
+
+
+def run(args: argparse.Namespace) -> int:
+    """``kcd run``: the script's own exit status, or 2 where it can't run with KCD."""
+    script = Path(args.script)
+    if not script.is_file():
+        raise FileNotFoundError(f"there is no script {args.script}")
+    settings = Settings.from_args(args)
+    from .engine import install  # torch is imported no earlier than needed
+    from .profiles import find
+
+    profile = find(script, settings.profile)
+    # As `python SCRIPT ARGS` sets them. The absolute path is for processes that the script spawns.
+    sys.argv = [args.script, *args.arguments]
+    sys.path[0] = str(script.resolve().parent)
+    engine = install(settings, profile, args.arguments)
+    _prepare_children(settings, script.resolve())
+    try:
+        runpy.run_path(str(script.resolve()), run_name="__main__")
+    except SystemExit:
+        engine.close()
+        raise
+    except Exception:  # the script's own: shown as python shows it, not as one of kcd's
+        sys.excepthook(*sys.exc_info())
+        return 1
+    engine.close()
+    return 0
+
+
+def _prepare_children(settings: Settings, script: Path) -> None:
+    """Let processes that are spawned install KCD before they import the script again.
+
+    They import what they take for the main script first of all; it is made to be `kcd_adapters.child`.
+    """
+    os.environ[VARIABLE] = settings.to_json()
+    os.environ[SCRIPT] = str(script)
+    original = multiprocessing.spawn.get_preparation_data
+
+    def get_preparation_data(name: str) -> dict[str, Any]:
+        data = original(name)
+        data.pop("init_main_from_name", None)
+        data["init_main_from_path"] = str(Path(__file__).with_name("child.py"))
+        return data
+
+    multiprocessing.spawn.get_preparation_data = get_preparation_data
+
+
+def run_in_child() -> dict[str, Any]:
+    """What the script defines, run as its own children run it, after KCD was installed."""
+    from .engine import install
+
+    script = os.environ[SCRIPT]
+    settings = Settings.from_environment()
+    from .profiles import find
+
+    install(settings, find(Path(script), settings.profile))
+    return runpy.run_path(script, run_name="__mp_main__")
