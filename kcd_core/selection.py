@@ -1,12 +1,13 @@
 """Exact ranks at the cut points, without a full sort.
 
 A *ranking* puts the highest score first and breaks ties by the lower index. Only three places of it
-are ever needed (the cut, and the ends of the window around it), so ``np.partition`` finds the scores
-there in O(N), and only what lies strictly inside the window is sorted.
+are ever needed (the cut, and the ends of the window around it), so a partition finds the scores there
+in O(N), and only the window is sorted. What runs over all points runs in blocks that fit the cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ __all__ = ["rank_scores", "rank_window", "scores_at_ranks", "top"]
 
 Scores = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+_BLOCK = 1 << 16
 
 
 def rank_scores(value: npt.NDArray[Any], count: npt.NDArray[Any], alpha: float) -> Scores:
@@ -30,28 +34,56 @@ def rank_scores(value: npt.NDArray[Any], count: npt.NDArray[Any], alpha: float) 
     Returns
     -------
     float64 array [N]
+
+    Raises
+    ------
+    ValueError
+        If a point with F > 0 has a value that is not finite.
     """
     # One power per distinct count instead of one per point: counts are small integers.
     powers = np.arange(int(count.max()) + 1, dtype=np.float64) ** alpha
-    score: Scores = np.take(powers, count)
-    score *= value
-    score[count == 0] = np.inf
+    score: Scores = np.empty(len(value))
+    finite = True
+    with np.errstate(invalid="ignore"):  # where F is 0, the value may be anything
+        for block in _blocks(len(value)):
+            part, counted = score[block], count[block]
+            # Every count is inside the table; "clip" only spares the buffer that "raise" needs.
+            np.take(powers, counted.astype(np.intp, copy=False), out=part, mode="clip")
+            part *= value[block]
+            finite = finite and bool(np.isfinite(part).all())
+            if counted.min() == 0:
+                part[counted == 0] = np.inf
+    if not finite:
+        _check_finite(value, count)
     return score
 
 
+def _check_finite(value: npt.NDArray[Any], count: npt.NDArray[Any]) -> None:
+    wrong = ~np.isfinite(value)
+    wrong &= count > 0
+    if wrong.any():
+        raise ValueError(
+            f"value must be finite where count > 0; {int(wrong.sum())} points are not, "
+            f"the first at index {int(wrong.argmax())}"
+        )
+
+
 def scores_at_ranks(score: Scores, ranks: list[int]) -> list[float]:
-    """The scores at the given 0-based ranks, highest first."""
+    """The scores at the given 0-based ranks."""
     n = len(score)
-    places = [n - 1 - rank for rank in ranks]
-    ordered = np.partition(score, sorted(set(places)))
-    return [float(ordered[place]) for place in places]
+    ordered, end = score.copy(), n
+    for place in sorted({n - 1 - rank for rank in ranks}, reverse=True):
+        ordered[:end].partition(place)  # what lies above the last place is in its place already
+        end = place
+    return [float(ordered[n - 1 - rank]) for rank in ranks]
 
 
 def top(score: Scores, size: int, cut: float) -> Indices:
     """The indices of ranks ``0 .. size-1``, ascending. ``cut`` is the score at rank ``size-1``."""
-    keep = score > cut
-    short = size - int(np.count_nonzero(keep))
-    keep[np.flatnonzero(score == cut)[:short]] = True
+    keep = score >= cut
+    surplus = int(np.count_nonzero(keep)) - size
+    if surplus:
+        keep[np.flatnonzero(score == cut)[-surplus:]] = False
     return np.flatnonzero(keep).astype(np.int64, copy=False)
 
 
@@ -59,14 +91,63 @@ def rank_window(score: Scores, start: int, stop: int, high: float, low: float) -
     """The indices of ranks ``start .. stop-1``, in ranking order.
 
     ``high`` and ``low`` are the scores at ranks ``start`` and ``stop-1``. Points tied with one of
-    them are taken by index and never sorted, so a crowd of equal scores costs nothing.
+    them but outside the window are taken out by index and never sorted, so a crowd of equal scores
+    costs little.
     """
-    above = int(np.count_nonzero(score > high))  # ranks before the ties with ``high``
-    ties = np.flatnonzero(score == high)
-    if high == low:
-        return ties[start - above : stop - above]
-    inside = np.flatnonzero((score < high) & (score > low))
-    inside = inside[np.argsort(-score[inside], kind="stable")]
-    first = ties[start - above :]
-    last = np.flatnonzero(score == low)[: stop - start - len(first) - len(inside)]
-    return np.concatenate([first, inside, last]).astype(np.int64, copy=False)
+    inside = np.empty(len(score), bool)
+    for block in _blocks(len(score)):
+        np.logical_and(score[block] >= low, score[block] <= high, out=inside[block])
+    surplus = int(np.count_nonzero(inside)) - (stop - start)
+    if surplus:
+        before = start - int(np.count_nonzero(score > high))  # ties with ``high`` ranked before it
+        inside[np.flatnonzero(score == high)[:before]] = False
+        if surplus > before:
+            inside[np.flatnonzero(score == low)[before - surplus :]] = False
+    return _in_ranking_order(score, inside, stop - start, high, low)
+
+
+def _in_ranking_order(score: Scores, inside: Mask, size: int, high: float, low: float) -> Indices:
+    """The indices where ``inside`` is set, in ranking order. ``high`` and ``low``: the ends of their scores.
+
+    Sorts integers, which hold the score's distance from ``high`` in their upper bits and the index in
+    the lower ones: several times faster than an ``argsort``, and stable. Where the distance has not
+    enough bits to tell scores apart, the few points concerned are sorted again.
+    """
+    first, last = (int(_ordinal(np.array([x]))[0]) for x in (high, low))
+    index_bits = (len(score) - 1).bit_length()
+    lost_bits = max(0, (first - last).bit_length() + index_bits - 64)
+    keys = np.empty(size, np.uint64)
+    filled = 0
+    for block in _blocks(len(score)):
+        places = np.flatnonzero(inside[block])
+        key = (first - _ordinal(score[block][places])).view(np.uint64)
+        key >>= np.uint64(lost_bits)
+        key <<= np.uint64(index_bits)
+        places += block.start
+        key |= places.view(np.uint64)
+        keys[filled : filled + len(key)] = key
+        filled += len(key)
+    keys.sort()
+    level = keys >> np.uint64(index_bits)
+    keys &= np.uint64((1 << index_bits) - 1)
+    order: Indices = keys.view(np.int64)
+    if lost_bits:
+        same = level[1:] == level[:-1]
+        again = np.zeros(size, bool)
+        again[1:] = same
+        again[:-1] |= same
+        places = np.flatnonzero(again)
+        points = order[places]
+        order[places] = points[np.lexsort((-score[points], level[places]))]
+    return order
+
+
+def _ordinal(x: Scores) -> npt.NDArray[np.int64]:
+    """Integers in the order of the floats, equal for equal ones: IEEE's bits, mirrored where negative."""
+    bits = (x + 0.0).view(np.int64)  # -0.0 + 0.0 is 0.0
+    bits ^= (bits >> 63) & np.int64(2**63 - 1)
+    return bits
+
+
+def _blocks(length: int) -> Iterator[slice]:
+    return (slice(start, min(start + _BLOCK, length)) for start in range(0, length, _BLOCK))
