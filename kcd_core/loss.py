@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ._arrays import dtype_name, is_integer
 from .tracker import KnowledgeValueTracker
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class CondensedLoss(torch.nn.Module):
             )
         if self.training:
             self.tracker.update(indices, student_logits, teacher_logits=teacher_logits, targets=targets)
-        keep = self._lookup(indices)
+        keep = self._lookup(indices, len(losses))
         # where(), not a product: a dropped sample's loss may be infinite, and 0 * inf is NaN.
         kept_losses = losses.where(keep, 0)
         if self.reduction == "none":
@@ -156,11 +157,18 @@ class CondensedLoss(torch.nn.Module):
             return kept_losses.sum()
         return kept_losses.sum() / keep.sum().clamp(min=1)
 
-    def _lookup(self, indices: Any) -> torch.Tensor:
+    def _lookup(self, indices: Any, batch_size: int) -> torch.Tensor:
+        # In training mode the tracker has looked already; in evaluation nobody else does.
         place = torch.as_tensor(indices)
+        if not is_integer(place):
+            raise TypeError(f"indices must be integers, got dtype {dtype_name(place)}")
+        if place.shape != (batch_size,):
+            raise ValueError(
+                f"indices must be [{batch_size}], one index per sample, got shape {tuple(place.shape)}"
+            )
         if (
             place.device.type == "cpu"
-            and len(place)
+            and batch_size
             and not 0 <= place.min() <= place.max() < self.num_samples
         ):
             raise IndexError(f"indices must lie in 0 .. {self.num_samples - 1}")
