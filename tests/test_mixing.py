@@ -1,0 +1,568 @@
+"""Mixing: pixels against a naive, stage-by-stage mixing of a copy of all images."""
+
+import functools
+import hashlib
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    SCHEDULE,
+    Cifar,
+    Mnist,
+    Naive,
+    Pair,
+    Plain,
+    entropy_of,
+    index_of,
+    logits_of,
+    run_epoch,
+    wrap,
+)
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+
+import kcd_core as kcd
+from kcd_core.mixing import MixRecipes, carry_out, default_mixer, has_arrays
+
+N = 40
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+def digest(data):
+    return hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()
+
+
+def train_and_compare(loader, images, read, *, epochs=8, fresh=False):
+    """Every pixel of every batch is that of the naive mixing; gives how many drawn images were mixed."""
+    naive = Naive(N, images=images, fresh=fresh)
+    mixed = 0
+    for epoch in range(1, epochs + 1):
+        for batch in loader:
+            indices = index_of(batch)
+            pixels = read(batch)
+            assert pixels.dtype == naive.images.dtype
+            np.testing.assert_array_equal(pixels, naive.images[indices])
+            mixed += int((naive.images[indices] != naive.original[indices]).any((1, 2)).sum())
+            naive.record(indices, entropy_of(logits_of(indices, epoch)))
+            loader.record(logits_of(indices, epoch))
+        assert loader.end_epoch().stage == epoch
+        naive.stage()
+        assert loader.sampler.kept.tolist() == naive.kept
+    return mixed
+
+
+def flat(x):
+    return np.asarray(x).reshape(len(x), -1, np.asarray(x).shape[-1])
+
+
+# -- against the naive reference --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("mixing", ["cumulative", "fresh"])
+def test_arrays_through_the_loader(mixing, workers):
+    dataset = Cifar(N)
+    before = digest(dataset.data)
+    loader = wrap(dataset, num_workers=workers, kcd_options={"mixing": mixing})
+    naive_images = flat(dataset.data)
+    mixed = train_and_compare(loader, naive_images, lambda b: flat(b[0].numpy()), fresh=mixing == "fresh")
+    assert mixed >= 16
+    assert digest(dataset.data) == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("mixing", ["cumulative", "fresh"])
+@pytest.mark.parametrize("kind", ["tuple", "dict"])
+def test_samples_through_the_loader(mixing, workers, kind):
+    dataset = Plain(N, kind)
+    before = digest(dataset.images.numpy())
+    mixer = functools.partial(kcd.mix_samples, fields=["image"]) if kind == "dict" else "samples"
+    loader = wrap(dataset, num_workers=workers, kcd_options={"mixing": mixing, "mixer": mixer})
+
+    def read(batch):
+        return (batch["image"] if kind == "dict" else batch[0]).numpy()
+
+    assert train_and_compare(loader, dataset.images.numpy(), read, fresh=mixing == "fresh") >= 16
+    assert digest(dataset.images.numpy()) == before
+
+
+def test_mnist_through_the_loader():
+    dataset = Mnist(N)
+    before = digest(dataset.data.numpy())
+    loader = wrap(dataset)
+    assert train_and_compare(loader, dataset.data.numpy(), lambda b: b[0].numpy()) >= 16
+    assert digest(dataset.data.numpy()) == before
+
+
+def test_no_mixing():
+    dataset = Cifar(N)
+    loader = wrap(dataset, kcd_options={"mixing": None})
+    for _ in range(5):
+        run_epoch(loader, seen=lambda i, b: np.testing.assert_array_equal(b[0], dataset.data[i]))
+    assert len(loader.sampler.recipes) == 0
+
+
+def test_targets_are_the_tail_points_and_so_is_all_else():
+    for kind in ("tuple", "list", "namedtuple", "nested"):
+        dataset = Plain(N, kind)
+        loader = wrap(dataset, kcd_options={"return_index": True})
+        for _ in range(4):
+            for indices, batch in loader:
+                assert index_of(batch) == indices.tolist()
+                assert type(batch) is type(default_collate([dataset[0]]))
+                loader.record(logits_of(indices, loader.epoch))
+            loader.end_epoch()
+
+
+# -- the authors' recordings --------------------------------------------------------------------------------
+
+
+class Recorded(Dataset):
+    def __init__(self, images):
+        self.data = images
+
+    def __getitem__(self, index):
+        return self.data[index], index
+
+    def __len__(self):
+        return len(self.data)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", ["v3_n300", "v3_n397_tau60"])
+def test_recorded_images_through_the_loader(name, workers):
+    """Sets and pixels of the authors' code, at every stage, for every image that is drawn."""
+    golden = np.load(GOLDEN / f"{name}.npz")
+    n, period, stages = int(golden["N"]), int(golden["T"]), int(golden["stages_run"])
+    schedule = kcd.CondensationSchedule(ratio=float(golden["tau"]), stages=6, period=period)
+    loader = kcd.wrap_loader(
+        DataLoader(Recorded(golden["images0"]), batch_size=64, shuffle=True, num_workers=workers,
+                   persistent_workers=workers > 0),
+        schedule=schedule, mixing="cumulative", value=lambda logits: logits[:, 0],
+    )  # fmt: skip
+    epoch = 0
+    for stage in range(1, stages + 1):
+        for _ in range(period):
+            values = golden["entropy_record"][:, epoch]
+            epoch += 1
+            if epoch % period == 1:  # the drawn samples' values come in through the loop itself, now and then
+                for batch in loader:
+                    column = torch.from_numpy(values[batch[1].numpy()])
+                    loader.record(torch.stack([column, column], 1))
+            else:
+                drawn = np.flatnonzero(values >= 0)
+                loader.record(np.stack([values[drawn]] * 2, 1), indices=drawn)
+            chosen = loader.end_epoch()
+        assert chosen.stage == stage
+        assert chosen.kept.tolist() == sorted(golden[f"kept_{stage}"].tolist())
+        assert chosen.tail.tolist() == golden[f"tail_{stage}"].tolist()
+        assert chosen.dropped.tolist() == golden[f"dropped_{stage}"].tolist()
+        images, drawn = golden[f"images_{stage}"], 0
+        for batch in loader:
+            np.testing.assert_array_equal(batch[0], images[batch[1]])
+            drawn += len(batch[1])
+        assert drawn == len(chosen.kept)
+        loader.load_state_dict({**loader.state_dict(), "position": 0})  # that was a look, not training
+        # what the authors' code overwrote is the same for the points that are not drawn, too
+        for index in range(n):
+            image, _ = kcd.mix_arrays(Recorded(golden["images0"]), index, loader.sampler.steps(index))
+            np.testing.assert_array_equal(image, images[index])
+
+
+# -- recipes ------------------------------------------------------------------------------------------------
+
+
+def random_stages(n, stages, mixed, seed):
+    """(tail, dropped, weights) of each stage: within one, no point is in both."""
+    rng = np.random.default_rng(seed)
+    for _ in range(stages):
+        points = rng.permutation(n)[: 2 * mixed]
+        yield points[:mixed], points[mixed:], rng.uniform(0.7, 1, mixed).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_recipes_of_random_stages(seed):
+    """Points are tail and dropped again and again, in any order."""
+    n = 12
+    images = np.random.default_rng(seed).integers(0, 256, (n, 3, 3), dtype=np.uint8)
+    recipes, now = MixRecipes(), images.copy()
+    for stage, (tail, dropped, weights) in enumerate(random_stages(n, 15, 4, seed), 1):
+        recipes = recipes.with_stage(tail, dropped, weights, stage)
+        before = now.copy()
+        for a, b, w in zip(tail, dropped, weights, strict=True):
+            now[a] = (
+                before[a].astype(np.float32) * w + before[b].astype(np.float32) * np.float32(1 - float(w))
+            ).astype(np.uint8)
+        for i in range(n):
+            np.testing.assert_array_equal(carry_out(i, recipes.steps(i), images.__getitem__), now[i])
+    everything = np.arange(n)
+    assert recipes.contains(everything).tolist() == [len(recipes.steps(i)) > 0 for i in everything]
+    assert len(recipes) == 60
+
+
+class Counting:
+    """An image array that counts how often each image is read."""
+
+    def __init__(self, images):
+        self.images, self.reads = images, np.zeros(len(images), int)
+        self.ndim, self.shape = images.ndim, images.shape
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.reads[index] += 1
+        return self.images[index]
+
+
+def test_two_thousand_stages_deep():
+    """No recursion, and every raw image read once."""
+    n = 50
+    images = np.random.default_rng(0).integers(0, 256, (n, 2, 2), dtype=np.uint8)
+    recipes, now = MixRecipes(), images.copy()
+    for stage, (tail, dropped, weights) in enumerate(random_stages(n, 2000, 3, 1), 1):
+        recipes = recipes.with_stage(tail, dropped, weights, stage)
+        before = now.copy()
+        for a, b, w in zip(tail, dropped, weights, strict=True):
+            now[a] = (
+                before[a].astype(np.float32) * w + before[b].astype(np.float32) * np.float32(1 - float(w))
+            ).astype(np.uint8)
+    assert max(len(recipes.steps(i)) for i in range(n)) > 5000
+    for i in range(0, n, 7):
+        counting = Counting(images)
+        np.testing.assert_array_equal(carry_out(i, recipes.steps(i), counting.__getitem__), now[i])
+        assert counting.reads.max() == 1
+
+
+def test_a_chain_two_thousand_stages_long():
+    """Each stage's tail takes in the tail of the one before."""
+    stages = 2000
+    recipes = MixRecipes(
+        np.arange(1, stages + 1), np.arange(stages), np.full(stages, 0.75), np.arange(1, stages + 1)
+    )
+    steps = recipes.steps(stages)
+    assert len(steps) == stages
+    assert steps[0] == (1, 0, 0.75)
+    image = carry_out(stages, steps, lambda i: np.full((1,), float(i)))
+    expected = 0.0
+    for i in range(1, stages + 1):
+        expected = 0.75 * i + 0.25 * expected
+    assert image[0] == pytest.approx(expected)
+
+
+def test_recipe_takes_the_source_as_it_was_before_the_stage():
+    recipes = MixRecipes([1, 0, 1], [0, 2, 0], [0.5, 0.5, 0.5], [1, 2, 3])
+    assert recipes.steps(1) == ((1, 0, 0.5), (0, 2, 0.5), (1, 0, 0.5))
+    assert recipes.steps(0) == ((0, 2, 0.5),)
+    assert recipes.steps(2) == ()
+    assert MixRecipes().steps(3) == ()
+
+
+class CountingArray(np.ndarray):
+    reads = None
+
+    def __getitem__(self, index):
+        self.reads[index] += 1
+        return np.asarray(self)[index]
+
+
+def test_each_raw_image_is_read_once_by_a_fetch():
+    dataset = Cifar(N)
+    dataset.data = dataset.data.view(CountingArray)
+    dataset.data.reads = np.zeros(N, int)
+    recipes = MixRecipes([3, 3, 5, 7], [5, 6, 6, 8], [0.8, 0.8, 0.8, 0.9], [1, 2, 1, 1])
+    kcd.mix_arrays(dataset, 3, recipes.steps(3))
+    assert np.flatnonzero(dataset.data.reads).tolist() == [3, 5, 6]
+    assert dataset.data.reads.max() == 1
+
+
+# -- mix_arrays ---------------------------------------------------------------------------------------------
+
+STEPS = ((2, 7, 0.75),)
+
+
+def mixed_by_hand(data, weight=0.75):
+    return (
+        data[2].astype(np.float32) * np.float32(weight) + data[7].astype(np.float32) * np.float32(1 - weight)
+    ).astype(data.dtype)
+
+
+def test_mix_arrays_runs_the_users_getitem_on_the_mixed_image():
+    class Mine(Cifar):
+        """A subclass with an item of its own (as CRD's): the index, and random numbers."""
+
+        def __getitem__(self, index):
+            image, target = super().__getitem__(index)
+            assert type(self) is Mine
+            return image, target, index, len(self), np.random.default_rng(0).random()
+
+    dataset = Mine(N, transform=lambda image: image.astype(np.float64) / 255)
+    image, *rest = kcd.mix_arrays(dataset, 2, STEPS)
+    np.testing.assert_array_equal(image, mixed_by_hand(dataset.data) / 255)
+    assert rest == [2, 2, N, np.random.default_rng(0).random()]
+
+
+def test_mix_arrays_on_a_tensor():
+    dataset = Mnist(N)
+    image, target = kcd.mix_arrays(dataset, 2, STEPS)
+    assert image.dtype == torch.uint8
+    np.testing.assert_array_equal(image, mixed_by_hand(dataset.data.numpy()))
+    assert target == 2
+
+
+def test_mix_arrays_through_subsets():
+    base = Cifar(N)
+    inner = Subset(base, list(range(N))[::-1])
+    outer = Subset(inner, np.arange(0, N, 2))  # outer[i] is base[N - 1 - 2 i]
+    image, target = kcd.mix_arrays(outer, 1, ((1, 3, 0.75),))
+    a, b = base.data[N - 3].astype(np.float32), base.data[N - 7].astype(np.float32)
+    np.testing.assert_array_equal(image, (a * np.float32(0.75) + b * np.float32(0.25)).astype(np.uint8))
+    assert target == N - 3
+    assert outer.dataset is inner
+    assert inner.dataset is base
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_subset_through_the_loader(workers):
+    base = Cifar(2 * N)
+    subset = Subset(base, list(range(1, 2 * N, 2)))
+    loader = wrap(subset, num_workers=workers, kcd_options={"return_index": True})
+    naive = Naive(N, images=base.data[1::2])
+    for epoch in range(1, 5):
+        for indices, batch in loader:
+            np.testing.assert_array_equal(batch[0], naive.images[indices])
+            assert batch[1].tolist() == (2 * indices + 1).tolist()
+            naive.record(indices.tolist(), entropy_of(logits_of(indices, epoch)))
+            loader.record(logits_of(indices, epoch))
+        loader.end_epoch()
+        naive.stage()
+    assert len(loader.sampler.recipes) > 0
+
+
+@pytest.mark.parametrize("key", [lambda i: i, np.int64, torch.tensor, lambda i: i - N])
+def test_mix_arrays_reads_any_spelling_of_the_index(key):
+    class Mine(Cifar):
+        def __getitem__(self, index):
+            return self.data[key(index)]
+
+    np.testing.assert_array_equal(kcd.mix_arrays(Mine(N), 2, STEPS), mixed_by_hand(Mine(N).data))
+
+
+def test_mix_arrays_leaves_other_images_as_they_are():
+    class Neighbours(Cifar):
+        def __getitem__(self, index):
+            return self.data[index], self.data[index + 1], self.data.shape, len(self.data)
+
+    dataset = Neighbours(N)
+    image, neighbour, shape, length = kcd.mix_arrays(dataset, 2, STEPS)
+    np.testing.assert_array_equal(image, mixed_by_hand(dataset.data))
+    np.testing.assert_array_equal(neighbour, dataset.data[3])
+    assert (shape, length) == (dataset.data.shape, N)
+
+
+class NeverReads(Cifar):
+    def __init__(self, n):
+        super().__init__(n)
+        self.images = self.data
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+class ReadsSlices(Cifar):
+    def __getitem__(self, index):
+        return self.data[index : index + 1]
+
+
+class Fixed(Cifar):
+    data = property(lambda self: self._data, lambda self, x: self._set(x))
+
+    def _set(self, x):
+        if "_data" in self.__dict__:
+            raise AttributeError("read only")
+        self._data = x
+
+
+@pytest.mark.parametrize(
+    ("dataset", "reason"),
+    [
+        (NeverReads(N), r"NeverReads.__getitem__ did not read its image as self.data\[index\]"),
+        (ReadsSlices(N), r"reads one image as self.data\[index\], got self.data\[slice"),
+        (Fixed(N), r"Fixed.data in a copy, and it can't be set"),
+        (Plain(N), "Plain has none; use mixer=mix_samples"),
+        ([1, 2, 3, 4, 5, 6, 7, 8], "list has none"),
+    ],
+)
+def test_mix_arrays_refuses_what_it_would_get_wrong(dataset, reason):
+    with pytest.raises(TypeError, match=reason):
+        kcd.mix_arrays(dataset, 2, STEPS)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_set_that_never_reads_its_data_is_a_type_error_at_the_first_fetch(workers):
+    loader = wrap(NeverReads(N), num_workers=workers)
+    for batch in loader:
+        loader.record(logits_of(range(len(batch)), 1), indices=range(len(batch)))
+    loader.end_epoch()
+    with pytest.raises(TypeError, match=r"did not read its image as self.data\[index\]"):
+        list(loader)
+
+
+def test_random_transforms_run_once_a_sample():
+    calls = []
+
+    def transform(image):
+        calls.append(image.copy())
+        return (
+            image[:, ::-1].astype(np.float32)
+            if np.random.default_rng(len(calls)).random() < 0.5
+            else image.astype(np.float32)
+        )
+
+    dataset = Cifar(N, transform)
+    kcd.mix_arrays(dataset, 2, STEPS)
+    assert len(calls) == 1
+    np.testing.assert_array_equal(calls[0], mixed_by_hand(dataset.data))
+
+
+def test_which_mixer_is_the_default():
+    assert default_mixer(Cifar(N)) is kcd.mix_arrays
+    assert default_mixer(Mnist(N)) is kcd.mix_arrays
+    assert default_mixer(Subset(Subset(Cifar(N), [1, 2]), [0])) is kcd.mix_arrays
+    assert default_mixer(Plain(N)) is kcd.mix_samples
+    assert default_mixer(list(range(5))) is kcd.mix_samples
+    short = Cifar(N)
+    short.targets, short.data = short.targets, short.data[:7]
+    assert has_arrays(short)
+    listed = Cifar(N)
+    listed.data = list(listed.data)  # of paths, say
+    assert default_mixer(listed) is kcd.mix_samples
+    scalars = Cifar(N)
+    scalars.data = np.arange(N)
+    assert default_mixer(scalars) is kcd.mix_samples
+
+
+def test_wrapping_fetches_nothing():
+    class Untouchable(Plain):
+        def __getitem__(self, index):
+            raise AssertionError("fetched")
+
+    wrap(Untouchable(N)).state_dict()
+
+
+# -- mix_samples --------------------------------------------------------------------------------------------
+
+
+def blended(a, b, weight=0.75):
+    return a * weight + b * (1 - weight)
+
+
+def test_mix_samples_of_every_form():
+    dataset = Plain(N)
+    expected = blended(dataset.images[2], dataset.images[7])
+    for kind in ("tuple", "list", "namedtuple"):
+        sample = kcd.mix_samples(Plain(N, kind), 2, STEPS)
+        assert torch.equal(sample[0], expected)
+        assert sample[1] == 2
+        assert type(sample) is {"tuple": tuple, "list": list, "namedtuple": Pair}[kind]
+    bare = kcd.mix_samples(Plain(N, "tensor"), 2, STEPS)
+    assert torch.equal(bare, blended(Plain(N, "tensor")[2], Plain(N, "tensor")[7]))
+    named = kcd.mix_samples(Plain(N, "dict"), 2, STEPS, fields=["image"])
+    assert torch.equal(named["image"], expected)
+    assert (named["target"], named["name"]) == (2, "sample 2")
+    arrays = [np.full((2, 2), i, np.float32) for i in range(9)]
+    np.testing.assert_array_equal(kcd.mix_samples(arrays, 2, STEPS), np.full((2, 2), 3.25, np.float32))
+
+
+def test_mix_samples_mixes_the_fields_named():
+    dataset = [(torch.full((2,), float(i)), i, torch.full((3,), 10.0 * i)) for i in range(9)]
+    sample = kcd.mix_samples(dataset, 2, STEPS, fields=[0, 2])
+    assert sample[0].tolist() == [3.25] * 2
+    assert sample[1] == 2
+    assert sample[2].tolist() == [32.5] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_mix_samples_keeps_the_dtype(dtype):
+    dataset = [torch.full((3,), i / 3, dtype=dtype) for i in range(9)]
+    mixed = kcd.mix_samples(dataset, 2, STEPS)
+    assert mixed.dtype == dtype
+    assert mixed.double().tolist() == pytest.approx([3.25 / 3] * 3, rel=1e-2)
+
+
+def test_mix_samples_fetches_each_sample_once():
+    calls = []
+
+    class Calls(Plain):
+        def __getitem__(self, index):
+            calls.append(index)
+            return super().__getitem__(index)
+
+    kcd.mix_samples(Calls(N), 2, ((7, 9, 0.8), (2, 7, 0.8), (2, 9, 0.9)))
+    assert sorted(calls) == [2, 7, 9]
+
+
+def test_mix_samples_writes_nothing_to_what_the_data_set_gave():
+    samples = [{"image": torch.full((2,), float(i))} for i in range(9)]
+    kcd.mix_samples(samples, 2, STEPS, fields=["image"])
+    assert [s["image"].tolist() for s in samples] == [[float(i)] * 2 for i in range(9)]
+    lists = [[torch.full((2,), float(i)), i] for i in range(9)]
+    kcd.mix_samples(lists, 2, STEPS)
+    assert [s[0].tolist() for s in lists] == [[float(i)] * 2 for i in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "error", "reason"),
+    [
+        (Plain(N, "dict"), {}, TypeError, "can't tell what to mix in a dict"),
+        (Plain(N, "dict"), {"fields": ["target"]}, TypeError, "field 'target' can't be mixed: .*got int"),
+        (Plain(N, "dict"), {"fields": ["name"]}, TypeError, "got str"),
+        (Plain(N, "dict"), {"fields": ["picture"]}, KeyError, "picture"),
+        (Plain(N), {"fields": [1]}, TypeError, "field 1 can't be mixed"),
+        ([(torch.zeros(3, dtype=torch.uint8), 1)] * 9, {}, TypeError, "integers are never mixed, got dtype uint8"),
+        ([torch.zeros(3, dtype=torch.int64)] * 9, {}, TypeError, "integers are never mixed"),
+        ([np.zeros(3, bool)] * 9, {}, TypeError, "dtype bool"),
+        ([("an image", 1)] * 9, {}, TypeError, "got str"),
+        ([1.0] * 9, {}, TypeError, "can't tell what to mix in a float"),
+        ([torch.zeros(i) for i in range(9)], {}, ValueError, r"samples 2 and 7 .* \(2,\) and \(7,\)"),
+    ],
+)  # fmt: skip
+def test_mix_samples_refuses(dataset, options, error, reason):
+    with pytest.raises(error, match=reason):
+        kcd.mix_samples(dataset, 2, STEPS, **options)
+
+
+def test_dict_without_fields_is_a_type_error_at_the_first_mixed_fetch():
+    loader = wrap(Plain(N, "dict"))
+    run_epoch(loader)
+    with pytest.raises(TypeError, match=r"fields=\[...\]"):
+        list(loader)
+
+
+# -- a mixer of one's own -----------------------------------------------------------------------------------
+
+
+def test_own_mixer():
+    got = []
+
+    def mixer(dataset, index, steps):
+        got.append((index, steps))
+        return dataset[index]
+
+    loader = wrap(Plain(N), kcd_options={"mixer": mixer})
+    run_epoch(loader, end=False)
+    chosen = loader.end_epoch()
+    assert got == []
+    run_epoch(loader)
+    pairs = zip(chosen.tail.tolist(), chosen.dropped.tolist(), chosen.weights.tolist(), strict=True)
+    assert dict(got) == {a: ((a, b, w),) for a, b, w in pairs}
+    assert len(got) == 6
+
+
+def test_weights_run_from_one_to_just_over_the_least():
+    loader = wrap(Plain(N), kcd_options={"min_weight": 0.4}, schedule=SCHEDULE)
+    run_epoch(loader, end=False)
+    weights = loader.end_epoch().weights
+    np.testing.assert_allclose(weights, 0.4 + 0.6 * (6 - np.arange(6)) / 6, rtol=1e-6)
+    assert weights[0] == 1
