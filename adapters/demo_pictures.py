@@ -62,14 +62,15 @@ def draw_values(history: kcd.CondensationHistory) -> Any:
 def draw_classes(split: Split, sets: Sequence[kcd.CondensedSet]) -> Any:
     """The share of every class that each stage keeps."""
     targets, number = split.train.targets, len(split.classes)
-    everyone = np.maximum(1, np.bincount(targets, minlength=number))
+    everyone = np.bincount(targets, minlength=number)
     kept = [np.bincount(targets[chosen.kept], minlength=number) for chosen in sets]
-    shares = (np.stack(kept) / everyone).T
+    shares = (np.stack(kept) / np.maximum(1, everyone)).T
     order = np.argsort(-shares[:, -1], kind="stable")
+    order = order[everyone[order] > 0]
     title = "Share of each class that is kept"
-    if number > MOST_CLASSES:
+    if len(order) > MOST_CLASSES:
         order = np.concatenate([order[: MOST_CLASSES // 2], order[-MOST_CLASSES // 2 :]])
-        title += f" (the {MOST_CLASSES // 2} most and the {MOST_CLASSES // 2} least kept of {number})"
+        title += f" (the {MOST_CLASSES // 2} most and the {MOST_CLASSES // 2} least kept of {len(order)})"
     shares = shares[order]
     figure = _figure(2.5 + 0.9 * len(sets), 1.5 + 0.36 * len(order))
     axes = figure.subplots()
