@@ -69,8 +69,9 @@ def draw_classes(split: Split, sets: Sequence[kcd.CondensedSet]) -> Any:
     order = order[everyone[order] > 0]
     title = "Share of each class that is kept"
     if len(order) > MOST_CLASSES:
-        order = np.concatenate([order[: MOST_CLASSES // 2], order[-MOST_CLASSES // 2 :]])
-        title += f" (the {MOST_CLASSES // 2} most and the {MOST_CLASSES // 2} least kept of {len(order)})"
+        half = MOST_CLASSES // 2
+        title += f" (the {half} most and the {half} least kept of {len(order)})"
+        order = np.concatenate([order[:half], order[-half:]])
     shares = shares[order]
     figure = _figure(2.5 + 0.9 * len(sets), 1.5 + 0.36 * len(order))
     axes = figure.subplots()

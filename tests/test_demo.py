@@ -18,9 +18,9 @@ import torch
 import kcd_core as kcd
 from kcd_adapters import demo
 from kcd_adapters.cli import main
-from kcd_adapters.datasets import digits
+from kcd_adapters.datasets import Images, Split, digits
 from kcd_adapters.demo_models import MODELS, build, recipe
-from kcd_adapters.demo_pictures import draw
+from kcd_adapters.demo_pictures import draw, draw_classes
 
 PICTURES = ("values.png", "classes.png", "images.png")
 ARMS = ("KD", "KC-KD", "KC-KD + augmentation", "random dropping")
@@ -260,3 +260,17 @@ def test_pictures_without_mixtures_can_be_drawn(tmp_path):
     for images, _ in loader:
         loader.record(images.flatten(1)[:, :10])
     assert [p.exists() for p in draw(tmp_path, split, loader, [loader.end_epoch()])] == [True] * 3
+
+
+def test_the_picture_of_many_classes_shows_the_most_and_the_least_kept():
+    targets = np.repeat(np.arange(40), 10)
+    kept = np.flatnonzero(np.arange(400) % 10 < 1 + targets % 10)  # class c keeps (c % 10 + 1) of 10
+    images = Images(np.zeros((400, 4, 4), np.uint8), targets, [0.0], [1.0])
+    names = [f"class {c}" for c in range(50)]  # of which ten have no images
+    axes = draw_classes(Split(images, images, names), [kcd.CondensedSet(kept, 400)]).axes[0]
+    shares = axes.images[0].get_array()[:, 0]
+    shown = [int(label.get_text().split()[1]) for label in axes.get_yticklabels()]
+    assert "10 most and the 10 least kept of 40" in axes.get_title(loc="left")
+    np.testing.assert_allclose(shares, [(c % 10 + 1) / 10 for c in shown])
+    assert sorted(shown[:10]) == sorted([c for c in range(40) if c % 10 in (9, 8)] + [7, 17])
+    assert sorted(shown[10:]) == sorted([c for c in range(40) if c % 10 in (0, 1)] + [22, 32])
