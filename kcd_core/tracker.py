@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import Array, as_array, checked_int, dtype_name, is_integer, is_tensor, state_array, to_numpy
+from ._arrays import (
+    Array,
+    as_array,
+    checked_int,
+    dtype_name,
+    is_floating,
+    is_integer,
+    is_tensor,
+    state_array,
+    to_numpy,
+)
 from .values import Value, check_logits, is_built_in, poison, resolve, value_name
 
 __all__ = ["KnowledgeValueTracker"]
@@ -152,7 +162,7 @@ class KnowledgeValueTracker:
         values = as_array(values)
         if values.ndim != 1:
             raise ValueError(f"values must be [B], one per index, got shape {tuple(values.shape)}")
-        if dtype_name(values) == "bool" or dtype_name(values).startswith(("complex", "str", "object")):
+        if not is_floating(values) and not is_integer(values):
             raise TypeError(f"values must be real numbers, got dtype {dtype_name(values)}")
         if is_tensor(values):
             values = values.detach().clone()
@@ -229,6 +239,12 @@ class KnowledgeValueTracker:
         if not ok.all():
             self._skipped[0] += len(ok) - np.count_nonzero(ok)
             indices, values = indices[ok], values[ok]
+        if len(values) > 1 and np.abs(values).sum() > MAX_TOTAL / SCALE / 2:
+            # Recordings of one sample could wrap together: add less at a time.
+            half = len(values) // 2
+            self._add_numpy(indices[:half], values[:half])
+            self._add_numpy(indices[half:], values[half:])
+            return
         np.add.at(self._total, indices, np.rint(values * SCALE).astype(np.int64))
         np.add.at(self._count, indices, np.int32(1))
 
