@@ -1,0 +1,657 @@
+"""V and F against a naive float64 mean; whatever the order, batching, back end or precision."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+import random
+import warnings
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kcd_core as kcd
+from kcd_core.tracker import MAX_PENDING, MAX_TOTAL, SCALE
+
+Tracker = kcd.KnowledgeValueTracker
+BACK_ENDS = pytest.mark.parametrize("device", [None, "cpu"], ids=["numpy", "torch"])
+VALUES = st.one_of(st.floats(-4, 4, width=32), st.floats(-(2.0**20), 2.0**20))
+
+
+def number(x: Any) -> Any:
+    return x.numpy() if isinstance(x, torch.Tensor) else x
+
+
+def sums(tracker: Any) -> list[list[int]]:
+    return [x.tolist() for x in tracker.sums()]
+
+
+def untouched(tracker: Any) -> None:
+    assert not number(tracker.count).any()
+    assert np.isnan(number(tracker.value)).all()
+    assert tracker.skipped == {"nonfinite": 0, "out_of_range": 0}
+
+
+# -- what is recorded ----------------------------------------------------------------------------------
+
+
+@BACK_ENDS
+@given(recordings=st.lists(st.tuples(st.integers(0, 6), VALUES), max_size=60))
+def test_mean_and_count(device: Any, recordings: list[tuple[int, float]]) -> None:
+    tracker = Tracker(8, device=device)
+    for place in range(0, len(recordings), 7):
+        batch = recordings[place : place + 7]
+        tracker.record([i for i, _ in batch], [v for _, v in batch])
+    for i in range(8):
+        mine = [v for j, v in recordings if j == i]
+        assert int(tracker.count[i]) == len(mine)
+        if mine:
+            assert abs(float(tracker.value[i]) - math.fsum(mine) / len(mine)) <= 2**-40 + 1e-9 * 2**-20
+        else:
+            assert math.isnan(tracker.value[i])
+    assert number(tracker.value).dtype == np.float64
+    assert number(tracker.count).dtype == np.int32
+
+
+@given(
+    recordings=st.lists(st.tuples(st.integers(0, 4), VALUES), min_size=1, max_size=80),
+    random=st.randoms(use_true_random=False),
+    data=st.data(),
+)
+def test_order_batching_and_back_end_do_not_matter(recordings: Any, random: Any, data: Any) -> None:
+    """To the bit: sums are integers."""
+    want = None
+    for device in (None, "cpu"):
+        for size in (1, data.draw(st.integers(2, 80)), len(recordings)):
+            shuffled = random.sample(recordings, len(recordings))
+            tracker = Tracker(5, device=device)
+            for place in range(0, len(shuffled), size):
+                indices, values = zip(*shuffled[place : place + size], strict=True)
+                tracker.record(np.array(indices), np.array(values))
+            want = want or sums(tracker)
+            assert sums(tracker) == want
+
+
+def test_sums_of_parts_add_up() -> None:
+    rng = np.random.default_rng(0)
+    whole, parts = Tracker(20), [Tracker(20), Tracker(20, device="cpu"), Tracker(20)]
+    for step in range(50):
+        indices, values = rng.integers(0, 20, 9), rng.normal(size=9)
+        whole.record(indices, values)
+        parts[step % 3].record(indices, values)
+    for total, *each in zip(whole.sums(), *(p.sums() for p in parts), strict=True):
+        np.testing.assert_array_equal(total, sum(each))
+    np.testing.assert_array_equal(Tracker.mean(*whole.sums()), whole.value)
+
+
+@BACK_ENDS
+def test_duplicates_in_a_batch_each_count(device: Any) -> None:
+    tracker = Tracker(3, device=device)
+    tracker.record([1, 1, 1, 2, 1], [1.0, 2.0, 4.0, 8.0, 1.0])
+    assert number(tracker.count).tolist() == [0, 4, 1]
+    assert number(tracker.value)[1:].tolist() == [2.0, 8.0]
+
+
+@BACK_ENDS
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_update_records_the_entropy(device: Any, dtype: str) -> None:
+    logits = torch.randn(16, 7, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
+    tracker = Tracker(16, device=device)
+    tracker.update(torch.arange(16), logits.requires_grad_())
+    np.testing.assert_allclose(number(tracker.value), kcd.entropy(logits.detach()).double(), atol=1e-12)
+    log_p = torch.log_softmax(logits.detach().double(), -1)
+    np.testing.assert_allclose(number(tracker.value), -(log_p.exp() * log_p).sum(-1), atol=1e-5)
+
+
+@BACK_ENDS
+def test_a_saturated_student_is_recorded_as_zero(device: Any) -> None:
+    """An entropy of 0 is a value, not "not recorded"."""
+    tracker = Tracker(2, device=device)
+    tracker.update([0], np.array([[200.0, 0.0, 0.0]], np.float32))
+    assert number(tracker.count).tolist() == [1, 0]
+    assert number(tracker.value)[0] == 0
+
+
+@BACK_ENDS
+@pytest.mark.parametrize("integer", [np.int8, np.uint8, np.int16, np.int32, np.int64, np.uint64])
+def test_index_dtypes_and_containers(device: Any, integer: Any) -> None:
+    tracker = Tracker(5, device=device)
+    indices = np.array([4, 0], integer)
+    values = np.array([1.0, 2.0])
+    for kind in (
+        indices,
+        indices.tolist(),
+        tuple(indices.tolist()),
+        torch.from_numpy(indices.astype(np.int64)),
+    ):
+        tracker.record(kind, values)
+    tracker.record(torch.from_numpy(indices.astype(np.int32)), torch.from_numpy(values).float())
+    tracker.record([], [])
+    tracker.record(np.repeat(indices, 2)[::2], values.tolist())
+    assert number(tracker.count).tolist() == [6, 0, 0, 0, 6]
+    assert number(tracker.value)[[4, 0]].tolist() == [1.0, 2.0]
+
+
+def test_back_ends_and_index_kinds_mixed_in_one_run() -> None:
+    """Waiting steps of different kinds (NumPy logits, tensors, half precision) are all added."""
+    for device in (None, "cpu"):
+        tracker = Tracker(4, device=device)
+        for step in range(3 * MAX_PENDING + 5):
+            kind = (np.float32, np.float64, torch.float32, torch.bfloat16)[step % 4]
+            values = [0.5, 0.25]
+            given = (
+                torch.tensor(values, dtype=kind) if isinstance(kind, torch.dtype) else np.array(values, kind)
+            )
+            tracker.record([step % 4, 3], given)
+        assert int(tracker.count.sum()) == 2 * (3 * MAX_PENDING + 5)
+        assert number(tracker.value)[:3].tolist() == [0.5, 0.5, 0.5]
+
+
+# -- what waits ----------------------------------------------------------------------------------------
+
+
+@BACK_ENDS
+@pytest.mark.parametrize("steps", [1, MAX_PENDING - 1, MAX_PENDING, MAX_PENDING + 1, 3 * MAX_PENDING + 2])
+@pytest.mark.parametrize("read", ["value", "count", "sums", "state_dict", "skipped", "to", "pickle"])
+def test_everything_that_reads_adds_first(device: Any, steps: int, read: str) -> None:
+    tracker = Tracker(3, device=device)
+    for step in range(steps):
+        tracker.record([step % 2], [float(step)])
+        assert len(tracker._pending) < MAX_PENDING
+    if read == "to":
+        tracker = tracker.to("cpu" if device is None else None)
+    elif read == "pickle":
+        tracker = pickle.loads(pickle.dumps(tracker))
+    else:
+        got = getattr(tracker, read)
+        got = got() if callable(got) else got
+        assert not tracker._pending
+        if read == "count":
+            assert int(got.sum()) == steps
+        if read == "state_dict":
+            assert int(got["count"].sum()) == steps
+    assert int(tracker.count.sum()) == steps
+    assert float(tracker.value[0]) == np.mean(range(0, steps, 2))
+
+
+@BACK_ENDS
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_buffers_may_be_overwritten(device: Any, as_tensor: bool) -> None:
+    """Logits (a compiled student's, a CUDA graph's), values and indices: all are free after the call."""
+    logits, indices, values = np.zeros((2, 3)), np.zeros(2, np.int64), np.zeros(2)
+    given = [torch.from_numpy(x) if as_tensor else x for x in (logits, indices, values)]
+    tracker = Tracker(4, device=device)
+    for step in range(5):
+        logits[:], indices[:], values[:] = 0.0, [0, 1], step
+        tracker.update(given[1], given[0])
+        logits[:], indices[:] = [[99.0, 0, 0]] * 2, 3
+        indices[:] = [2, 2]
+        tracker.record(given[1], given[2])
+        indices[:], values[:] = 3, 77.0
+    assert number(tracker.count).tolist() == [5, 5, 10, 0]
+    np.testing.assert_allclose(number(tracker.value)[:3], [math.log(3), math.log(3), 2.0])
+
+
+@BACK_ENDS
+def test_a_value_that_is_a_view_of_the_logits(device: Any) -> None:
+    """What a user's function returns may be a view: it is copied before it waits."""
+    for made in (np.zeros, torch.zeros):
+        logits = made((2, 3))
+        tracker = Tracker(2, device=device, value=lambda z: z[:, 0])
+        for step in range(3):
+            logits[:] = step + 1
+            tracker.update([0, 1], logits)
+            logits[:] = 50
+        assert number(tracker.value).tolist() == [2.0, 2.0]
+
+
+@BACK_ENDS
+def test_what_is_read_is_a_copy(device: Any) -> None:
+    tracker = Tracker(2, device=device)
+    tracker.record([0, 1], [1.0, 2.0])
+    tracker.value[:] = 9
+    tracker.count[:] = 9
+    for x in (*tracker.sums(), tracker.state_dict()["total"], tracker.state_dict()["count"]):
+        x[:] = 9
+    assert number(tracker.value).tolist() == [1.0, 2.0]
+    assert number(tracker.count).tolist() == [1, 1]
+
+
+# -- what is refused -----------------------------------------------------------------------------------
+
+
+@BACK_ENDS
+@pytest.mark.parametrize(
+    ("indices", "error", "message"),
+    [
+        ([0, -1], IndexError, r"must lie in 0 .. 9, got \[-1\]"),
+        ([0, 10], IndexError, r"must lie in 0 .. 9, got \[10\]"),
+        ([10**15, -(10**15)], IndexError, "nothing of this batch was recorded"),
+        (np.array([2**63, 1], np.uint64), IndexError, "must lie in"),
+        (torch.tensor([0, 10]), IndexError, "must lie in"),
+        (torch.tensor([-1, 0], dtype=torch.int8), IndexError, "must lie in"),
+        ([0.0, 1.0], TypeError, "indices must be integers, got dtype float64"),
+        (torch.tensor([0.0, 1.0]), TypeError, "indices must be integers, got dtype float32"),
+        ([True, False], TypeError, "indices must be integers, got dtype bool"),
+        (torch.tensor([True, False]), TypeError, "indices must be integers, got dtype bool"),
+        (["a", "b"], TypeError, "indices must be integers"),
+        (None, TypeError, "indices must be integers"),
+        ([[0, 1]], ValueError, r"indices must be \[B\], got shape \(1, 2\)"),
+        (np.int64(1), ValueError, r"indices must be \[B\], got shape \(\)"),
+        ([0], ValueError, "1 indices for 2 samples"),
+        ([0, 1, 2], ValueError, "3 indices for 2 samples"),
+        ([], ValueError, "0 indices for 2 samples"),
+    ],
+)
+def test_indices_refused(device: Any, indices: Any, error: Any, message: str) -> None:
+    for give in (
+        lambda tracker: tracker.record(indices, [1.0, 2.0]),
+        lambda tracker: tracker.update(indices, np.zeros((2, 3))),
+        lambda tracker: tracker.update(indices, torch.zeros(2, 3)),
+    ):
+        tracker = Tracker(10, device=device)
+        with pytest.raises(error, match=message):
+            give(tracker)
+        untouched(tracker)
+
+
+@BACK_ENDS
+def test_a_refused_batch_leaves_the_others(device: Any) -> None:
+    tracker = Tracker(3, device=device)
+    tracker.record([0], [1.0])
+    with pytest.raises(IndexError):
+        tracker.record([1, 3], [1.0, 1.0])
+    tracker.record([2], [3.0])
+    assert number(tracker.count).tolist() == [1, 0, 1]
+
+
+@BACK_ENDS
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ([[1.0], [2.0]], ValueError, r"values must be \[B\], one per index, got shape \(2, 1\)"),
+        (1.0, ValueError, r"values must be \[B\]"),
+        ([1.0], ValueError, "2 indices for 1 samples"),
+        ([True, False], TypeError, "values must be real numbers, got dtype bool"),
+        ([1j, 2j], TypeError, "values must be real numbers, got dtype complex128"),
+        (["1", "2"], TypeError, "values must be real numbers"),
+        ([None, 1.0], TypeError, "values must be real numbers"),
+        (torch.tensor([True, False]), TypeError, "values must be real numbers, got dtype bool"),
+    ],
+)
+def test_values_refused(device: Any, values: Any, error: Any, message: str) -> None:
+    tracker = Tracker(10, device=device)
+    with pytest.raises(error, match=message):
+        tracker.record([0, 1], values)
+    untouched(tracker)
+
+
+def test_whole_numbers_are_values() -> None:
+    tracker = Tracker(2)
+    tracker.record([0, 1], [3, -4])
+    assert tracker.value.tolist() == [3.0, -4.0]
+
+
+def test_settings_refused() -> None:
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="num_samples must be at least 1"):
+            Tracker(wrong)
+    for wrong in (1.0, "3", None, True):
+        with pytest.raises(TypeError, match="num_samples must be an integer"):
+            Tracker(wrong)
+    with pytest.raises(ValueError, match="value must be one of"):
+        Tracker(3, value="entropie")
+    with pytest.raises(ValueError, match="on_nonfinite must be 'skip' or 'raise', got 'ignore'"):
+        Tracker(3, on_nonfinite="ignore")
+
+
+# -- what is not finite --------------------------------------------------------------------------------
+
+
+@BACK_ENDS
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value", ["entropy", "cross_entropy", "kd_divergence", "margin", "mine"])
+def test_a_bad_logit_is_skipped_counted_and_warned_of_once(device: Any, bad: float, value: str) -> None:
+    mine = value == "mine"
+    # A user's function that hides the NaN: the logits are looked at all the same.
+    hides = partial(lambda z, **_: (z * 0).nan_to_num(0, 0, 0)[:, 0])
+    tracker = Tracker(4, device=device, value=hides if mine else value)
+    logits = torch.zeros(4, 5)
+    logits[2, 1] = bad
+    for _ in range(3):
+        tracker.update([0, 1, 2, 3], logits, teacher_logits=torch.zeros(4, 5), targets=torch.zeros(4).long())
+    with pytest.warns(RuntimeWarning, match="3 values were not finite") as caught:
+        tracker.value  # noqa: B018
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once
+        tracker.update([2], logits[2:3], teacher_logits=torch.zeros(1, 5), targets=torch.zeros(1).long())
+        assert number(tracker.count).tolist() == [3, 3, 0, 3]
+        assert np.isnan(number(tracker.value)).tolist() == [False, False, True, False]
+    assert tracker.skipped == {"nonfinite": 4, "out_of_range": 0}
+
+
+@BACK_ENDS
+def test_a_nan_never_reaches_the_ranking(device: Any) -> None:
+    tracker, sampler = Tracker(4, device=device), kcd.CondensedSampler(4)
+    tracker.record([0, 1, 2, 3], [1.0, math.nan, math.inf, 3.0])
+    tracker.record([1, 2], [0.5, 2.0])
+    with pytest.warns(RuntimeWarning):
+        chosen = kcd.condense_step(tracker, sampler, kcd.CondensationSchedule(0.5, 1, 1))
+    assert chosen.kept.tolist() == [2, 3]
+
+
+def test_raise_records_nothing_of_that_batch() -> None:
+    tracker = Tracker(4, on_nonfinite="raise")
+    tracker.record([0], [1.0])
+    for bad in (math.nan, math.inf, -math.inf, 2.0**20 + 1):
+        with pytest.raises(ValueError, match="1 values were not finite"):
+            tracker.record([1, 2], [1.0, bad])
+    with pytest.raises(ValueError, match="not finite"):
+        tracker.update([1, 2], np.array([[0.0, 1.0], [0.0, math.nan]]))
+    assert tracker.count.tolist() == [1, 0, 0, 0]
+    assert tracker.skipped == {"nonfinite": 0, "out_of_range": 0}
+
+
+def test_raise_on_a_device_comes_when_read() -> None:
+    """Looking would stall every step there, so it comes with the first read; then the rest can be read."""
+    tracker = Tracker(4, device="cpu", on_nonfinite="raise")
+    tracker.record([0, 1], [1.0, math.nan])
+    with pytest.raises(ValueError, match="1 values were not finite"):
+        tracker.value  # noqa: B018
+    assert number(tracker.count).tolist() == [1, 0, 0, 0]
+    tracker.record([2], [math.inf])
+    with pytest.raises(ValueError, match="1 values were not finite"):
+        tracker.sums()
+
+
+@BACK_ENDS
+def test_values_beyond_the_fixed_point_range(device: Any) -> None:
+    """2**20 is still recorded, exactly; anything larger is counted as not recordable."""
+    tracker = Tracker(4, device=device)
+    tracker.record([0, 1, 2, 3], [2.0**20, -(2.0**20), 2.0**20 + 0.5, -1e300])
+    with pytest.warns(RuntimeWarning, match="2 values were not finite.* or larger"):
+        assert number(tracker.count).tolist() == [1, 1, 0, 0]
+    assert number(tracker.value)[:2].tolist() == [2.0**20, -(2.0**20)]
+    assert tracker.skipped["nonfinite"] == 2
+
+
+@BACK_ENDS
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.filterwarnings("ignore:.*larger than:RuntimeWarning")
+def test_a_sum_stops_before_it_wraps(device: Any, sign: int) -> None:
+    """Beyond 2**62 nothing is added to a sample's sum, and what is not is counted."""
+    tracker = Tracker(2, device=device)
+    for _ in range(20):
+        tracker.record([0, 1], [sign * 2.0**20, sign * 1.0])
+        tracker.count  # noqa: B018
+    total, count = tracker.sums()
+    assert count.tolist() == [5, 20]  # the fifth went beyond
+    assert total.tolist() == [sign * 5 * 2**60, sign * 20 * 2**40]
+    assert tracker.skipped == {"nonfinite": 15, "out_of_range": 0}
+    assert number(tracker.value).tolist() == [sign * 2.0**20, sign * 1.0]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.filterwarnings("ignore:.*larger than:RuntimeWarning")
+def test_a_sum_does_not_wrap_within_the_steps_that_wait(sign: int) -> None:
+    tracker = Tracker(3)
+    for _ in range(3 * MAX_PENDING):
+        tracker.record([0, 1, 0, 2], [sign * 2.0**20, sign * 1.0, sign * 2.0**20, 0.25])
+    total, count = tracker.sums()
+    assert MAX_TOTAL <= sign * int(total[0]) < 2**63 - 1
+    assert total[0] == sign * int(count[0]) * 2**60
+    assert count.tolist() == [count[0], 3 * MAX_PENDING, 3 * MAX_PENDING]
+    assert total[1:].tolist() == [sign * 3 * MAX_PENDING * int(SCALE), 3 * MAX_PENDING * int(SCALE) // 4]
+    assert tracker.skipped["nonfinite"] == 6 * MAX_PENDING - count[0]
+
+
+# -- a user's own value --------------------------------------------------------------------------------
+
+
+@BACK_ENDS
+def test_callables_get_what_was_passed_and_nothing_else(device: Any) -> None:
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    tracker = Tracker(3, device=device, value=lambda z: z.max(-1).values)
+    tracker.update([0, 1, 2], logits)
+    np.testing.assert_allclose(number(tracker.value), logits.max(-1).values.double())
+
+    tracker = Tracker(3, device=device, value=lambda z, teacher_logits: (z - teacher_logits).abs().sum(-1))
+    tracker.update([0, 1, 2], logits, teacher_logits=logits + 1)
+    np.testing.assert_allclose(number(tracker.value), [4.0] * 3, rtol=1e-6)
+
+    seen = []
+    tracker = Tracker(3, device=device, value=lambda z, **given: seen.append(given) or z[:, 0])
+    tracker.update([0, 1, 2], logits, targets=torch.tensor([1, 2, 3]))
+    assert list(seen[0]) == ["targets"]
+    with pytest.raises(TypeError):  # the function's own: it was given what it does not take
+        Tracker(3, device=device, value=lambda z: z[:, 0]).update([0, 1, 2], logits, targets=[1, 2, 3])
+
+
+@BACK_ENDS
+@pytest.mark.parametrize("value", [lambda z: z, lambda z: z.sum(), lambda z: z[:2, 0], lambda z: z[:, :1]])
+def test_callables_of_the_wrong_shape(device: Any, value: Any) -> None:
+    for made in (np.zeros, torch.zeros):
+        tracker = Tracker(3, device=device, value=value)
+        with pytest.raises(ValueError, match=r"one value per sample, shape \(3,\), got"):
+            tracker.update([0, 1, 2], made((3, 4)))
+        untouched(tracker)
+
+
+@BACK_ENDS
+def test_callables_run_without_a_graph(device: Any) -> None:
+    logits = torch.zeros(2, 3, requires_grad=True)
+    seen = []
+    tracker = Tracker(2, device=device, value=lambda z: seen.append(torch.is_grad_enabled()) or (2 * z)[:, 0])
+    tracker.update([0, 1], logits * 1)
+    assert seen == [False]
+    assert torch.is_grad_enabled()
+    assert all(not getattr(x, "requires_grad", False) for _, x in tracker._pending)
+
+
+def test_logits_are_checked_for_callables_too() -> None:
+    tracker = Tracker(2, value=lambda z: z[:, 0])
+    with pytest.raises(TypeError, match="student_logits must be floating-point"):
+        tracker.update([0, 1], np.zeros((2, 3), int))
+    with pytest.raises(ValueError, match="C >= 2"):
+        tracker.update([0, 1], np.zeros((2, 1)))
+
+
+def test_missing_argument_names_the_value() -> None:
+    tracker = Tracker(2, value="kd_divergence")
+    with pytest.raises(ValueError, match="'kd_divergence' needs teacher_logits="):
+        tracker.update([0, 1], np.zeros((2, 3)))
+    untouched(tracker)
+
+
+# -- torch's modes -------------------------------------------------------------------------------------
+
+
+@BACK_ENDS
+def test_inference_mode(device: Any) -> None:
+    with torch.inference_mode():
+        inside = Tracker(2, device=device)
+        logits = torch.zeros(2, 3)
+        inside.update([0, 1], logits)
+    outside = Tracker(2, device=device)
+    for tracker in (inside, outside):
+        for _ in range(MAX_PENDING + 1):
+            tracker.update([0, 1], logits)  # tensors made in inference mode, read outside of it
+        tracker.update([0, 1], torch.zeros(2, 3, requires_grad=True))
+        with torch.inference_mode():
+            for _ in range(MAX_PENDING + 1):
+                tracker.update([0, 1], torch.zeros(2, 3))
+        np.testing.assert_allclose(number(tracker.value), math.log(3), rtol=1e-6)
+    assert number(outside.count).tolist() == [2 * MAX_PENDING + 3] * 2
+
+
+@BACK_ENDS
+def test_autocast(device: Any) -> None:
+    student = torch.nn.Linear(6, 5)
+    tracker = Tracker(8, device=device)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = student(torch.randn(8, 6))
+        assert logits.dtype == torch.bfloat16
+        tracker.update(torch.arange(8), logits)
+    np.testing.assert_allclose(
+        number(tracker.value), kcd.entropy(logits.detach().double()), rtol=1e-5, atol=1e-6
+    )
+
+
+@BACK_ENDS
+def test_the_students_gradient_is_untouched(device: Any) -> None:
+    logits = torch.randn(4, 3, requires_grad=True)
+    tracker = Tracker(4, device=device)
+    loss = (logits**2).sum()
+    tracker.update(range(4), logits)
+    loss.backward()
+    torch.testing.assert_close(logits.grad, 2 * logits.detach())
+
+
+@BACK_ENDS
+def test_compiled_student(device: Any) -> None:
+    student = torch.compile(torch.nn.Linear(4, 3), backend="aot_eager")
+    tracker = Tracker(4, device=device)
+    images = torch.randn(4, 4)
+    for _ in range(3):
+        logits = student(images)
+        tracker.update(range(4), logits)
+        logits.sum().backward()
+    np.testing.assert_allclose(number(tracker.value), kcd.entropy(student(images).detach()), rtol=1e-5)
+
+
+# -- state ---------------------------------------------------------------------------------------------
+
+
+def filled(device: Any, **settings: Any) -> Any:
+    tracker = Tracker(6, device=device, **settings)
+    rng = np.random.default_rng(0)
+    for _ in range(MAX_PENDING + 3):
+        tracker.record(rng.integers(0, 5, 4), rng.normal(size=4))
+    return tracker
+
+
+@pytest.mark.parametrize("to", [None, "cpu"])
+@BACK_ENDS
+def test_state_survives_a_safe_load(device: Any, to: Any) -> None:
+    tracker = filled(device)
+    file = io.BytesIO()
+    torch.save(tracker.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    other = filled(to)
+    other.record([0], [5.0])  # what waits in the other one is replaced as well
+    other.load_state_dict(state)
+    assert sums(other) == sums(tracker)
+    state["total"][:] = 0
+    assert sums(other) == sums(tracker)
+    assert other.device == (None if to is None else torch.device(to))
+    for t in (tracker, other):
+        t.record([0, 5], [0.125, 2.0])
+    assert sums(other) == sums(tracker)
+
+
+def test_skipped_is_part_of_the_state() -> None:
+    tracker = Tracker(2)
+    tracker.record([0, 1], [math.nan, 1.0])
+    with pytest.warns(RuntimeWarning):
+        tracker.value  # noqa: B018
+    state = tracker.state_dict()
+    other = Tracker(2, on_nonfinite="raise")
+    other.load_state_dict(state)
+    assert other.skipped == {"nonfinite": 1, "out_of_range": 0}
+    assert other.count.tolist() == [0, 1]  # what was reported before is not reported again
+
+
+DAMAGE = {
+    "another N": ({"num_samples": 7}, "saved with num_samples = 7, here it is 6"),
+    "another version": ({"version": 2}, "saved with version = 2, here it is 1"),
+    "another value": ({"value": "margin"}, "saved with value = 'margin', here it is 'entropy'"),
+    "short": ({"total": torch.zeros(5, dtype=torch.int64)}, "damaged"),
+    "two-dimensional": ({"total": torch.zeros(6, 1, dtype=torch.int64)}, "damaged"),
+    "floats": ({"total": torch.zeros(6)}, "damaged"),
+    "wide counts": ({"count": torch.ones(6, dtype=torch.int64)}, "damaged"),
+    "negative count": ({"count": torch.full((6,), -1, dtype=torch.int32)}, "contradict"),
+    "sums without counts": ({"count": torch.zeros(6, dtype=torch.int32)}, "contradict"),
+    "skipped of three": ({"skipped": [0, 0, 0]}, "skipped|damaged"),
+}
+
+
+@BACK_ENDS
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_wrong_state_changes_nothing(device: Any, damage: str) -> None:
+    change, message = DAMAGE[damage]
+    tracker = filled(device)
+    before = sums(tracker)
+    tracker.record([5], [1.0])
+    with pytest.raises(ValueError, match=message):
+        tracker.load_state_dict({**tracker.state_dict(), **change})
+    assert tracker.count[5] == 1
+    for wrong in (None, [], "state", 3):
+        with pytest.raises(ValueError, match="not a tracker state"):
+            tracker.load_state_dict(wrong)
+    for key in tracker.state_dict():
+        state = tracker.state_dict()
+        del state[key]
+        with pytest.raises(ValueError, match=f"not a tracker state: it has no '{key}'"):
+            tracker.load_state_dict(state)
+    before[0][5], before[1][5] = before[0][5] + int(SCALE), before[1][5] + 1
+    assert sums(tracker) == before
+
+
+def test_memory_is_twelve_bytes_a_sample() -> None:
+    n = 1000
+    for device in (None, "cpu"):
+        tracker = Tracker(n, device=device)
+        for _ in range(300):  # "epochs"
+            tracker.record(np.arange(n), np.ones(n))
+        tracker.count  # noqa: B018
+        held = [x for x in vars(tracker).values() if isinstance(x, (np.ndarray, torch.Tensor))]
+        assert sum(x.nbytes for x in held) <= 12 * n + 64
+        state = tracker.state_dict()
+        assert sum(x.nbytes for x in state.values() if hasattr(x, "nbytes")) == 12 * n
+
+
+@BACK_ENDS
+def test_moves(device: Any) -> None:
+    tracker = filled(device)
+    want = sums(tracker)
+    tracker.record([5], [1.0])
+    want[0][5], want[1][5] = want[0][5] + int(SCALE), want[1][5] + 1
+    for to in ("cpu", torch.device("cpu"), None, None, "cpu"):
+        assert tracker.to(to) is tracker
+        assert tracker.device == (None if to is None else torch.device("cpu"))
+        assert isinstance(tracker.value, np.ndarray if to is None else torch.Tensor)
+        assert sums(tracker) == want
+
+
+@BACK_ENDS
+def test_copies_are_independent(device: Any) -> None:
+    tracker = filled(device)
+    before = sums(tracker)
+    for made in (pickle.loads(pickle.dumps(tracker)), copy.deepcopy(tracker)):
+        assert sums(made) == before
+        made.record([0], [1.0])
+        assert sums(made) != before
+    assert sums(tracker) == before
+
+
+def test_repr_says_what_it_is() -> None:
+    assert repr(Tracker(5)) == "KnowledgeValueTracker(5, value='entropy', device='numpy')"
+    assert "device='cpu'" in repr(Tracker(5, device="cpu", value=kcd.margin))
+
+
+def test_no_global_random_state() -> None:
+    def state() -> Any:
+        return np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), random.getstate()  # noqa: NPY002
+
+    before = state()
+    filled(None), filled("cpu")
+    assert state() == before
