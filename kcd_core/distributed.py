@@ -72,10 +72,10 @@ def check_agreement(what: dict[str, Any]) -> None:
 
 
 def _communicate(dist: Any, x: npt.NDArray[Any], operation: Any) -> npt.NDArray[Any]:
-    """Run an in-place collective on ``x``, on the device that the group's back end wants."""
+    """Run an in-place collective on a copy of ``x``, on the device that the group's back end wants."""
     import torch
 
-    tensor = torch.from_numpy(np.ascontiguousarray(x))
+    tensor = torch.tensor(x)
     if dist.get_backend() == "nccl":
         tensor = tensor.cuda()
     operation(tensor)
