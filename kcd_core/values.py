@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.special
 
 from ._arrays import Array, as_array, dtype_name, is_floating, is_integer, is_tensor, to_numpy
 
@@ -215,7 +214,10 @@ def _log_probs(logits: Any, name: str, temperature: float = 1.0) -> Array:
     if half:
         logits = logits.astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        return scipy.special.log_softmax(logits / temperature if temperature != 1.0 else logits, axis=-1)
+        if temperature != 1.0:
+            logits = logits / temperature
+        shifted = logits - logits.max(-1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def _exp(x: Array) -> Array:
