@@ -19,6 +19,7 @@ from pathlib import Path
 
 from . import block
 from .files import is_leftover, write_whole
+from .profiles import find, profiles
 from .settings import Settings
 
 __all__ = ["HELP", "Change", "configure", "plan_patch", "plan_unpatch", "read_script", "run", "run_unpatch"]
@@ -182,21 +183,29 @@ def plan_unpatch(root: Path) -> list[Change]:
     return changes
 
 
-def recognise(root: Path, profile: str | None) -> tuple[str, tuple[str, ...]]:
-    """The profile for a repository, and the scripts to patch in it."""
-    for name, script, *markers in _KNOWN:
-        if profile == name or (profile is None and all((root / m).is_file() for m in (script, *markers))):
-            return name, (script,)
-    raise ValueError(f"{root}: no profile knows this repository")
+def recognise(root: Path, name: str | None) -> tuple[str, tuple[str, ...]]:
+    """The name of the profile for a repository, and the scripts to patch in it.
 
-
-_KNOWN = (
-    ("simkd", "train_student.py", "helper/loops.py", "dataset/imagenet_dali.py"),
-    ("repdistiller", "train_student.py", "helper/loops.py", "crd/criterion.py"),
-    ("sskd", "student.py", "wrapper.py", "cifar.py"),
-    ("reviewkd", "CIFAR-100/train.py"),
-    ("mdistiller", "tools/train.py", "mdistiller/engine/trainer.py"),
-)
+    Raises
+    ------
+    ValueError
+        If no profile knows it.
+    """
+    if name is not None:
+        profile = find(root, name)
+        return profile.name, (profile.script,)
+    known = list(profiles())
+    for profile in known:
+        if profile.knows(root):
+            return profile.name, (profile.script,)
+    for profile in known:
+        if all((root / mark).is_file() for mark in profile.marks):
+            raise ValueError(f"{root} looks like {profile.title}, but has no {profile.script} to patch")
+    raise ValueError(
+        f"no profile knows the repository {root}. Known are {', '.join(p.title for p in known)}; one that was "
+        "changed can be named with --profile. To add a profile is to write a module of a few dozen lines "
+        "(docs/adapters.md); for a training loop of your own, three lines with kcd_core.wrap_loader do (README.md)"
+    )
 
 
 def _check(root: Path, profile: str | None) -> int:

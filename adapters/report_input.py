@@ -138,7 +138,7 @@ def parse(text: str) -> Recorded:
             else:
                 loose[name] = value
         if loose:
-            tables = {"run": loose, **tables}
+            tables["other"] = {**loose, **tables.get("other", {})}
     if not isinstance(history, dict) or not {"num_samples", "records"}.issubset(history):
         raise ValueError('an object with "num_samples" and "records" is expected, bare or as "history"')
     num_samples = _whole(history, "num_samples", 1, 1 << 53)

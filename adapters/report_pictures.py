@@ -28,7 +28,7 @@ def distribution(run: Recorded) -> bytes:
         edges, counts = np.array(stage.edges), np.array(stage.counts, float)
         top = 0.86 * counts / max(1.0, counts.max())
         x, y = np.repeat(edges, 2)[1:-1], np.repeat(top, 2) - row
-        cut = stage.cut
+        cut = None if stage.cut is None else float(np.clip(stage.cut, edges[0], edges[-1]))
         axes.fill_between(x, -row, y, color=KEPT, linewidth=0)
         if cut is not None:
             # The bin that the cut falls into belongs to both sides.

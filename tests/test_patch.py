@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 
 from kcd_adapters import block, files, patch
 from kcd_adapters.cli import main
+from kcd_adapters.profiles.sskd import PROFILE
 from kcd_adapters.settings import Settings
 
 LINES = block.call({"ratio": 0.5, "mixing": "fresh", "no_shims": ("all",), "profile": "sskd"})
 
 
 def lay_out(root: Path, script: bytes = b"import os\nprint(os.sep)\n") -> Path:
-    """The least that is recognised: SSKD's three files."""
+    """The least that is recognised: the files that SSKD is known by."""
     root.mkdir(exist_ok=True)
-    for name in ("wrapper.py", "cifar.py"):
+    for name in PROFILE.marks:
         (root / name).write_bytes(b"")
     (root / "student.py").write_bytes(script)
     return root / "student.py"
@@ -268,7 +269,9 @@ def test_unknown_repository(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (tmp_path / "train.py").write_text("import os\n")
     before = snapshot(tmp_path)
     assert main(["patch", str(tmp_path)]) == 2
+    assert "no profile knows" in capsys.readouterr().err
     assert main(["patch", "--check", str(tmp_path)]) == 2
+    assert main(["patch", str(tmp_path), "--profile", "none such"]) == 2
     assert main(["patch", str(tmp_path / "absent")]) == 2
     assert "is not a folder" in capsys.readouterr().err
     assert snapshot(tmp_path) == before
@@ -394,7 +397,7 @@ def test_change_behind_our_back_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="somebody else"):
         change.write()
     assert script.read_bytes() == b"import sys\n"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["cifar.py", "student.py", "wrapper.py"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*PROFILE.marks, "student.py"])
 
 
 def test_link_swapped_in_is_not_written_through(tmp_path: Path) -> None:
