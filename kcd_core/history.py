@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ._arrays import checked_int
+from ._arrays import checked_int, to_numpy
 from .selection import rank_scores
 
 if TYPE_CHECKING:
@@ -37,13 +36,14 @@ class CondensationHistory:
     def append(
         self,
         condensed_set: CondensedSet,
-        value: npt.NDArray[Any],
-        count: npt.NDArray[Any],
+        value: Any,
+        count: Any,
         *,
         epoch: int,
         alpha: float = 0.03,
     ) -> None:
         """Add what one stage decided, and the values (``tracker.value``, ``.count``) it was decided from."""
+        value, count = to_numpy(value), to_numpy(count)
         every = -(-len(value) // MOST)
         some_value, some_count = value[::every], count[::every]
         seen = some_count > 0
@@ -75,7 +75,7 @@ class CondensationHistory:
         return self.records[place]
 
     def __str__(self) -> str:
-        lines = ["stage  epoch     kept   share  dropped  mixed      cut"]
+        lines = ["stage  epoch     kept   share  dropped  mixed       cut"]
         for r in self.records:
             cut = "     all" if r["cut"] is None else f"{r['cut']:8.4f}"
             lines.append(
@@ -101,6 +101,17 @@ class CondensationHistory:
             history = cls(state["num_samples"])
             history.records = [dict(r) for r in state["records"]]
             str(history)  # whatever can't be shown is refused now
+            for r in history.records:
+                edges, counts, quantiles = (
+                    np.asarray(r[key], float) for key in ("edges", "counts", "quantiles")
+                )
+                if (
+                    edges.shape != (len(counts) + 1,)
+                    or counts.ndim != 1
+                    or quantiles.ndim != 1
+                    or r["unseen"] < 0
+                ):
+                    raise ValueError(f"the histogram of stage {r['stage']} is damaged")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a history state: {error!r}") from None
         return history

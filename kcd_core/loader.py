@@ -386,6 +386,8 @@ class CondensedLoader:
         tracker = self.tracker._checked_state(state["tracker"])
         sampler = self.sampler._checked_state(state["sampler"])
         history = CondensationHistory.from_state(state["history"])
+        if history.num_samples != self.sampler.num_samples:
+            raise ValueError(f"the loader state is damaged: its history is of {history.num_samples} samples")
         self.tracker._apply_state(tracker)
         self.sampler._apply_state(sampler)
         self.history = history
