@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
+import torch
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
+
+# Tensors are tiny here, and threads that wait for each other on a busy machine cost tenfold.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 # A shared machine may stall for longer than any deadline; the seed is fixed so that CI is repeatable.
 hypothesis.settings.register_profile("kcd", deadline=None, max_examples=60, derandomize=True)
