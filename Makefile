@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check bench dist clean
+.PHONY: demo test lint check bench study dist clean
 
 demo: $(VENV)/.done
 	$(BIN)/kcd demo
@@ -21,6 +21,10 @@ check: lint test dist
 bench: $(VENV)/.done
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/recording.py
+
+# About an hour on two cores; goes on where it was interrupted.
+study: $(VENV)/.done
+	$(BIN)/python benchmarks/study.py
 
 # Builds both archives, installs each into an empty folder, and imports from there.
 dist: $(VENV)/.done

@@ -1,0 +1,223 @@
+"""The arms of the study: which samples an epoch draws, what is learnt from them, and one run of it all."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from _study_losses import LOSSES, Material, student_of
+from torch import nn
+
+import kcd_core as kcd
+from kcd_adapters.demo import random_drop
+from kcd_adapters.demo_models import accuracy, build
+
+STAGES = 6
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. ``epochs`` are those of an arm that is not stopped early."""
+
+    arm: str
+    ratio: float
+    student: str
+    seed: int
+    epochs: int
+    batch: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-{self.ratio:g}-{self.student}-{self.seed}"
+
+
+class Everything:
+    """All samples, every epoch: plain distillation. The other arms are what differs from this.
+
+    Its order is `kcd.CondensedSampler`'s, so that before their first choice all arms see the same batches.
+    """
+
+    def __init__(self, job: Job, material: Material, schedule: kcd.CondensationSchedule) -> None:
+        self.job, self.material, self.schedule = job, material, schedule
+        self.size = len(material.targets)
+        self.sampler = kcd.CondensedSampler(self.size, seed=job.seed, mixing=None)
+
+    def draw(self, epoch: int) -> Indices:
+        """The samples of an epoch, in order."""
+        self.sampler.set_epoch(epoch)
+        return np.fromiter(self.sampler, np.int64, len(self.sampler))
+
+    def weights(self, indices: Indices) -> torch.Tensor | None:
+        """What the samples' losses are multiplied by; None is 1."""
+        return None
+
+    def record(self, indices: Indices, logits: torch.Tensor, losses: torch.Tensor) -> None:
+        """Take note of a batch."""
+
+    def end_epoch(self, epoch: int) -> None:
+        """Choose anew, if it is time."""
+
+
+class Condensed(Everything):
+    """KCD by hand. What is mixed is mixed once a stage, and seen by the teacher then."""
+
+    def __init__(
+        self,
+        *args: Any,
+        alpha: float = 0.03,
+        mixing: str | None = None,
+        select: Any = None,
+        value: Any = "entropy",
+        full_end: float = 0.0,
+    ) -> None:
+        super().__init__(*args)
+        self.sampler = kcd.CondensedSampler(self.size, seed=self.job.seed, mixing=mixing)
+        self.tracker = kcd.KnowledgeValueTracker(self.size, value=value)
+        self.alpha, self.select = alpha, select
+        self.last_stage = self.job.epochs - math.ceil(full_end * self.job.epochs)
+        self.original = self.material
+
+    def record(self, indices: Indices, logits: torch.Tensor, losses: torch.Tensor) -> None:
+        self.tracker.update(
+            indices,
+            logits,
+            teacher_logits=self.material.logits[indices],
+            targets=self.material.targets[indices],
+        )
+
+    def end_epoch(self, epoch: int) -> None:
+        if epoch == self.last_stage < self.job.epochs:
+            self.sampler.install(kcd.CondensedSet(np.arange(self.size), self.size))
+            self.material = self.original
+        elif epoch < self.last_stage and self.schedule.due(epoch):
+            kcd.condense_step(self.tracker, self.sampler, self.schedule, alpha=self.alpha, select=self.select)
+            mixed = np.unique(self.sampler.recipes.target)
+            if len(mixed):
+                self.material = self.original.mixed(mixed, self.sampler)
+
+
+class FreshRandom(Everything):
+    """As many samples as KCD draws, a new random subset every epoch (RS2; Okanovic et al., ICLR 2024)."""
+
+    def draw(self, epoch: int) -> Indices:
+        return super().draw(epoch)[: self.schedule.size(self.size, epoch)]
+
+
+class InfoBatch(Everything):
+    """InfoBatch's rule (Qin et al., ICLR 2024) on this loss, from its published description.
+
+    Every epoch, half of the samples whose last loss is below the mean are left out at random, and those
+    of them that stay count twice; the last 12.5 % of the epochs use all samples.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.scores = torch.ones(self.size)
+        self.factor = torch.ones(self.size)
+
+    def draw(self, epoch: int) -> Indices:
+        order = super().draw(epoch)
+        self.factor.fill_(1)
+        if epoch > math.floor(0.875 * self.job.epochs):
+            return order
+        low = (self.scores < self.scores.mean()).numpy()
+        left_out = low & (np.random.default_rng([self.job.seed, epoch]).random(self.size) < 0.5)
+        self.factor[torch.from_numpy(low)] = 2
+        return order[~left_out[order]]
+
+    def weights(self, indices: Indices) -> torch.Tensor | None:
+        return self.factor[indices]
+
+    def record(self, indices: Indices, logits: torch.Tensor, losses: torch.Tensor) -> None:
+        self.scores[indices] = losses.detach()
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What an arm is called, how it chooses, which loss it has, and which arm it is to be compared with."""
+
+    title: str
+    chooser: Callable[..., Everything] = Everything
+    options: dict[str, Any] = field(default_factory=dict)
+    loss: str = "kd"
+    base: str = "kd"
+    equal: bool = False  # stopped at the number of samples that KCD draws
+
+
+ARMS = {
+    "kd": Arm("KD"),
+    "kd-equal": Arm("KD, equal samples", equal=True),
+    "kc-kd-v1": Arm("KC-KD v1: by V", Condensed, {"alpha": 0.0}),
+    "kc-kd-v2": Arm("KC-KD v2: by V·F^0.03", Condensed),
+    "kc-kd-v3": Arm("KC-KD v3: and mixing", Condensed, {"mixing": "cumulative"}),
+    "kc-kd-v3-fresh": Arm("KC-KD v3, mixing fresh", Condensed, {"mixing": "fresh"}),
+    "random": Arm("random dropping", Condensed, {"select": random_drop}),
+    "rs2": Arm("RS2: random every epoch", FreshRandom),
+    "infobatch": Arm("InfoBatch's rule on KD", InfoBatch),
+    "pkt": Arm("PKT", loss="pkt", base="pkt"),
+    "kc-pkt": Arm("KC-PKT", Condensed, {"mixing": "cumulative"}, loss="pkt", base="pkt"),
+}
+
+
+def ratio_of(arm: str, ratio: float) -> float:
+    """``ratio``, or 1 for arms that have none."""
+    free = ARMS[arm].chooser is InfoBatch or (ARMS[arm].chooser is Everything and not ARMS[arm].equal)
+    return 1.0 if free else ratio
+
+
+def run(job: Job, material: Material) -> dict[str, Any]:
+    """Distil one student; returns what the tables are made of."""
+    arm = ARMS[job.arm]
+    schedule = kcd.CondensationSchedule(job.ratio, STAGES, period=job.epochs // STAGES)
+    epochs: float = job.epochs
+    if arm.equal:
+        sizes = [schedule.size(len(material.targets), epoch) for epoch in range(1, job.epochs + 1)]
+        epochs = sum(sizes) / len(material.targets)
+    chooser = arm.chooser(job, material, schedule, **arm.options)
+    student: Any = build(student_of(job.student), material.classes, job.seed)
+    # The paper's, its batch of 64 and its 240 epochs scaled.
+    rate, milestones = 0.05 * job.batch / 64, [epochs * of_240 / 240 for of_240 in (150, 180, 210)]
+    optimizer = torch.optim.SGD(student.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
+    student.train()
+    drawn = []
+    wall, cpu = time.perf_counter(), time.process_time()
+    for epoch in range(1, math.ceil(epochs) + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * 0.1 ** sum(epoch - 1 >= milestone for milestone in milestones)
+        order = chooser.draw(epoch)
+        if arm.equal:
+            order = order[: round(epochs * chooser.size) - sum(drawn)]
+        # Batches of nearly one size: BatchNorm can't train on a last batch of one.
+        for indices in np.array_split(order, math.ceil(len(order) / job.batch)):
+            step(student, optimizer, chooser, indices, arm.loss)
+        drawn.append(len(order))
+        chooser.end_epoch(epoch)
+    return {
+        **job.__dict__,
+        "drawn": sum(drawn),
+        "drawn_by_epoch": drawn,
+        "seconds": time.perf_counter() - wall,
+        "cpu_seconds": time.process_time() - cpu,
+        "accuracy": accuracy(student, material.test, torch.device("cpu")),
+    }
+
+
+def step(
+    student: nn.Sequential, optimizer: torch.optim.Optimizer, chooser: Everything, indices: Indices, loss: str
+) -> None:
+    """One batch: forward, loss, backward, update, record."""
+    features = student[:-1](chooser.material.inputs[indices])
+    logits = student[-1](features)
+    losses = LOSSES[loss](logits, features, chooser.material, indices)
+    weights = chooser.weights(indices)
+    optimizer.zero_grad()
+    (losses if weights is None else losses * weights).mean().backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    chooser.record(indices, logits, losses)

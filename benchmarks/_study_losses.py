@@ -1,0 +1,98 @@
+"""What the study distils: images and the teacher's view of them, students, losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import kcd_core as kcd
+from kcd_adapters.datasets import Images
+from kcd_adapters.demo_models import _conv
+
+#: Widths of the students.
+STUDENTS = {"small": 8, "large": 16}
+
+
+def student_of(name: str) -> Callable[[int], nn.Module]:
+    """A student as a function of the number of classes; its last layer is linear."""
+    width = STUDENTS[name]
+
+    def make(classes: int) -> nn.Module:
+        first = nn.Sequential(nn.Conv2d(1, width, 5, 2, padding=2, bias=False), nn.BatchNorm2d(width))
+        return nn.Sequential(
+            *(first, nn.ReLU()),
+            *(_conv(width, 2 * width, stride=2), nn.ReLU()),
+            *(_conv(2 * width, 4 * width), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes)),
+        )
+
+    return make
+
+
+@dataclass(frozen=True)
+class Material:
+    """Training images as the student and the teacher see them. Nothing is augmented but by KCD, so the
+    teacher sees each image once, not once an epoch."""
+
+    train: Images
+    test: Images
+    classes: int
+    teacher: nn.Sequential
+    inputs: torch.Tensor  # [N, 1, H, W], normalised
+    targets: torch.Tensor  # [N]
+    logits: torch.Tensor  # [N, C], the teacher's
+    features: torch.Tensor  # [N, D], the teacher's, before its last layer
+
+    def mixed(self, indices: npt.NDArray[np.int64], sampler: kcd.CondensedSampler) -> Material:
+        """The same with the images of ``indices`` mixed as ``sampler`` says."""
+        images = torch.stack([kcd.mix_arrays(self.train, i, sampler.steps(i))[0] for i in indices.tolist()])
+        new = zip(("inputs", "features", "logits"), (images, *look(self.teacher, images)), strict=True)
+        place = torch.from_numpy(indices)
+        return replace(self, **{name: getattr(self, name).index_copy(0, place, x) for name, x in new})
+
+
+@torch.no_grad()
+def look(model: nn.Sequential, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features and logits of images."""
+    model.eval()
+    body = nn.Sequential(*list(model)[:-1])
+    features = torch.cat([body(part) for part in images.split(250)])
+    return features, model[-1](features)
+
+
+Loss = Callable[[torch.Tensor, torch.Tensor, Material, Any], torch.Tensor]
+
+
+def kd(logits: torch.Tensor, features: torch.Tensor, material: Material, indices: Any) -> torch.Tensor:
+    """The paper's loss, [B]: 0.1 CE + 0.9 KL at temperature 4."""
+    hard = F.cross_entropy(logits, material.targets[indices], reduction="none")
+    student, teacher = (F.log_softmax(x / 4, -1) for x in (logits, material.logits[indices]))
+    soft = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * 16
+    return 0.1 * hard + 0.9 * soft
+
+
+def pkt(logits: torch.Tensor, features: torch.Tensor, material: Material, indices: Any) -> torch.Tensor:
+    """CE and probabilistic knowledge transfer (Passalis & Tefas, ECCV 2018), a scalar.
+
+    The batch's cosine similarities, as conditional probabilities, shall be the teacher's. Weighed by
+    30,000, as is usual where it is averaged over all pairs.
+    """
+    student, teacher = (_similar(x) for x in (features, material.features[indices]))
+    apart = (teacher * ((teacher + 1e-7).log() - (student + 1e-7).log())).mean()
+    return F.cross_entropy(logits, material.targets[indices]) + 30_000 * apart
+
+
+def _similar(features: torch.Tensor) -> torch.Tensor:
+    unit = F.normalize(features, dim=-1, eps=1e-7)
+    similarity = (unit @ unit.T + 1) / 2
+    return similarity / similarity.sum(-1, keepdim=True)
+
+
+LOSSES: dict[str, Loss] = {"kd": kd, "pkt": pkt}
