@@ -56,6 +56,8 @@ def is_floating(x: Array) -> bool:
 
 def is_integer(x: Array) -> bool:
     """Whole numbers only: booleans are masks, not numbers."""
+    if isinstance(x, np.ndarray):
+        return x.dtype.kind in "iu"
     return dtype_name(x) in {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
 
 

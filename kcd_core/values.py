@@ -12,6 +12,7 @@ the caller of ``update()`` passed, and nothing else.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -51,10 +52,13 @@ def entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = N
     logit of -inf makes ``0 * -inf = NaN``: it is caught with no pass over the data of its own.
     """
     log_p = _log_probs(student_logits, "student_logits")
-    if is_tensor(log_p):
-        return log_p.exp().mul_(log_p).sum(-1).neg_()
-    with np.errstate(invalid="ignore"):
-        return -(np.exp(log_p) * log_p).sum(-1)
+    if isinstance(log_p, np.ndarray):
+        return _entropy(log_p)
+    torch = sys.modules["torch"]
+    if log_p.is_cpu and type(log_p) is torch.Tensor and not log_p.requires_grad:
+        # NumPy's exp takes about half the time of torch's on one core, and the memory is shared.
+        return torch.from_numpy(_entropy(log_p.numpy()))
+    return -(log_p.exp() * log_p).sum(-1)
 
 
 def cross_entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
@@ -148,8 +152,8 @@ def margin(student_logits: Any, *, teacher_logits: Any = None, targets: Any = No
     """
     log_p = _log_probs(student_logits, "student_logits")
     if is_tensor(log_p):
-        top = log_p.topk(2, -1).values.exp()
-        gap = top[:, 0] - top[:, 1]
+        first, second = log_p.topk(2, -1).values.exp().unbind(-1)
+        gap = first - second
     else:
         top = np.exp(np.partition(log_p, -2, axis=-1)[:, -2:])
         gap = top[:, 1] - top[:, 0]
@@ -204,13 +208,12 @@ def check_logits(logits: Any, name: str) -> Array:
 
 def _log_probs(logits: Any, name: str, temperature: float = 1.0) -> Array:
     logits = check_logits(logits, name)
-    half = dtype_name(logits) in {"float16", "bfloat16"}
-    if is_tensor(logits):
-        import torch
-
+    half = logits.dtype.itemsize == 2
+    if not isinstance(logits, np.ndarray):
+        torch = sys.modules["torch"]
         if temperature != 1.0:
             logits = logits.float() / temperature if half else logits / temperature
-        return torch.log_softmax(logits, -1, dtype=torch.float32 if half else None)
+        return torch.log_softmax(logits, -1, dtype=torch.float32) if half else torch.log_softmax(logits, -1)
     if half:
         logits = logits.astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
@@ -218,6 +221,12 @@ def _log_probs(logits: Any, name: str, temperature: float = 1.0) -> Array:
             logits = logits / temperature
         shifted = logits - logits.max(-1, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _entropy(log_p: Any) -> Any:
+    # einsum makes no product in memory, and does not warn of the NaN that an infinite logit gives.
+    negative = np.einsum("ij,ij->i", np.exp(log_p), log_p)
+    return np.negative(negative, out=negative)
 
 
 def _exp(x: Array) -> Array:
