@@ -132,6 +132,26 @@ def test_saved_after_the_last_batch():
     assert sum(map(len, run_epoch(loader, end=False))) == N
 
 
+def test_saved_again_before_anything_was_drawn(uninterrupted):
+    mixing, expected, _ = uninterrupted
+    options = {"kcd_options": {"mixing": mixing}}
+    loader = make(**options)
+    log = go_on(loader, stop=9)
+    loader = resumed(resumed(loader, **options), **options)
+    iter(loader)  # as trainers do to look whether it works
+    loader = resumed(loader, **options)
+    go_on(loader, log=log)
+    assert log == expected
+
+
+def test_an_epoch_ended_right_after_loading_is_over():
+    loader = make()
+    go_on(loader, stop=3)
+    loader = resumed(loader)
+    loader.end_epoch()
+    assert sorted(i for batch in run_epoch(loader) for i in batch) == list(range(N))
+
+
 def test_saved_at_the_start_of_an_epoch():
     loader = make()
     run_epoch(loader)
