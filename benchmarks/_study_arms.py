@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from _study_losses import LOSSES, Material, student_of
+from _study_losses import Loss, Material, loss_of, student_of
 from torch import nn
 
 import kcd_core as kcd
@@ -74,13 +74,14 @@ class Condensed(Everything):
         alpha: float = 0.03,
         mixing: str | None = None,
         select: Any = None,
-        value: Any = "entropy",
+        value: str = "entropy",
+        floors: bool = False,
         full_end: float = 0.0,
     ) -> None:
         super().__init__(*args)
         self.sampler = kcd.CondensedSampler(self.size, seed=self.job.seed, mixing=mixing)
         self.tracker = kcd.KnowledgeValueTracker(self.size, value=value)
-        self.alpha, self.select = alpha, select
+        self.alpha, self.select = alpha, self.with_floors if floors else select
         self.last_stage = self.job.epochs - math.ceil(full_end * self.job.epochs)
         self.original = self.material
 
@@ -94,13 +95,42 @@ class Condensed(Everything):
 
     def end_epoch(self, epoch: int) -> None:
         if epoch == self.last_stage < self.job.epochs:
-            self.sampler.install(kcd.CondensedSet(np.arange(self.size), self.size))
+            self.sampler.install(kcd.CondensedSet(np.arange(self.size), self.size, self.sampler.stage + 1))
             self.material = self.original
         elif epoch < self.last_stage and self.schedule.due(epoch):
             kcd.condense_step(self.tracker, self.sampler, self.schedule, alpha=self.alpha, select=self.select)
             mixed = np.unique(self.sampler.recipes.target)
             if len(mixed):
                 self.material = self.original.mixed(mixed, self.sampler)
+
+    def with_floors(self, value: Any, count: Any, kept: Any, target: int, generator: Any) -> kcd.CondensedSet:
+        """The ranking, but of each class at least half of what its share of the data would be."""
+        ranking, targets = np.argsort(-value, kind="stable"), self.material.targets.numpy()
+        first = []
+        for label in range(self.material.classes):
+            own = ranking[targets[ranking] == label]
+            first.append(own[: int(0.5 * target * len(own) / len(ranking))])
+        floor = np.concatenate(first)
+        rest = ranking[~np.isin(ranking, floor)]
+        return kcd.CondensedSet(np.sort(np.concatenate([floor, rest[: target - len(floor)]])), self.size)
+
+
+class ByChance(Condensed):
+    """As many samples as KCD draws, chosen anew every epoch, with chances in proportion to V."""
+
+    def draw(self, epoch: int) -> Indices:
+        self.sampler.set_epoch(epoch)
+        order = np.fromiter(self.sampler, np.int64, self.size)
+        size = self.schedule.size(self.size, epoch)
+        if size == self.size:
+            return order
+        # The highest of log chance + Gumbel noise: drawing without replacement.
+        noise = np.random.default_rng([self.job.seed, epoch]).gumbel(size=self.size)
+        score = np.log(np.maximum(self.tracker.value, 1e-12)) + noise
+        return order[np.isin(order, np.argpartition(-score, size)[:size])]
+
+    def end_epoch(self, epoch: int) -> None:
+        pass
 
 
 class FreshRandom(Everything):
@@ -161,8 +191,19 @@ ARMS = {
     "random": Arm("random dropping", Condensed, {"select": random_drop}),
     "rs2": Arm("RS2: random every epoch", FreshRandom),
     "infobatch": Arm("InfoBatch's rule on KD", InfoBatch),
+    # Explorations beyond the paper.
+    "kc-kd-kl": Arm("KC-KD by KD divergence", Condensed, {"value": "kd_divergence"}),
+    "kc-kd-floors": Arm("KC-KD with class floors", Condensed, {"floors": True}),
+    "kc-kd-full-end": Arm("KC-KD, all data at the end", Condensed, {"full_end": 1 / 12}),
+    "random-full-end": Arm(
+        "random, all data at the end", Condensed, {"select": random_drop, "full_end": 1 / 12}
+    ),
+    "by-chance": Arm("chances in proportion to V", ByChance),
+    # Other losses.
     "pkt": Arm("PKT", loss="pkt", base="pkt"),
     "kc-pkt": Arm("KC-PKT", Condensed, {"mixing": "cumulative"}, loss="pkt", base="pkt"),
+    "crd": Arm("CRD+KD", loss="crd", base="crd"),
+    "kc-crd": Arm("KC-CRD", Condensed, {"mixing": "cumulative"}, loss="crd", base="crd"),
 }
 
 
@@ -182,9 +223,11 @@ def run(job: Job, material: Material) -> dict[str, Any]:
         epochs = sum(sizes) / len(material.targets)
     chooser = arm.chooser(job, material, schedule, **arm.options)
     student: Any = build(student_of(job.student), material.classes, job.seed)
+    loss = loss_of(arm.loss, material, student[-1].in_features, job.seed)
+    learning = [*student.parameters(), *(loss.parameters() if isinstance(loss, nn.Module) else ())]
     # The paper's, its batch of 64 and its 240 epochs scaled.
     rate, milestones = 0.05 * job.batch / 64, [epochs * of_240 / 240 for of_240 in (150, 180, 210)]
-    optimizer = torch.optim.SGD(student.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(learning, lr=rate, momentum=0.9, weight_decay=5e-4)
     student.train()
     drawn = []
     wall, cpu = time.perf_counter(), time.process_time()
@@ -196,7 +239,7 @@ def run(job: Job, material: Material) -> dict[str, Any]:
             order = order[: round(epochs * chooser.size) - sum(drawn)]
         # Batches of nearly one size: BatchNorm can't train on a last batch of one.
         for indices in np.array_split(order, math.ceil(len(order) / job.batch)):
-            step(student, optimizer, chooser, indices, arm.loss)
+            step(student, optimizer, chooser, indices, loss)
         drawn.append(len(order))
         chooser.end_epoch(epoch)
     return {
@@ -210,12 +253,16 @@ def run(job: Job, material: Material) -> dict[str, Any]:
 
 
 def step(
-    student: nn.Sequential, optimizer: torch.optim.Optimizer, chooser: Everything, indices: Indices, loss: str
+    student: nn.Sequential,
+    optimizer: torch.optim.Optimizer,
+    chooser: Everything,
+    indices: Indices,
+    loss: Loss,
 ) -> None:
     """One batch: forward, loss, backward, update, record."""
     features = student[:-1](chooser.material.inputs[indices])
     logits = student[-1](features)
-    losses = LOSSES[loss](logits, features, chooser.material, indices)
+    losses = loss(logits, features, chooser.material, indices)
     weights = chooser.weights(indices)
     optimizer.zero_grad()
     (losses if weights is None else losses * weights).mean().backward()  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from torch import nn
 
 import kcd_core as kcd
 from kcd_adapters.datasets import Images
-from kcd_adapters.demo_models import _conv
+from kcd_adapters.demo_models import _conv, build
 
 #: Widths of the students.
 STUDENTS = {"small": 8, "large": 16}
@@ -95,4 +95,53 @@ def _similar(features: torch.Tensor) -> torch.Tensor:
     return similarity / similarity.sum(-1, keepdim=True)
 
 
-LOSSES: dict[str, Loss] = {"kd": kd, "pkt": pkt}
+class Crd(nn.Module):
+    """CE, KL at temperature 4, and 0.8 times contrastive representation distillation (Tian et al., ICLR
+    2020): "CRD+KD". Compact: 64 dimensions, 1,024 contrasts that a batch shares, none of the anchor's class.
+    """
+
+    def __init__(self, material: Material, width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(n, 64) for n in (width, material.features.shape[1]))
+        self.generator = torch.Generator().manual_seed(0)
+        shape = (2, len(material.targets), 64)  # the student's and the teacher's
+        self.memory = F.normalize(torch.randn(shape, generator=self.generator), dim=-1)
+        self.scale: list[float | None] = [None, None]
+
+    def forward(
+        self, logits: torch.Tensor, features: torch.Tensor, material: Material, indices: Any
+    ) -> torch.Tensor:
+        targets, n = material.targets[indices], self.memory.shape[1]
+        others = torch.randint(n, (1024,), generator=self.generator)
+        foreign = targets[:, None] != material.targets[others]
+        views = (features, material.features[indices])
+        own = [F.normalize(head(x), dim=-1) for head, x in zip(self.heads, views, strict=True)]
+        contrast = sum(
+            self._noise_contrastive(own[side], self.memory[1 - side], indices, others, foreign, side)
+            for side in (0, 1)
+        )
+        with torch.no_grad():
+            for memory, x in zip(self.memory, own, strict=True):
+                memory[indices] = F.normalize((memory[indices] + x) / 2, dim=-1)
+        student, teacher = (F.log_softmax(x / 4, -1) for x in (logits, material.logits[indices]))
+        soft = F.kl_div(student, teacher, reduction="batchmean", log_target=True) * 16
+        return F.cross_entropy(logits, targets) + soft + 0.8 * contrast
+
+    def _noise_contrastive(
+        self, own: torch.Tensor, memory: torch.Tensor, indices: Any, others: Any, foreign: Any, side: int
+    ) -> torch.Tensor:
+        alike = ((own * memory[indices]).sum(-1, keepdim=True) / 0.07).exp()
+        apart = (own @ memory[others].T / 0.07).exp()
+        if self.scale[side] is None:
+            self.scale[side] = float(apart.detach().mean()) * len(memory)
+        alike, apart = alike / self.scale[side], apart / self.scale[side]
+        noise = len(others) / len(memory)
+        wrong = ((noise / (apart + noise)).log() * foreign).sum(-1)
+        return -((alike / (alike + noise)).log().squeeze(-1) + wrong).mean()
+
+
+def loss_of(name: str, material: Material, width: int, seed: int) -> Loss:
+    """A loss by its name; one that learns, too, is an `nn.Module`. ``width`` is of the student's features."""
+    if name == "crd":
+        return build(lambda _: Crd(material, width), material.classes, seed)
+    return {"kd": kd, "pkt": pkt}[name]

@@ -140,11 +140,13 @@ def text_of(
         "Mean ± s.d. over seeds; differences are paired by seed, in percentage points, with BCa bootstrap intervals.",
         "Images are not augmented, so the teacher sees each once, and once more when it is mixed: times are the",
         "student's, with all choosing, recording and mixing. Wall times are of a machine that did other things, too.",
-        "Arms over another loss (PKT) are compared with that loss on all samples.",
+        "Arms over another loss (PKT, CRD+KD) are compared with that loss on all samples.",
         "",
     ]
     for header in made_by:
-        lines += [f"{key}: {value}" for key, value in header.items()]
+        lines.append(
+            "; ".join(f"{key} {value}" if key != "command" else str(value) for key, value in header.items())
+        )
     return "\n".join(lines).rstrip()
 
 

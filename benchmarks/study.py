@@ -25,33 +25,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from _report import machine
 from _study_arms import ARMS, STAGES, Job, ratio_of, run
 from _study_losses import STUDENTS, Material, look
 from _study_report import report
 from rich.console import Console
 from rich.progress import Progress
 
-import kcd_core as kcd
 from kcd_adapters.datasets import LOADERS, Images
 from kcd_adapters.demo_models import MODELS, accuracy, build
 from kcd_adapters.files import write_whole
-
-try:
-    from _report import header
-except ImportError:
-
-    def header() -> dict[str, Any]:
-        """How and where this was made."""
-        import platform
-
-        versions = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "kcd_core": kcd.__version__,
-        }
-        command = " ".join(["python", *sys.argv])
-        return {"command": command, "machine": f"{platform.machine()}, {os.cpu_count()} cores", **versions}
-
 
 #: Where Debian's package dataset-fashion-mnist puts the files.
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -247,6 +230,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     args, setting = parse(arguments)
     console = Console(highlight=False, markup=False)
     status = 0
@@ -256,7 +240,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from here")
         status = 130
-    console.print(report(setting.out, setting.name, None if args.report_only else header()), soft_wrap=True)
+    made_by = {"command": " ".join(["python benchmarks/study.py", *arguments]), **machine()}
+    made_by["threads"] = 1  # a run
+    text = report(setting.out, setting.name, None if args.report_only else made_by)
+    console.print(text, soft_wrap=True)
     return status
 
 

@@ -89,7 +89,20 @@ def material(study, finished):
     return study.material_of(setting)[0]
 
 
-@pytest.mark.parametrize("arm", ["kd-equal", "kc-kd-v1", "kc-kd-v3-fresh", "random", "rs2", "kc-pkt"])
+@pytest.mark.parametrize(
+    "arm",
+    [
+        "kd-equal",
+        "kc-kd-v1",
+        "kc-kd-v3-fresh",
+        "random",
+        "rs2",
+        "kc-pkt",
+        "kc-crd",
+        "kc-kd-floors",
+        "by-chance",
+    ],
+)
 def test_arms_of_one_ratio_draw_alike(study, material, arm):
     schedule = kcd.CondensationSchedule(0.3, stages=6, period=1)
     done = study.run(study.Job(arm, 0.3, "small", 0, epochs=6, batch=128), material)
