@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ._arrays import dtype_name, is_integer
+from ._arrays import dtype_name, is_integer, to_numpy
 from .tracker import KnowledgeValueTracker
 
 if TYPE_CHECKING:
@@ -159,18 +159,17 @@ class CondensedLoss(torch.nn.Module):
 
     def _lookup(self, indices: Any, batch_size: int) -> torch.Tensor:
         # In training mode the tracker has looked already; in evaluation nobody else does.
-        place = torch.as_tensor(indices)
+        on_host = not isinstance(indices, torch.Tensor) or indices.device.type == "cpu"
+        place: Any = to_numpy(indices) if on_host else indices
         if not is_integer(place):
             raise TypeError(f"indices must be integers, got dtype {dtype_name(place)}")
         if place.shape != (batch_size,):
             raise ValueError(
                 f"indices must be [{batch_size}], one index per sample, got shape {tuple(place.shape)}"
             )
-        if (
-            place.device.type == "cpu"
-            and batch_size
-            and not 0 <= place.min() <= place.max() < self.num_samples
-        ):
-            raise IndexError(f"indices must lie in 0 .. {self.num_samples - 1}")
+        if on_host:
+            if batch_size and not 0 <= place.min() <= place.max() < self.num_samples:
+                raise IndexError(f"indices must lie in 0 .. {self.num_samples - 1}")
+            place = torch.from_numpy(place.astype(np.int64))
         place = place.to(self.keep.device, torch.int64, non_blocking=True)
         return self.keep.index_select(0, place.clamp(0, self.num_samples - 1))
