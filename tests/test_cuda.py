@@ -1,0 +1,411 @@
+"""Recording on CUDA: no synchronisation, no copy to the host, few operations. And that it is right.
+
+The first part needs no GPU. Tensors of torch's ``FakeTensorMode`` on a fake ``cuda:0`` have shapes and
+devices but no data: whatever would wait for data raises, and a ``TorchDispatchMode`` sees every operation.
+Tests marked ``cuda`` need a real one: ``pytest -m cuda tests/test_cuda.py``.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import kcd_core as kcd
+from kcd_core.tracker import MAX_PENDING
+
+Tracker = kcd.KnowledgeValueTracker
+STEPS, BATCH, CLASSES, N = 100, 8, 10, 1000
+MOST_OPERATIONS = 14  # a step on average, with what was deferred
+
+
+class Watch(TorchDispatchMode):
+    """Counts operations, and those of them that move data to the host or wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: Counter[str] = Counter()
+        self.to_host: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operations[str(func)] += func.namespace == "aten"  # others only ask a tensor's device
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        made = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+        on_device = any(x.device.type == "cuda" for x in given)
+        scalar = func is torch.ops.aten._local_scalar_dense.default
+        if on_device and (scalar or any(x.device.type == "cpu" for x in made)):
+            self.to_host.append(str(func))
+        if func is torch.ops.aten.copy_.default and args[0].device.type == "cpu" and on_device:
+            self.to_host.append(str(func))
+        # Without non_blocking a copy from the host waits for the device, too.
+        to_device = any(x.device.type == "cuda" for x in made) and any(x.device.type == "cpu" for x in given)
+        if to_device and func is torch.ops.aten._to_copy.default and not (kwargs or {}).get("non_blocking"):
+            self.to_host.append(f"blocking {func}")
+        return result
+
+
+@contextmanager
+def fake_cuda() -> Iterator[None]:
+    with FakeTensorMode(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def step_inputs(index_device: str, dtype: Any = torch.float32) -> tuple[Any, Any]:
+    logits = torch.randn(BATCH, CLASSES, device="cuda:0", dtype=dtype)
+    if index_device == "numpy":
+        return np.arange(BATCH), logits
+    if index_device == "list":
+        return list(range(BATCH)), logits
+    return torch.zeros(BATCH, dtype=torch.int64, device="cuda:0"), logits
+
+
+def no_wait(watch: Watch, steps: int = STEPS) -> None:
+    assert not watch.to_host
+    assert sum(watch.operations.values()) <= MOST_OPERATIONS * steps, watch.operations.most_common()
+    assert sum(watch.operations.values()) >= steps  # something was watched
+
+
+# -- without a GPU -------------------------------------------------------------------------------------
+
+
+def test_the_watch_sees_what_it_is_for() -> None:
+    with fake_cuda():
+        x = torch.zeros(3, device="cuda:0")
+        with pytest.raises(DataDependentOutputException):
+            x.sum().item()
+        with pytest.raises(DataDependentOutputException):
+            bool(x.any())
+        for move in (lambda: x.cpu(), lambda: x.to("cpu", non_blocking=True)):
+            with Watch() as watch:
+                move()
+            assert watch.to_host
+        host = torch.zeros(3)
+        with Watch() as watch:
+            host.to("cuda:0")
+        assert watch.to_host
+        with Watch() as watch:
+            host.to("cuda:0", non_blocking=True) + x
+        assert not watch.to_host
+        assert sum(watch.operations.values()) == 2
+
+
+@pytest.mark.parametrize("index_device", ["numpy", "list", "cuda:0"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("on_nonfinite", ["skip", "raise"])
+def test_recording_does_not_wait(index_device: str, dtype: Any, on_nonfinite: str) -> None:
+    with fake_cuda():
+        tracker = Tracker(N, device="cuda:0", on_nonfinite=on_nonfinite)
+        flushes = 0
+        indices, logits = step_inputs(index_device, dtype)
+        with Watch() as watch:
+            for _ in range(STEPS):
+                before = len(tracker._pending)
+                tracker.update(indices, logits)
+                flushes += len(tracker._pending) <= before
+                assert len(tracker._pending) < MAX_PENDING
+        assert flushes == STEPS // MAX_PENDING  # what is deferred was done, and counted
+        no_wait(watch)
+
+
+@pytest.mark.parametrize("value", ["entropy", "margin", "cross_entropy", "kd_divergence", "mine"])
+@pytest.mark.parametrize("index_device", ["numpy", "cuda:0"])
+def test_no_value_waits(value: str, index_device: str) -> None:
+    with fake_cuda():
+        tracker = Tracker(
+            N, device="cuda:0", value=(lambda z, **_: z.max(-1).values) if value == "mine" else value
+        )
+        indices, logits = step_inputs(index_device)
+        given: dict[str, Any] = {"teacher_logits": torch.randn(BATCH, CLASSES, device="cuda:0")}
+        given["targets"] = torch.zeros(BATCH, dtype=torch.int64, device="cuda:0")
+        with Watch() as watch:
+            for _ in range(STEPS):
+                tracker.update(indices, logits, **given)
+        assert not watch.to_host
+
+
+@pytest.mark.parametrize("index_device", ["numpy", "cuda:0"])
+def test_recording_values_does_not_wait(index_device: str) -> None:
+    with fake_cuda():
+        tracker = Tracker(N, device="cuda:0")
+        indices, logits = step_inputs(index_device)
+        with Watch() as watch:
+            for _ in range(STEPS):
+                tracker.record(indices, logits.select(1, 0))
+        no_wait(watch)
+
+
+def test_only_values_wait_never_logits() -> None:
+    """At most 32 steps of [B] values and indices are held, and none of the logits' memory."""
+    with fake_cuda():
+        for value in ("entropy", lambda z: z.select(1, 0)):
+            tracker = Tracker(N, device="cuda:0", value=value)
+            indices, logits = step_inputs("cuda:0")
+            most = 0
+            for _ in range(STEPS):
+                tracker.update(indices, logits)
+                held = [x for pair in tracker._pending for x in pair]
+                most = max(most, len(held) // 2)
+                for x in held:
+                    assert x.shape == (BATCH,)
+                    storage = x.untyped_storage()
+                    assert storage.nbytes() <= BATCH * 8
+                    assert storage._cdata not in (
+                        logits.untyped_storage()._cdata,
+                        indices.untyped_storage()._cdata,
+                    )
+            assert most == MAX_PENDING - 1
+
+
+def test_reading_waits() -> None:
+    """The other way round: reading is where the waiting is, so the fakes refuse it."""
+    with fake_cuda():
+        tracker = Tracker(N, device="cuda:0")
+        tracker.update(*step_inputs("cuda:0"))
+        for read in ("value", "count", "sums", "state_dict"):
+            with Watch() as watch, suppress(Exception):
+                got = getattr(tracker, read)
+                got() if callable(got) else got
+            assert watch.to_host
+
+
+def test_cuda_logits_need_a_cuda_tracker() -> None:
+    with fake_cuda():
+        indices, logits = step_inputs("numpy")
+        tracker = Tracker(N)
+        with pytest.raises(TypeError, match=r"tracker is in host memory.*tracker.to\('cuda'\)"):
+            tracker.update(indices, logits)
+        with pytest.raises(TypeError, match="tracker is in host memory"):
+            tracker.record(torch.zeros(BATCH, dtype=torch.int64, device="cuda:0"), np.zeros(BATCH))
+        assert not tracker._pending
+
+
+def test_host_indices_are_checked_at_once() -> None:
+    with fake_cuda():
+        tracker = Tracker(N, device="cuda:0")
+        _, logits = step_inputs("numpy")
+        for wrong in (-1, N):
+            with pytest.raises(IndexError, match="must lie in"):
+                tracker.update([0] * (BATCH - 1) + [wrong], logits)
+        with pytest.raises(ValueError, match="one length"):
+            tracker.update([0], logits)
+        assert not tracker._pending
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("index_device", ["numpy", "cuda:0"])
+def test_condensed_loss_does_not_wait(reduction: str, index_device: str) -> None:
+    with fake_cuda():
+        tracker = Tracker(N, device="cuda:0")
+        criterion = torch.nn.CrossEntropyLoss(reduction="none")
+        loss = kcd.CondensedLoss(criterion, tracker, reduction=reduction).to("cuda:0")
+        weight = torch.zeros(4, CLASSES, device="cuda:0")
+        images = torch.randn(BATCH, 4, device="cuda:0")
+        targets = torch.zeros(BATCH, dtype=torch.int64, device="cuda:0")
+        indices, _ = step_inputs(index_device)
+        with Watch() as watch:
+            for _ in range(MAX_PENDING + 3):
+                result = loss(images @ weight, targets, indices=indices)
+                assert result.shape == ((BATCH,) if reduction == "none" else ())
+        assert not watch.to_host
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_backward_of_condensed_loss_does_not_wait(reduction: str) -> None:
+    """On fake CPU tensors, which refuse to wait, too: a build without CUDA can't differentiate fake CUDA ones."""
+    with FakeTensorMode():
+        criterion = torch.nn.CrossEntropyLoss(reduction="none")
+        loss = kcd.CondensedLoss(criterion, Tracker(N), reduction=reduction).eval()  # recording is above
+        weight = torch.zeros(4, CLASSES, requires_grad=True)
+        logits = torch.randn(BATCH, 4) @ weight
+        result = loss(logits, torch.zeros(BATCH, dtype=torch.int64), indices=np.arange(BATCH))
+        with Watch() as watch:
+            result.sum().backward()
+        assert weight.grad is not None
+        assert watch.operations
+        assert "aten._local_scalar_dense.default" not in watch.operations
+
+
+# Device indices can't be checked without waiting. What is done with them is the same code on every
+# device, so it can be seen with real numbers on the CPU, given that they come in as tensors.
+
+
+def record_on_device(tracker: Any, indices: list[int], values: list[float]) -> None:
+    made = torch.tensor(indices), torch.tensor(values)
+    tracker._pending.append(made)
+    if len(tracker._pending) >= MAX_PENDING:
+        tracker._flush()
+
+
+def test_device_indices_out_of_range_are_masked_and_counted() -> None:
+    tracker = Tracker(4, device="cpu")
+    for _ in range(MAX_PENDING + 1):
+        record_on_device(tracker, [0, 4, 3, -1, 10**12], [1.0, 7.0, 2.0, 8.0, math.nan])
+    with pytest.warns(RuntimeWarning, match="index outside 0 .. 3 and were not recorded"):
+        assert tracker.count.tolist() == [MAX_PENDING + 1, 0, 0, MAX_PENDING + 1]
+    assert tracker.value[[0, 3]].tolist() == [1.0, 2.0]
+    # A value that is not finite at an index that is out of range is counted once.
+    assert tracker.skipped == {"nonfinite": 0, "out_of_range": 3 * (MAX_PENDING + 1)}
+
+
+def test_device_values_that_are_not_finite() -> None:
+    tracker = Tracker(4, device="cpu")
+    record_on_device(tracker, [0, 1, 2, 9], [1.0, math.nan, math.inf, 1.0])
+    with pytest.warns(RuntimeWarning) as caught:
+        assert tracker.count.tolist() == [1, 0, 0, 0]
+    assert len(caught) == 2
+    assert tracker.skipped == {"nonfinite": 2, "out_of_range": 1}
+
+
+def test_device_indices_out_of_range_raise_on_request() -> None:
+    tracker = Tracker(4, device="cpu", on_nonfinite="raise")
+    record_on_device(tracker, [0, 4], [1.0, 1.0])
+    with pytest.raises(IndexError, match="1 recordings had an index outside"):
+        kcd.condense_step(tracker, kcd.CondensedSampler(4), kcd.CondensationSchedule())
+    assert tracker.count.tolist() == [1, 0, 0, 0]
+
+
+def test_device_and_host_indices_add_up() -> None:
+    """A step with host indices after one with device indices: each is added as what it is."""
+    mixed, host = Tracker(4, device="cpu"), Tracker(4)
+    for step in range(3 * MAX_PENDING):
+        values = [float(step), 0.5]
+        host.record([step % 4, 3], values)
+        if step % 3:
+            mixed.record([step % 4, 3], values)
+        else:
+            if mixed._pending and not isinstance(mixed._pending[0][0], torch.Tensor):
+                mixed._flush()
+            record_on_device(mixed, [step % 4, 3], values)
+    for a, b in zip(mixed.sums(), host.sums(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# -- with one ------------------------------------------------------------------------------------------
+
+needs_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="needs a CUDA device: run `pytest -m cuda tests/test_cuda.py` on a machine that has one",
+)
+
+
+@contextmanager
+def no_synchronisation() -> Iterator[None]:
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def random_steps(n: int = 500, steps: int = 2 * MAX_PENDING + 5) -> list[tuple[Any, Any]]:
+    rng = np.random.default_rng(0)
+    return [(rng.integers(0, n, 64), rng.normal(0, 3, (64, 10)).astype(np.float32)) for _ in range(steps)]
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize("index_device", ["cpu", "cuda"])
+def test_same_sums_as_on_the_host(index_device: str) -> None:
+    """The values as the GPU computes them, recorded there and on the host: the same sums, to the bit."""
+    there, here = Tracker(500, device="cuda"), Tracker(500)
+    for indices, logits in random_steps():
+        on_device = torch.from_numpy(logits).cuda()
+        there.update(torch.from_numpy(indices).to(index_device), on_device)
+        here.record(indices, kcd.entropy(on_device).cpu())
+    for a, b in zip(there.sums(), here.sums(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(there.value.cpu().numpy(), here.value)
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize("index_device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_no_synchronisation(index_device: str, dtype: Any) -> None:
+    tracker = Tracker(500, device="cuda")
+    steps = [
+        (torch.from_numpy(i).to(index_device), torch.from_numpy(z).to("cuda", dtype))
+        for i, z in random_steps()
+    ]
+    tracker.update(*steps[0])
+    with no_synchronisation():
+        for step in steps:
+            tracker.update(*step)
+    assert int(tracker.count.sum()) == 64 * (len(steps) + 1)
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_device_assert_is_never_raised() -> None:
+    tracker = Tracker(4, device="cuda")
+    for _ in range(MAX_PENDING):
+        tracker.update(torch.tensor([0, -1, 4, 10**12], device="cuda"), torch.zeros(4, 3, device="cuda"))
+    with pytest.warns(RuntimeWarning, match="index outside"):
+        assert tracker.count.tolist() == [MAX_PENDING, 0, 0, 0]
+    ce = Tracker(2, device="cuda", value="cross_entropy")
+    ce.update([0, 1], torch.zeros(2, 3, device="cuda"), targets=torch.tensor([0, -100], device="cuda"))
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        assert ce.count.tolist() == [1, 0]
+    torch.cuda.synchronize()
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_autocast_and_compiled_student() -> None:
+    student = torch.compile(torch.nn.Linear(8, 10).cuda(), mode="reduce-overhead")
+    tracker, want = Tracker(64, device="cuda"), np.zeros(64)
+    for _ in range(5):
+        torch.compiler.cudagraph_mark_step_begin()
+        with torch.autocast("cuda", dtype=torch.bfloat16), torch.no_grad():
+            logits = student(torch.randn(64, 8, device="cuda"))
+            tracker.update(range(64), logits)
+            want += kcd.entropy(logits).double().cpu().numpy() / 5
+    np.testing.assert_allclose(tracker.value.cpu().numpy(), want, rtol=1e-6)
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_student_in_a_cuda_graph() -> None:
+    """Its output buffer is reused at every replay; recording is outside of the graph."""
+    images, student = torch.randn(4, 8, device="cuda"), torch.nn.Linear(8, 3).cuda()
+    with torch.no_grad():
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            student(images)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = student(images)
+    tracker, want = Tracker(4, device="cuda"), []
+    for step in range(5):
+        images.fill_(step)
+        graph.replay()
+        tracker.update(range(4), logits)
+        want.append(kcd.entropy(logits).double().cpu().numpy())
+    np.testing.assert_allclose(tracker.value.cpu().numpy(), np.mean(want, 0), rtol=1e-6)
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_condensed_set_is_that_of_the_host() -> None:
+    value = np.random.default_rng(0).normal(size=500).astype(np.float32)
+    sets = []
+    for device in (None, "cuda"):
+        tracker = Tracker(500, device=device)
+        tracker.record(np.arange(500), torch.from_numpy(value).to(device or "cpu"))
+        sets.append(kcd.condense_step(tracker, kcd.CondensedSampler(500), kcd.CondensationSchedule()))
+    for name in ("kept", "dropped", "tail", "weights"):
+        np.testing.assert_array_equal(getattr(sets[0], name), getattr(sets[1], name))
