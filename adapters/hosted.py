@@ -7,6 +7,7 @@ that is its own order to the bit.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -148,7 +149,9 @@ class HostedLoader:
         # Rebuilt for every pass, so that what the host sets on its loader counts; persistent workers
         # are the exception, and are renewed when the set changes.
         if self._inner is None or not self.loader.persistent_workers:
-            self._inner = rebuild(self.loader, self.batches, self.mixer, dataset=self._dataset())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of too many workers, say: the host's loader did
+                self._inner = rebuild(self.loader, self.batches, self.mixer, dataset=self._dataset())
         return self._run(iter(self._inner))  # made here: a DataLoader draws its base seed at iter()
 
     def renew(self) -> None:
