@@ -95,7 +95,8 @@ class _KeyedDataset:
     def __getitems__(self, keys: list[Key]) -> list[tuple[int, Any]]:
         together = getattr(self._kcd_dataset, "__getitems__", None)
         if not together:
-            return [self[key] for key in keys]
+            dataset = self._kcd_dataset
+            return [(key, dataset[key]) if type(key) is int else self[key] for key in keys]
         # The data set's own batched fetch for what is not mixed; order restored afterwards.
         plain = {place: key for place, key in enumerate(keys) if isinstance(key, int)}
         fetched = together(list(plain.values())) if plain else []

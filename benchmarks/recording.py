@@ -1,0 +1,188 @@
+"""What recording one step costs on the CPU, and how many operations it is on CUDA.
+
+    python benchmarks/recording.py [--quick] [--out DIR]
+
+Arms take turns in blocks of steps, one thread. The best block of each counts: other load on
+the machine only ever adds. The authors' recording is written from its published
+description: softmax, p log p summed, `.cpu()`, fancy assignment into a NumPy vector by index. The floor
+is what no recording of an entropy can do without (in torch): log-softmax, exp and a dot product. What is
+deferred is part of every figure: each block flushes as often as training would. ATen operations are
+counted on fake CUDA tensors, where a synchronisation raises and every copy is seen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from _report import Report, best, duration, in_turns, parser
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
+
+import kcd_core as kcd
+
+SAMPLES = 50_000
+BATCHES = 16  # different logits, taken in turn
+BLOCK = 32  # steps timed together: what waits is added once in as many
+
+
+class Authors:
+    """Their recording, from its description."""
+
+    def __init__(self) -> None:
+        self.record = np.full(SAMPLES, -1.0)
+
+    def __call__(self, indices: torch.Tensor, logits: torch.Tensor) -> None:
+        with torch.no_grad():
+            p = torch.softmax(logits, 1)
+            value = -(p * torch.log(p)).sum(1)
+            self.record[indices] = value.cpu()
+
+
+def floor(indices: torch.Tensor, logits: torch.Tensor) -> None:
+    with torch.no_grad():
+        log_p = torch.log_softmax(logits, 1)
+        torch.linalg.vecdot(log_p.exp(), log_p)
+
+
+def time_shape(report: Report, batch: int, classes: int, rounds: int) -> None:
+    torch.manual_seed(0)
+    logits = [torch.randn(batch, classes, requires_grad=True) for _ in range(BATCHES)]
+    indices = [torch.randperm(SAMPLES)[:batch] for _ in range(BATCHES)]
+
+    def block(step: Any) -> Any:
+        def run() -> None:
+            for number in range(BLOCK):
+                step(indices[number % BATCHES], logits[number % BATCHES])
+
+        return run
+
+    tracker = kcd.KnowledgeValueTracker(SAMPLES)
+    times = in_turns(
+        {"kcd": block(tracker.update), "authors": block(Authors()), "floor": block(floor)}, rounds
+    )
+    shape = f"{batch} x {classes}"
+    typical = {name: best(t) / BLOCK for name, t in times.items()}
+    report.add(
+        f"tracker.update, {shape}, vs the authors' recording",
+        duration(typical["kcd"]),
+        duration(typical["authors"]),
+        ratio=best(times["kcd"]) / best(times["authors"]),
+        at_most=0.7 if (batch, classes) == (64, 100) else None,
+        median_ratio=float(np.median(times["kcd"] / times["authors"])),
+    )
+    report.add(
+        f"tracker.update, {shape}, vs log-softmax, exp, dot",
+        duration(typical["kcd"]),
+        duration(typical["floor"]),
+        ratio=best(times["kcd"]) / best(times["floor"]),
+        median_ratio=float(np.median(times["kcd"] / times["floor"])),
+    )
+    report.add(
+        f"log-softmax, exp, dot, {shape}, vs the authors' recording",
+        duration(typical["floor"]),
+        duration(typical["authors"]),
+        ratio=best(times["floor"]) / best(times["authors"]),
+        median_ratio=float(np.median(times["floor"] / times["authors"])),
+    )
+
+
+def time_loader(report: Report, rounds: int) -> None:
+    """`CondensedLoader.record`: what it adds to `tracker.update`. Batches are drawn outside the timing."""
+    batch, classes = 64, 100
+    data = TensorDataset(torch.zeros(batch * BLOCK * 4, 1))
+    loader = kcd.wrap_loader(
+        DataLoader(data, batch_size=batch, shuffle=True),
+        schedule=kcd.CondensationSchedule(ratio=1.0, period=10**6),
+        return_index=True,
+    )
+    tracker = kcd.KnowledgeValueTracker(len(data))
+    logits = [torch.randn(batch, classes, requires_grad=True) for _ in range(BATCHES)]
+    authors = Authors()
+    names = ("record", "update", "authors")
+    times = {name: np.zeros(rounds) for name in names}
+    for number in range(rounds):
+        steps = dict.fromkeys(names, 0.0)
+        for step, (indices, _) in enumerate(loader):
+            x = logits[step % BATCHES]
+            calls = {
+                "record": lambda x=x: loader.record(x),
+                "update": lambda i=indices, x=x: tracker.update(i, x),
+                "authors": lambda i=indices, x=x: authors(i, x),
+            }
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call()
+                steps[name] += time.perf_counter() - start
+        loader.end_epoch()
+        for name in names:
+            times[name][number] = steps[name] / len(loader)
+    typical = {name: best(t) for name, t in times.items()}
+    for name, what in (("update", "tracker.update"), ("authors", "the authors' recording")):
+        report.add(
+            f"loader.record within a pass, 64 x 100, vs {what}",
+            duration(typical["record"]),
+            duration(typical[name]),
+            ratio=best(times["record"]) / best(times[name]),
+        )
+
+
+class Operations(TorchDispatchMode):
+    """Counts what reaches the dispatcher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not str(func).startswith("prim."):  # a fake tensor's device is looked up through the dispatcher
+            self.seen[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_operations(report: Report) -> None:
+    steps = 320
+    for where in ("host", "CUDA"):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            device = torch.device("cuda:0")
+            tracker = kcd.KnowledgeValueTracker(SAMPLES, device=device)
+            logits = torch.empty(64, 100, device=device)
+            if where == "host":
+                indices: Any = np.arange(64)
+            else:
+                indices = torch.empty(64, device=device, dtype=torch.int64)
+            with Operations() as counter:
+                for _ in range(steps):
+                    tracker.update(indices, logits)
+                tracker._flush()
+        seen = counter.seen
+        report.add(
+            f"ATen operations a step on (fake) CUDA, {where} indices, deferred part included",
+            f"{sum(seen.values()) / steps:.3g}",
+            ratio=sum(seen.values()) / steps,
+            at_most=14,
+            operations={name: n / steps for name, n in seen.most_common()},
+        )
+
+
+def main() -> None:
+    args = parser(__doc__).parse_args()
+    torch.set_num_threads(1)
+    report = Report(
+        "recording",
+        "Best of several turns; a ratio is kcd / reference. Medians of the turns' ratios are in the JSON.",
+    )
+    rounds = 10 if args.quick else 400
+    for batch, classes in ((64, 100), (64, 1000), (256, 100)):
+        time_shape(report, batch, classes, rounds)
+    time_loader(report, rounds // 5)
+    count_operations(report)
+    report.write(args.out)
+
+
+if __name__ == "__main__":
+    main()
