@@ -1,0 +1,287 @@
+"""The torchdistill plugin, in a miniature torchdistill: same module names, registries and call order."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kcd_core as kcd
+
+torch = pytest.importorskip("torch")
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler  # noqa: E402
+
+N, CLASSES = 60, 3
+
+REGISTRY = """
+{dicts}
+
+def _register(registry, key, value=None):
+    def register(f):
+        registry[key or f.__name__] = f
+        return f
+    return register(value) if value is not None else register
+"""
+
+MINIATURE = {
+    "torchdistill/__init__.py": "",
+    "torchdistill/datasets/__init__.py": "",
+    "torchdistill/datasets/registry.py": REGISTRY.format(dicts="WRAPPERS, BATCH_SAMPLERS = {}, {}")
+    + """
+def register_dataset_wrapper(arg=None, key=None):
+    return _register(WRAPPERS, key, arg)
+
+def register_batch_sampler(arg=None, key=None):
+    return _register(BATCH_SAMPLERS, key, arg)
+
+def get_dataset_wrapper(key):
+    return WRAPPERS[key]
+""",
+    "torchdistill/datasets/wrapper.py": """
+from .registry import register_dataset_wrapper
+
+class BaseDatasetWrapper:
+    def __init__(self, org_dataset):
+        self.org_dataset = org_dataset
+
+    def __getitem__(self, index):
+        sample, target = self.org_dataset.__getitem__(index)
+        return sample, target, dict()
+
+    def __len__(self):
+        return len(self.org_dataset)
+
+@register_dataset_wrapper
+class Contrast(BaseDatasetWrapper):
+    def __init__(self, org_dataset, classes):
+        super().__init__(org_dataset)
+        t = org_dataset.targets
+        self.cls_negatives = [[i for i in range(len(t)) if t[i] != c] for c in range(classes)]
+
+    def __getitem__(self, index):
+        sample, target, supp_dict = super().__getitem__(index)
+        supp_dict["negatives"] = len(self.cls_negatives[target])
+        return sample, target, supp_dict
+
+@register_dataset_wrapper
+class Cached(BaseDatasetWrapper):
+    cache_dir_path = "x"
+""",
+    "torchdistill/core/__init__.py": "",
+    "torchdistill/core/interfaces/__init__.py": "",
+    "torchdistill/core/interfaces/registry.py": REGISTRY.format(
+        dicts="FORWARD_PROC_FUNC_DICT, POST_EPOCH_PROC_FUNC_DICT = {}, {}"
+    )
+    + """
+def register_forward_proc_func(arg=None, key=None):
+    return _register(FORWARD_PROC_FUNC_DICT, key, arg)
+
+def register_post_epoch_proc_func(arg=None, key=None):
+    return _register(POST_EPOCH_PROC_FUNC_DICT, key, arg)
+""",
+    "torchdistill/core/interfaces/forward_proc.py": """
+from .registry import register_forward_proc_func
+
+@register_forward_proc_func
+def forward_batch_only(model, sample_batch, targets=None, supp_dict=None, **kwargs):
+    return model(sample_batch)
+
+@register_forward_proc_func
+def forward_batch4sskd(model, sample_batch, targets=None, supp_dict=None, **kwargs):
+    return model(sample_batch.repeat_interleave(4, 0) * torch.tensor([1, 2, 3, 4.0]).repeat(len(sample_batch))[:, None])
+
+import torch
+""",
+    "torchdistill/core/interfaces/post_epoch_proc.py": """
+from .registry import register_post_epoch_proc_func
+
+@register_post_epoch_proc_func
+def default(self, metrics=None, **kwargs):
+    self.ended += 1
+""",
+}
+
+
+class Points(torch.utils.data.Dataset):  # type: ignore[misc,name-defined]
+    """Raw images in .data, as torchvision keeps them."""
+
+    def __init__(self) -> None:
+        self.data = np.random.default_rng(0).integers(0, 256, (N, 2, 2, 3), np.uint8)
+        self.targets = [i % CLASSES for i in range(N)]
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return torch.from_numpy(np.asarray(self.data[index])).float().flatten() / 256, self.targets[index]
+
+    def __len__(self) -> int:
+        return N
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    for name, text in MINIATURE.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ours = [n for n in sys.modules if n.partition(".")[0] == "torchdistill"] + ["kcd_adapters.torchdistill"]
+    for name in ours:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield import_module("kcd_adapters.torchdistill")
+    for name in [n for n in sys.modules if n.partition(".")[0] == "torchdistill"] + [
+        "kcd_adapters.torchdistill"
+    ]:
+        sys.modules.pop(name, None)
+
+
+def build(
+    plugin: Any, sampler: Any = RandomSampler, workers: int = 0, wrapper: Any = None, **settings: Any
+) -> SimpleNamespace:
+    """What torchdistill builds from the configuration, in its order."""
+    registry, processes = plugin._datasets, plugin._processes
+    dataset = registry.WRAPPERS["KCDDatasetWrapper"](Points(), wrapper=wrapper)
+    options = {"ratio": 0.5, "stages": 2, "period": 2, "mixing": "none", **settings}
+    batches = registry.BATCH_SAMPLERS["KCDBatchSampler"](
+        sampler(dataset), batch_size=16, drop_last=False, **options
+    )
+    return SimpleNamespace(
+        train_data_loader=DataLoader(dataset, batch_sampler=batches, num_workers=workers),
+        model=torch.nn.Linear(12, CLASSES),
+        forward=processes.FORWARD_PROC_FUNC_DICT["kcd_forward_batch_only"],
+        post_epoch=processes.POST_EPOCH_PROC_FUNC_DICT["kcd_default"],
+        batches=batches,
+        dataset=dataset,
+        ended=0,
+    )
+
+
+def train(box: SimpleNamespace, epochs: int) -> list[list[tuple[int, float, Any]]]:
+    """For each epoch: index, entropy and image of everything drawn."""
+    log = []
+    for _ in range(epochs):
+        drawn = []
+        assert len(box.train_data_loader) == -(-box.batches.order.num_kept // 16)
+        for x, y, supplement in box.train_data_loader:
+            logits = box.forward(box.model, x, y, supplement)
+            p = torch.log_softmax(logits.detach().double(), 1)
+            entropies = -(p.exp() * p).sum(1)
+            drawn += list(zip(supplement["kcd_index"].tolist(), entropies.tolist(), x, strict=True))
+        box.post_epoch(box)
+        log.append(drawn)
+    return log
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_draws_what_the_values_imply(plugin: Any, workers: int, tmp_path: Path) -> None:
+    box = build(plugin, workers=workers, history=str(tmp_path / "history.json"))
+    total, count, kept = np.zeros(N), np.zeros(N, int), np.arange(N)
+    schedule = kcd.CondensationSchedule(0.5, 2, 2)
+    log = train(box, 6)
+    for epoch, drawn in enumerate(log, 1):
+        assert sorted(index for index, *_ in drawn) == kept.tolist()
+        for index, entropy, _ in drawn:
+            total[index] += entropy
+            count[index] += 1
+        if schedule.due(epoch):
+            target = schedule.target(N, len(kept))
+            kept = kcd.condense(total / count, count, previous=len(kept), target=target).kept
+    assert [len(drawn) for drawn in log] == [60, 60, 45, 45, 30, 30]
+    assert box.ended == 6
+    content = json.loads((tmp_path / "history.json").read_text())
+    assert [r["kept"] for r in content["history"]["records"]] == [45, 30, 30]
+
+
+def test_images_are_mixed_by_the_recipe(plugin: Any) -> None:
+    box = build(plugin, mixing="cumulative")
+    before = Points().data
+    train(box, 2)
+    mixed = 0
+    for index, _, image in train(box, 1)[0]:
+        steps = box.batches.order.steps(index)
+        mixed += bool(steps)
+        expected = before[index]
+        for _, source, weight in steps:
+            a, b = expected.astype(np.float32), before[source].astype(np.float32)
+            expected = (a * np.float32(weight) + b * np.float32(1 - weight)).astype(np.uint8)
+        assert (image * 256).tolist() == expected.astype(np.float32).flatten().tolist()
+    assert mixed == 15
+    assert (box.dataset.org_dataset.data == before).all()
+
+
+def test_all_of_the_data_in_the_sampler_s_own_order_at_ratio_one(plugin: Any) -> None:
+    torch.manual_seed(5)
+    expected = [list(RandomSampler(range(N))) for _ in range(3)]
+    box = build(plugin, ratio=1.0)
+    torch.manual_seed(5)
+    for order in expected:
+        assert [key for batch in box.batches for key in batch] == order
+
+
+def test_distributed_sampler_s_epochs_and_ranks(plugin: Any) -> None:
+    drawn: list[int] = []
+    for rank in range(2):
+        box = build(plugin, lambda d, rank=rank: DistributedSampler(d, num_replicas=2, rank=rank))
+        box.batches.order.install(kcd.CondensedSet(np.arange(0, 40, 2), N))
+        box.train_data_loader.batch_sampler.sampler.set_epoch(3)
+        drawn += [key for batch in box.batches for key in batch]
+    assert sorted(drawn) == list(range(0, 40, 2))
+
+
+def test_wrapper_inside_keeps_its_fields_and_negatives_follow(plugin: Any) -> None:
+    box = build(plugin, wrapper={"key": "Contrast", "kwargs": {"classes": CLASSES}}, mixing="cumulative")
+    (_, _, supplement) = next(iter(box.train_data_loader))
+    assert set(supplement["negatives"].tolist()) == {40}
+    train(box, 4)
+    kept = box.batches.order.kept
+    for x, y, supplement in box.train_data_loader:
+        box.forward(box.model, x, y, supplement)
+        of_others = [int((kept % CLASSES != target).sum()) for target in y.tolist()]
+        assert supplement["negatives"].tolist() == of_others
+
+
+def test_rotations_count_once(plugin: Any) -> None:
+    box = build(plugin)
+    box.forward = plugin._processes.FORWARD_PROC_FUNC_DICT["kcd_forward_batch4sskd"]
+    x, y, supplement = next(iter(box.train_data_loader))
+    box.forward(box.model, x, y, supplement)
+    p = torch.log_softmax(box.model(x).detach().double(), 1)
+    expected = -(p.exp() * p).sum(1).numpy()
+    indices = supplement["kcd_index"].numpy()
+    assert np.allclose(box.batches.tracker.value[indices], expected, atol=1e-5)
+    assert box.batches.tracker.count.sum() == 16
+
+
+def test_validation_is_not_recorded(plugin: Any) -> None:
+    box = build(plugin)
+    x, y, supplement = next(iter(box.train_data_loader))
+    with torch.no_grad():
+        box.forward(box.model, x, y, supplement)
+    box.forward(box.model, x, y, {})  # a loader of another data set
+    assert box.batches.tracker.count.sum() == 0
+
+
+def test_what_is_forgotten_in_the_configuration_is_named(plugin: Any) -> None:
+    with pytest.raises(TypeError, match="SequentialSampler"):
+        build(plugin, SequentialSampler)
+    with pytest.raises(TypeError, match="dataset_wrapper"):
+        plugin.KCDBatchSampler(RandomSampler(Points()), 16)
+    with pytest.raises(ValueError, match="ratoi"):
+        build(plugin, ratoi=0.5)
+    with pytest.raises(ValueError, match="cached teacher outputs"):
+        build(plugin, mixing="fresh", wrapper={"key": "Cached"})
+    build(plugin, wrapper={"key": "Cached"})
+    box = build(plugin)
+    with pytest.raises(RuntimeError, match="kcd_forward_batch_only"):
+        box.post_epoch(box)
+    for x, y, supplement in box.train_data_loader:
+        box.forward(box.model, x, y, supplement)
+    with pytest.raises(RuntimeError, match="post_epoch_process"):
+        iter(box.train_data_loader).__next__()
+    with pytest.raises(TypeError, match="needs the student's logits"):
+        box.forward(lambda x: (x, x), x, y, supplement)
