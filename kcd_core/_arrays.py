@@ -51,6 +51,7 @@ def dtype_name(x: Array) -> str:
 
 
 def is_floating(x: Array) -> bool:
+    """float16, bfloat16, float32 or float64."""
     return dtype_name(x) in {"float16", "bfloat16", "float32", "float64"}
 
 

@@ -22,7 +22,7 @@ from ._arrays import (
     state_array,
     to_numpy,
 )
-from .values import Value, check_logits, is_built_in, poison, resolve, value_name
+from .values import Value, check_logits, entropy, host_entropy, is_built_in, poison, resolve, value_name
 
 __all__ = ["KnowledgeValueTracker"]
 
@@ -129,16 +129,18 @@ class KnowledgeValueTracker:
             If an index lies outside ``0 .. N-1``. An index on a device is masked and counted instead,
             and reported when the values are read.
         """
-        logits = _detached(as_array(student_logits))
+        logits = _detached(student_logits)
         given: dict[str, Any] = {}
         if teacher_logits is not None:
             given["teacher_logits"] = _detached(teacher_logits)
         if targets is not None:
             given["targets"] = targets
-        if self._trusted:
+        if self._function is entropy and self._device is None:
+            values = host_entropy(logits)
+        elif self._trusted:
             values = self._function(logits, **given)
         else:
-            check_logits(logits, "student_logits")
+            logits = check_logits(logits, "student_logits")
             with sys.modules["torch"].no_grad() if is_tensor(logits) else nullcontext():
                 values = as_array(self._function(logits, **given))
                 if values.shape != logits.shape[:1]:

@@ -24,6 +24,8 @@ __all__ = ["Value", "cross_entropy", "entropy", "kd_divergence", "margin"]
 
 Value = Callable[..., Array]
 
+GRAIN = 2**15  # elements below which torch, too, uses one core
+
 
 def entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
     r"""Entropy of the student's softmax at temperature 1, in nats: ``-sum_c p_c log p_c``.
@@ -51,14 +53,24 @@ def entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = N
     Computed from the log-softmax, so a probability that underflows contributes 0, as it should. A
     logit of -inf makes ``0 * -inf = NaN``: it is caught with no pass over the data of its own.
     """
+    values = host_entropy(student_logits)
+    if isinstance(values, np.ndarray) and is_tensor(student_logits):
+        return sys.modules["torch"].from_numpy(values)
+    return values
+
+
+def host_entropy(student_logits: Any) -> Array:
+    """`entropy`, as a NumPy array wherever NumPy computed it: what a tracker in host memory keeps."""
     log_p = _log_probs(student_logits, "student_logits")
-    if isinstance(log_p, np.ndarray):
-        return _entropy(log_p)
-    torch = sys.modules["torch"]
-    if log_p.is_cpu and type(log_p) is torch.Tensor and not log_p.requires_grad:
-        # NumPy's exp takes about half the time of torch's on one core, and the memory is shared.
-        return torch.from_numpy(_entropy(log_p.numpy()))
-    return -(log_p.exp() * log_p).sum(-1)
+    if not isinstance(log_p, np.ndarray):
+        plain = type(log_p) is sys.modules["torch"].Tensor and not log_p.requires_grad
+        if not (plain and log_p.is_cpu and log_p.numel() < GRAIN):
+            p = log_p.exp()
+            return (p * log_p if log_p.requires_grad else p.mul_(log_p)).sum(-1).neg()
+        log_p = log_p.numpy()  # the same memory, and NumPy's exp takes about half the time of torch's
+    # einsum makes no product in memory, and does not warn of the NaN that an infinite logit gives.
+    negative = np.einsum("ij,ij->i", np.exp(log_p), log_p)
+    return np.negative(negative, out=negative)
 
 
 def cross_entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
@@ -221,12 +233,6 @@ def _log_probs(logits: Any, name: str, temperature: float = 1.0) -> Array:
             logits = logits / temperature
         shifted = logits - logits.max(-1, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
-def _entropy(log_p: Any) -> Any:
-    # einsum makes no product in memory, and does not warn of the NaN that an infinite logit gives.
-    negative = np.einsum("ij,ij->i", np.exp(log_p), log_p)
-    return np.negative(negative, out=negative)
 
 
 def _exp(x: Array) -> Array:
