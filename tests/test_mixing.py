@@ -257,6 +257,9 @@ def test_recipe_takes_the_source_as_it_was_before_the_stage():
     assert recipes.steps(0) == ((0, 2, 0.5),)
     assert recipes.steps(2) == ()
     assert MixRecipes().steps(3) == ()
+    later = MixRecipes([1, 0, 3], [0, 2, 1], [0.5, 0.5, 0.5], [1, 2, 3])
+    assert later.steps(1) == ((1, 0, 0.5),)  # what happens to a source afterwards is not its business
+    assert later.steps(3) == ((1, 0, 0.5), (3, 1, 0.5))
 
 
 class CountingArray(np.ndarray):
