@@ -62,9 +62,18 @@ class Change:
         return "".join(difflib.unified_diff(old, new, f"a/{self.name}", f"b/{self.name}"))
 
     def write(self) -> None:
-        """Carry it out, whole or not at all."""
+        """Carry it out, whole or not at all.
+
+        Raises
+        ------
+        ValueError
+            If it can't be written, or was changed since it was read.
+        """
         if self.before != self.after:
-            write_whole(self.path, self.after, expected=self.before)
+            try:
+                write_whole(self.path, self.after, expected=self.before)
+            except OSError as error:
+                raise ValueError(f"{self.name} can't be written: {error.strerror or error}") from None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -250,7 +259,10 @@ def read_script(root: Path, name: str) -> tuple[Path, bytes]:
         reason = "it belongs to another user"  # to whom the file that replaces it would not
     if reason:
         raise ValueError(f"{name} can't be patched: {reason}")
-    return path, path.read_bytes()
+    try:
+        return path, path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{name} can't be read: {error.strerror}") from None
 
 
 def _files(root: Path) -> Iterator[str]:

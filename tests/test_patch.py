@@ -374,7 +374,7 @@ def test_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: py
         raise OSError("disk full")
 
     monkeypatch.setattr(files.os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ValueError, match=r"student.py can't be written: disk full"):
         patch.plan_patch(tmp_path, Settings())[0].write()
     assert snapshot(tmp_path) == original
 
