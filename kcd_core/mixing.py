@@ -280,8 +280,10 @@ def _unwrap(dataset: Any) -> tuple[list[Any], Any, Callable[[int], int]]:
 
 def _clone_with(obj: Any, name: str, value: Any) -> Any:
     """A shallow copy of ``obj`` in which one attribute is another."""
-    if hasattr(obj, "__dict__") and not hasattr(type(obj), "__slots__"):
-        clone = object.__new__(type(obj))
+    cls: Any = type(obj)
+    # By hand where that is all there is to it: copy.copy would go through the user's __getstate__.
+    if cls.__new__ is object.__new__ and not any(vars(c).get("__slots__") for c in cls.__mro__):
+        clone = object.__new__(cls)
         clone.__dict__.update(obj.__dict__)
     else:
         clone = copy.copy(obj)
