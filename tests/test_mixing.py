@@ -15,6 +15,7 @@ from helpers import (
     Pair,
     Plain,
     entropy_of,
+    images_of,
     index_of,
     logits_of,
     run_epoch,
@@ -341,6 +342,35 @@ def test_subset_through_the_loader(workers):
         loader.end_epoch()
         naive.stage()
     assert len(loader.sampler.recipes) > 0
+
+
+def test_mix_arrays_leaves_the_data_set_alone():
+    class Handle(Cifar):
+        """Loses what can't go to another process when it is pickled or copied."""
+
+        def __getstate__(self):
+            return {**self.__dict__, "targets": None}
+
+    class Slots:
+        __slots__ = ("data",)
+
+        def __getitem__(self, index):
+            return self.data[index], index
+
+        def __len__(self):
+            return len(self.data)
+
+    for dataset in (Handle(N), Slots()):
+        dataset.data = data = images_of(N)
+        image, target = kcd.mix_arrays(dataset, 2, STEPS)
+        np.testing.assert_array_equal(image, mixed_by_hand(data))
+        assert target == 2
+        assert dataset.data is data
+    subset = Subset(Cifar(N), range(N))
+    base = subset.dataset
+    kcd.mix_arrays(subset, 2, STEPS)
+    assert subset.dataset is base
+    assert type(base.data) is np.ndarray
 
 
 @pytest.mark.parametrize("key", [lambda i: i, np.int64, torch.tensor, lambda i: i - N])
