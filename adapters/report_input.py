@@ -6,7 +6,7 @@ import json
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -114,7 +114,7 @@ def parse(text: str) -> Recorded:
     """Check a JSON text: `CondensationHistory.to_json`, bare or as ``history`` in an object with more.
 
     Beside ``history``, objects such as ``settings`` and ``summary`` are taken for tables, and a number of
-    ``epochs``, there or in one of them, for the length of the run.
+    ``epochs`` in any of them for the length of the run.
 
     Raises
     ------
@@ -150,6 +150,8 @@ def parse(text: str) -> Recorded:
     if len(records) > MOST_STAGES:
         raise ValueError(f"it holds {len(records)} stages, at most {MOST_STAGES} can be shown")
     stages = tuple(_stage(record, place, num_samples) for place, record in enumerate(records))
+    if tables.get("settings", {}).get("mixing", "unknown") in ("none", None):
+        stages = tuple(replace(stage, mixed=0) for stage in stages)  # a record counts what could be mixed
     for place in range(1, len(stages)):
         if stages[place].epoch <= stages[place - 1].epoch:
             raise ValueError(f"records[{place}].epoch must be later than the one before")

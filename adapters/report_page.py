@@ -92,10 +92,10 @@ def page(run: Recorded, pictures: Mapping[str, bytes], title: str) -> bytes:
 
 def _sentence(run: Recorded) -> str:
     last = run.stages[-1]
-    text = (
-        f"{len(run.stages)} condensation stage{'s' * (len(run.stages) > 1)}, epochs {run.stages[0].epoch} to "
-        f"{last.epoch}: {run.num_samples:,} points became {last.kept:,}."
-    )
+    text = f"1 condensation stage, after epoch {last.epoch}"
+    if len(run.stages) > 1:
+        text = f"{len(run.stages)} condensation stages, after epochs {run.stages[0].epoch} to {last.epoch}"
+    text += f": {run.num_samples:,} points became {last.kept:,}."
     if run.epochs == last.epoch:
         text += " Samples are counted up to the end of the last stage recorded."
     return _safe(text)

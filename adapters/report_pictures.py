@@ -95,6 +95,7 @@ def drawn(run: Recorded) -> bytes:
     axes.stairs([100] * len(share), edges, baseline=share, fill=True, color=PALE)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0, 100)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
     axes.set_ylabel("% of all points")
     _legend(axes, [(f"drawn: {run.drawn:,}", KEPT), (f"saved: {run.full - run.drawn:,}", PALE)])

@@ -105,6 +105,13 @@ def test_samples_are_counted_by_hand() -> None:
     assert bare.drawn == 27_000
 
 
+def test_nothing_is_shown_as_mixed_where_nothing_was() -> None:
+    assert [s.mixed for s in parse(json.dumps(STATE)).stages] == [100, 100, 100]
+    for none in ("none", None):
+        told = parse(json.dumps({"history": STATE, "settings": {"mixing": none}}))
+        assert [s.mixed for s in told.stages] == [0, 0, 0]
+
+
 def test_same_history_gives_the_same_page(wrapped: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     pages = []
