@@ -16,6 +16,21 @@ import kcd_core as kcd
 from kcd_adapters.datasets import Images
 from kcd_adapters.demo_models import _conv, build
 
+
+def teacher_of(side: int) -> Callable[[int], nn.Module]:
+    """The teacher for images of ``side`` pixels; its last layer is linear."""
+
+    def make(classes: int) -> nn.Module:
+        return nn.Sequential(
+            *(nn.Conv2d(1, 32, 5, 2, padding=2, bias=False), nn.BatchNorm2d(32), nn.ReLU()),
+            *(_conv(32, 64, stride=2), nn.ReLU()),
+            *(_conv(64, 64), nn.ReLU(), nn.Flatten()),
+            *(nn.Linear(64 * (side // 4) ** 2, 128), nn.ReLU(), nn.Linear(128, classes)),
+        )
+
+    return make
+
+
 #: Widths of the students.
 STUDENTS = {"small": 8, "large": 16}
 
@@ -62,8 +77,7 @@ class Material:
 def look(model: nn.Sequential, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Features and logits of images."""
     model.eval()
-    body = nn.Sequential(*list(model)[:-1])
-    features = torch.cat([body(part) for part in images.split(250)])
+    features = torch.cat([model[:-1](part) for part in images.split(250)])
     return features, model[-1](features)
 
 

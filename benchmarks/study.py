@@ -27,13 +27,13 @@ import torch
 import torch.nn.functional as F
 from _report import machine
 from _study_arms import ARMS, STAGES, Job, ratio_of, run
-from _study_losses import STUDENTS, Material, look
+from _study_losses import STUDENTS, Material, look, teacher_of
 from _study_report import report
 from rich.console import Console
 from rich.progress import Progress
 
 from kcd_adapters.datasets import LOADERS, Images
-from kcd_adapters.demo_models import MODELS, accuracy, build
+from kcd_adapters.demo_models import accuracy, build
 from kcd_adapters.files import write_whole
 
 #: Where Debian's package dataset-fashion-mnist puts the files.
@@ -78,7 +78,7 @@ def train_teacher(setting: Setting, progress: Progress) -> None:
         return
     split = LOADERS[setting.data](setting.folder)
     images, targets = tensors(split.train)
-    teacher: Any = build(MODELS[setting.data][0], len(split.classes), seed=0)
+    teacher: Any = build(teacher_of(split.train.data.shape[1]), len(split.classes), seed=0)
     steps = -(-len(images) // 128)
     optimizer = torch.optim.SGD(teacher.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     rates = torch.optim.lr_scheduler.OneCycleLR(
@@ -131,7 +131,7 @@ def material_of(setting: Setting) -> tuple[Material, float]:
     n, whole = setting.samples, split.train
     train = Images(whole.data[:n], whole.targets[:n], whole.mean, whole.std)
     known = torch.load(setting.teacher, weights_only=True)
-    teacher: Any = build(MODELS[setting.data][0], len(split.classes), seed=0)
+    teacher: Any = build(teacher_of(split.train.data.shape[1]), len(split.classes), seed=0)
     teacher.load_state_dict(known["model"])
     views = (*tensors(train), known["logits"][:n].clone(), known["features"][:n].clone())
     return Material(train, split.test, len(split.classes), teacher, *views), known["accuracy"]
@@ -223,7 +223,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
         samples=args.samples or (20_000 if fashion else 1_198),
         epochs=args.epochs,
         batch=args.batch,
-        teacher_epochs=args.teacher_epochs or (12 if fashion else 60),
+        teacher_epochs=args.teacher_epochs or (10 if fashion else 60),
         out=args.out,
     )
     return args, setting
