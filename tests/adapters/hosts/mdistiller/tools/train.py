@@ -1,0 +1,30 @@
+"""A miniature with mdistiller's names, signatures and traps; none of its code."""
+
+import argparse
+import os
+
+import mini
+import torch
+from mdistiller.engine.trainer import BaseTrainer
+from torch.utils.data import DataLoader
+
+
+class Instance(mini.Points):
+    def __getitem__(self, index):
+        return (*super().__getitem__(index), index)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg", default="")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--epochs", type=int, default=6)
+    args = parser.parse_args()
+    mini.seed()
+    import wandb
+
+    wandb.init(project="mini")
+    loader = DataLoader(Instance(), batch_size=16, shuffle=True, num_workers=1, persistent_workers=True)
+    distiller = torch.nn.DataParallel(mini.model())
+    os.makedirs("out", exist_ok=True)
+    BaseTrainer("out", distiller, loader).train(args.epochs, resume=args.resume)

@@ -1,0 +1,44 @@
+import mini
+import torch
+import torch.nn.functional as F
+
+from .util import accuracy
+
+
+def train_distill(epoch, train_loader, module_list, criterion_list, optimizer, opt):
+    model_s, model_t = module_list[0], module_list[-1]
+    total = steps = 0
+    for idx, data in enumerate(train_loader):
+        if opt.distill == "crd":
+            images, target, index, contrast_idx = data
+        else:
+            images, target, index = data
+        steps = idx + 1
+        if len(images) == 1:
+            raise ValueError("Expected more than 1 value per channel when training")
+        logit_s = model_s(images)
+        with torch.no_grad():
+            logit_t = model_t(images)
+        loss = criterion_list[0](logit_s, target)
+        loss = loss + criterion_list[1](F.log_softmax(logit_s, 1), F.softmax(logit_t, 1))
+        more = {}
+        if opt.distill == "crd":
+            loss = loss + criterion_list[2](logit_s, logit_t, index, contrast_idx)
+            more = {"contrast": contrast_idx.tolist()}
+        acc, _ = accuracy(logit_s, target, topk=(1, 2))
+        total += acc.item()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        mini.record("train", epoch, index, images, logit_s, **more)
+    if steps != len(train_loader):
+        raise ValueError(f"len(loader) is {len(train_loader)}, it had {steps} batches")
+    return total / steps, loss.item()
+
+
+def validate(val_loader, model, criterion, opt):
+    with torch.no_grad():
+        for images, target in val_loader:
+            output = model(images)
+            criterion(output, target)
+            accuracy(output, target, topk=(1, 2))

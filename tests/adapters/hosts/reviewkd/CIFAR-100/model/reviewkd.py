@@ -1,0 +1,2 @@
+def hcl(fs, ft):
+    return (fs - ft).square().mean()

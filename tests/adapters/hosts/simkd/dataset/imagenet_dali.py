@@ -1,0 +1,1 @@
+raise ImportError("Please install DALI")

@@ -1,0 +1,319 @@
+"""``kcd run`` on miniature hosts, end to end, each in a process of its own.
+
+The hosts (``hosts/``) record what they drew and predicted, and know nothing of kcd. What should have been
+drawn is worked out from that record with the reference of the method: index by index, pixel by pixel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+
+pytest.importorskip("torch")
+
+HOSTS = Path(__file__).parent / "hosts"
+N = 98
+ONCE = ("--ratio", "0.5", "--stages", "2", "--period", "1")
+SIZES = [98, 74, 50, 49, 49, 49]  # the last leaves a single sample over, in batches of 16
+Items = list[dict[str, Any]]
+
+
+class Host:
+    """A copy of a miniature host, to run commands in."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.folder = folder / name
+        shutil.copytree(HOSTS / name, self.folder)
+        self.runs = 0
+
+    def run(self, *command: str, rank: int = 0, ok: bool = True, old: bool = False) -> tuple[str, Items]:
+        """What a python command printed, and what the host recorded."""
+        self.runs += 1
+        record = self.folder / f"record{self.runs}"
+        paths = [str(HOSTS / "shared"), *([str(HOSTS / "old")] if old else [])]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "MINI_RECORD": str(record)}
+        if old:
+            env["MINI_OLD"] = "1"
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=self.folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        output = done.stdout + done.stderr
+        assert (done.returncode == 0) == ok, output
+        items: Items = []
+        for path in sorted(self.folder.glob(f"{record.name}.{rank}")):
+            items = list(np.load(path, allow_pickle=True))
+        return output, items
+
+    def kcd(self, *arguments: str, **options: Any) -> tuple[str, Items]:
+        return self.run("-m", "kcd_adapters", "run", *arguments, **options)
+
+
+@pytest.fixture
+def host(tmp_path: Path, request: pytest.FixtureRequest) -> Host:
+    return Host(request.param, tmp_path)
+
+
+def on(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("host", [name], indirect=True)
+
+
+def images() -> dict[int, Any]:
+    data = np.random.default_rng(0).integers(0, 256, (N, 4, 4, 3), dtype=np.uint8)
+    return dict(enumerate(data))
+
+
+def indices(items: Items) -> list[int]:
+    return [i for item in items for i in item["index"]]
+
+
+def check(
+    items: Items, sizes: list[int], *, mixing: str = "cumulative", period: int = 1, ranks: int = 1
+) -> None:
+    """Whether the student's epochs drew, and mixed, what follows from their own predictions."""
+    train = [item for item in items if item["phase"] == "train"]
+    record = -np.ones((N, len(sizes)))
+    kept, expected = list(range(N)), images()
+    for epoch, size in enumerate(sizes, 1):
+        batches = [item for item in train if item["epoch"] == epoch]
+        drawn = indices(batches)
+        assert len(kept) == size
+        assert sorted(set(drawn)) == sorted(kept)
+        if ranks == 1:
+            assert len(drawn) == size
+        for item in batches:
+            assert len(item["index"]) > 1
+            for i, image in zip(item["index"], item["image"], strict=True):
+                np.testing.assert_array_equal(image, expected[i])
+            if item["logits"] is not None:
+                padded = item.get("padded", 0)
+                for i, logits in list(zip(item["index"], item["logits"], strict=True))[: len(drawn) - padded]:
+                    record[i, epoch - 1] = reference.entropy(logits)
+        if reference.due(epoch, period, 0):
+            value, count = reference.recorded(record)
+            target = (sizes + sizes[-1:])[epoch]
+            stage = reference.condense(value, count, previous=len(kept), target=target)
+            base = {"cumulative": expected, "fresh": images(), "none": images()}[mixing]
+            kept = stage.kept
+            expected = base
+            if mixing != "none":
+                # In float32: the last bit of a weight can show in a pixel, which is truncated.
+                left = np.float32(len(stage.tail)) - np.arange(len(stage.tail), dtype=np.float32)
+                weights = np.float32(0.3) * (left / np.float32(max(1, len(left)))) + np.float32(0.7)
+                expected = reference.mix(base, stage.tail, stage.dropped, weights)
+    assert len({item["epoch"] for item in train}) == len(sizes)
+
+
+def phase(items: Items, name: str) -> Items:
+    return [item for item in items if item["phase"] == name]
+
+
+# -- RepDistiller --------------------------------------------------------------------------------------
+
+
+@on("repdistiller")
+def test_what_is_drawn_and_mixed_follows_from_the_predictions(host: Host) -> None:
+    output, items = host.kcd(*ONCE, "--history", "h.json", "train_student.py", "--num_workers", "2")
+    check(items, SIZES)
+    assert "RepDistiller, kd" in output
+    assert "observed at helper.loops.accuracy" in output
+    assert "shim tensorboard_logger" in output
+    assert "stage 1 after epoch 1: 74 of 98 kept, 24 dropped, 24 mixed" in output
+    assert "borrows a sample" in output
+    assert f"{sum(SIZES)} samples drawn, {sum(SIZES)} of them observed" in output
+    written = json.loads((host.folder / "h.json").read_text())
+    assert [r["kept"] for r in written["history"]["records"]] == [*SIZES[1:]]
+    assert written["summary"]["epochs"] == 6
+    # and the check itself: what would random dropping look like?
+    rng = np.random.default_rng(0)
+    for item in phase(items, "train"):
+        if item["epoch"] == 2:
+            item["index"] = rng.permutation(N)[: len(item["index"])].tolist()
+    with pytest.raises(AssertionError):
+        check(items, SIZES)
+
+
+@on("repdistiller")
+def test_mixing_from_the_originals(host: Host) -> None:
+    script = ("train_student.py", "--epochs", "4")
+    check(host.kcd(*ONCE, "--mixing", "fresh", *script)[1], SIZES[:4], mixing="fresh")
+
+
+@on("repdistiller")
+def test_a_phase_without_predictions_sees_everything_and_counts_no_epoch(host: Host) -> None:
+    _, items = host.kcd(*ONCE, "train_student.py", "--distill", "abound", "--epochs", "3")
+    for epoch in (1, 2):
+        init = [item for item in phase(items, "init") if item["epoch"] == epoch]
+        assert sorted(indices(init)) == list(range(N))
+    check(items, SIZES[:3])
+
+
+@on("repdistiller")
+@pytest.mark.parametrize("negatives", ["kept", "full"])
+def test_crd_contrasts_with_the_condensed_set(host: Host, negatives: str) -> None:
+    output, items = host.kcd(
+        *ONCE,
+        "--negatives",
+        negatives,
+        "train_student.py",
+        "--distill",
+        "crd",
+        "--mode",
+        "relax",
+        "--num_workers",
+        "1",
+    )
+    for shim in ("train_data", "alias_cuda", "ragged_lists"):
+        assert output.count(f"shim {shim}") == 1
+    check(items, SIZES)
+    labels = np.random.default_rng(1).integers(0, 5, N)
+    outside = 0
+    for item in phase(items, "train"):
+        kept = set(indices([other for other in phase(items, "train") if other["epoch"] == item["epoch"]]))
+        for i, (positive, *negative) in zip(item["index"], item["contrast"], strict=True):
+            assert labels[positive] == labels[i]
+            assert (labels[negative] != labels[i]).all()
+            outside += len({positive, *negative} - kept)
+    assert (outside > 0) == (negatives == "full")
+
+
+@on("repdistiller")
+@pytest.mark.parametrize(("method", "workers"), [("kd", 0), ("crd", 2)])
+def test_with_everything_kept_the_weights_are_those_of_the_plain_run(
+    host: Host, method: str, workers: int
+) -> None:
+    script = ("train_student.py", "--distill", method, "--num_workers", str(workers), "--epochs", "3")
+    # Plain, the host gets from `old/` what the shims give it otherwise.
+    (plain,) = phase(host.run(*script, old=True)[1], "weights")
+    (mine,) = phase(host.kcd("--ratio", "1", "--stages", "1", "--period", "1", *script)[1], "weights")
+    for name, weight in plain["state"].items():
+        assert weight.tobytes() == mine["state"][name].tobytes()
+
+
+@on("repdistiller")
+def test_shims_can_be_left_out(host: Host) -> None:
+    output, _ = host.kcd("--no-shim", "tensorboard_logger", "train_student.py", ok=False)
+    assert "No module named 'tensorboard_logger'" in output
+    output, _ = host.kcd("--no-shim", "tensorbord", "train_student.py", ok=False)
+    assert "there is no shim 'tensorbord'" in output
+
+
+# -- the others ----------------------------------------------------------------------------------------
+
+
+@on("sskd")
+def test_sskd_rotations_and_the_teachers_head(host: Host) -> None:
+    output, items = host.kcd("--ratio", "0.5", "--stages", "2", "--period", "2", "student.py", "--epoch", "5")
+    for epoch in (1, 2):
+        head = [item for item in phase(items, "head") if item["epoch"] == epoch]
+        assert sorted(indices(head)) == list(range(N))
+    check(items, [98, 98, 74, 74, 50], period=2)
+    assert "shim torch_six" in output
+
+
+@on("reviewkd")
+@pytest.mark.parametrize("prefetch", [(), ("--prefetch",)])
+def test_reviewkd_with_and_without_a_prefetcher(host: Host, prefetch: tuple[str, ...]) -> None:
+    script = str(
+        Path("CIFAR-100") / "train.py"
+    )  # run from the root here: paths mean what they mean to python
+    output, items = host.kcd(*ONCE, script, "--use-kl", *prefetch)
+    check(items, SIZES)
+    assert "made logs/" in output
+
+
+@on("reviewkd")
+def test_labels_that_are_not_the_batchs_stop_the_run(host: Host) -> None:
+    output, items = host.kcd(*ONCE, "CIFAR-100/train.py", "--mixup", ok=False)
+    assert "other labels than the batch" in output
+    assert len(items) <= 3
+
+
+@on("simkd")
+def test_simkd_is_observed_where_it_predicts(host: Host) -> None:
+    output, items = host.kcd(*ONCE, "train_student.py", "--distill", "simkd")
+    check(items, SIZES)
+    assert "shim dali" in output
+
+
+@on("simkd")
+def test_batches_the_host_skips_are_not_observed(host: Host) -> None:
+    _, items = host.kcd(*ONCE, "train_student.py", "--distill", "semckd", "--epochs", "3")
+    check(items, SIZES[:3])
+
+
+@on("simkd")
+def test_processes_that_the_host_spawns(host: Host) -> None:
+    output, items = host.kcd(*ONCE, "train_student.py", "--multiprocessing-distributed")
+    (other,) = host.folder.glob("record1.1")
+    both = [items, list(np.load(other, allow_pickle=True))]
+    merged: Items = []
+    for epoch, size in enumerate(SIZES, 1):
+        ranks = [[item for item in one if item["epoch"] == epoch] for one in both]
+        assert [len(indices(rank)) for rank in ranks] == [-(-size // 2)] * 2
+        if size % 2:  # the second rank's last sample pads it: drawn twice, recorded once
+            last = ranks[1][-1]
+            last["index"], last["image"] = last["index"][:-1], last["image"][:-1]
+            last["logits"] = last["logits"][:-1]
+        merged += [item for rank in ranks for item in rank if item["index"]]
+    for item in merged:  # batches of one are the host's own there, where the set is whole
+        if item["epoch"] == 1 and len(item["index"]) == 1:
+            for name in ("index", "image", "logits"):
+                item[name] = np.concatenate([item[name], item[name]])
+    check(merged, SIZES, ranks=2)
+    assert output.count("stage 1 after epoch 1") == 1
+
+
+@on("simkd")
+def test_dali_is_refused(host: Host) -> None:
+    output, _ = host.kcd("train_student.py", "--dali", "gpu", ok=False)
+    assert "leave out --dali" in output
+    assert "Traceback" not in output
+
+
+@on("mdistiller")
+def test_mdistiller_resumes_with_its_set(host: Host) -> None:
+    script = ("tools/train.py", "--cfg", "configs/cifar100/kd.yaml")
+    path = str(host.folder)  # mdistiller is installed, not beside its script
+    kcd = (
+        "-c",
+        f"import sys; sys.path.append({path!r}); from kcd_adapters.cli import main; sys.exit(main())",
+        "run",
+        *ONCE,
+    )
+    output, first = host.run(*kcd, *script, "--epochs", "3")
+    check(first, SIZES[:3])
+    assert "mdistiller, kd" in output
+    output, second = host.run(*kcd, *script, "--resume")
+    assert "resumed after epoch 3" in output
+    check(first + second, SIZES)
+    assert not list(host.folder.glob("out/student_*.kcd"))
+
+
+def test_unknown_repositories_and_scripts_are_refused(tmp_path: Path) -> None:
+    host = Host("sskd", tmp_path)
+    (host.folder / "elsewhere").mkdir()
+    (host.folder / "elsewhere" / "train.py").write_text("print('ran')")
+    output, _ = host.kcd("elsewhere/train.py", ok=False)
+    assert "no profile knows the repository" in output
+    assert "docs/adapters.md" in output
+    output, _ = host.kcd("teacher.py", ok=False)
+    assert "not the script that trains a student" in output
+    output, _ = host.kcd("missing.py", ok=False)
+    assert "there is no script missing.py" in output
+    output, _ = host.kcd("--profile", "sskd", "elsewhere/train.py")
+    assert "ran" in output
