@@ -179,6 +179,7 @@ class Arm:
     loss: str = "kd"
     base: str = "kd"
     equal: bool = False  # stopped at the number of samples that KCD draws
+    refresh: bool = False  # BatchNorm's statistics are those of all images in the end
 
 
 ARMS = {
@@ -195,6 +196,7 @@ ARMS = {
     "kc-kd-kl": Arm("KC-KD by KD divergence", Condensed, {"value": "kd_divergence"}),
     "kc-kd-floors": Arm("KC-KD with class floors", Condensed, {"floors": True}),
     "kc-kd-full-end": Arm("KC-KD, all data at the end", Condensed, {"full_end": 1 / 12}),
+    "kc-kd-bn": Arm("KC-KD v2, BatchNorm anew", Condensed, refresh=True),
     "random-full-end": Arm(
         "random, all data at the end", Condensed, {"select": random_drop, "full_end": 1 / 12}
     ),
@@ -242,6 +244,8 @@ def run(job: Job, material: Material) -> dict[str, Any]:
             step(student, optimizer, chooser, indices, loss)
         drawn.append(len(order))
         chooser.end_epoch(epoch)
+    if arm.refresh:
+        estimate_anew(student, material.inputs)
     return {
         **job.__dict__,
         "drawn": sum(drawn),
@@ -250,6 +254,17 @@ def run(job: Job, material: Material) -> dict[str, Any]:
         "cpu_seconds": time.process_time() - cpu,
         "accuracy": accuracy(student, material.test, torch.device("cpu")),
     }
+
+
+@torch.no_grad()
+def estimate_anew(student: nn.Module, inputs: torch.Tensor) -> None:
+    """BatchNorm's running statistics, as the mean over one pass without learning."""
+    for layer in student.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None
+    for part in inputs.split(250):
+        student(part)
 
 
 def step(

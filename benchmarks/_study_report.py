@@ -134,10 +134,13 @@ def text_of(
     ]
     for student in dict.fromkeys(row.student for row in rows):
         lines += ["", f"{student} student"]
-        lines += [line_of(row) for row in rows if row.student == student]
+        own = [row for row in rows if row.student == student]
+        lines += [line_of(row) for row in own]
+        lines += ["", *verdicts(own)]
     lines += [
         "",
-        "Mean ± s.d. over seeds; differences are paired by seed, in percentage points, with BCa bootstrap intervals.",
+        "Mean ± s.d. over seeds; differences are paired by seed, in percentage points, with BCa bootstrap intervals,",
+        "which are not corrected for the number of comparisons. Better and worse: the interval is on one side of 0.",
         "Images are not augmented, so the teacher sees each once, and once more when it is mixed: times are the",
         "student's, with all choosing, recording and mixing. Wall times are of a machine that did other things, too.",
         "Arms over another loss (PKT, CRD+KD) are compared with that loss on all samples.",
@@ -148,6 +151,24 @@ def text_of(
             "; ".join(f"{key} {value}" if key != "command" else str(value) for key, value in header.items())
         )
     return "\n".join(lines).rstrip()
+
+
+def verdicts(rows: list[Row]) -> list[str]:
+    """What the intervals say, in words."""
+
+    def names(chosen: Iterable[Row]) -> str:
+        return ", ".join(f"{row.arm} {row.ratio:g}" for row in chosen) or "none"
+
+    base = [(row, row.to_base[1:]) for row in rows if row.to_base and len(row.to_base) == 3]
+    equal = [(row, row.to_equal[1:]) for row in rows if row.to_equal and len(row.to_equal) == 3]
+    level = [row for row, (low, high) in base if low <= 0 <= high]
+    return [
+        f"better than KD: {names(row for row, (low, _) in base if low > 0)}",
+        f"worse than KD: {names(row for row, (_, high) in base if high < 0)}",
+        f"neither, on at least 30 % fewer samples: {names(r for r in level if r.share and r.share <= 0.7)}",
+        f"better than KD at equal samples: {names(row for row, (low, _) in equal if low > 0)}",
+        f"worse than KD at equal samples: {names(row for row, (_, high) in equal if high < 0)}",
+    ]
 
 
 def line_of(row: Row) -> str:
