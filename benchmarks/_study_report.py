@@ -142,7 +142,7 @@ def text_of(
         "Mean ± s.d. over seeds; differences are paired by seed, in percentage points, with BCa bootstrap intervals,",
         "which are not corrected for the number of comparisons. Better and worse: the interval is on one side of 0.",
         "Images are not augmented, so the teacher sees each once, and once more when it is mixed: times are the",
-        "student's, with all choosing, recording and mixing. Wall times are of a machine that did other things, too.",
+        "student's, with all choosing, recording and mixing. Wall times include what else the machine did.",
         "Arms over another loss (PKT, CRD+KD) are compared with that loss on all samples.",
         "",
     ]
