@@ -1,0 +1,92 @@
+"""Runs a command in a third-party checkout and writes down what was drawn and observed.
+
+    python traced.py TRACE kcd run [options] SCRIPT ARGS...
+    python traced.py TRACE plain SCRIPT ARGS...          (the shims, but no KCD)
+
+For tests alone: a fake CIFAR-100 passes torchvision's integrity check, random numbers are seeded, and
+where there is no CUDA, ``.cuda()`` is the identity for hosts that hard-code it (FAKE_CUDA=1).
+"""
+
+import os
+import random
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.datasets.cifar as cifar
+
+from kcd_adapters import engine, hosted, run, shims
+from kcd_adapters.cli import main
+from kcd_adapters.profiles import find
+
+PASSES = []  # of each: the loader's id, the keys drawn, what was observed
+
+
+def trace():
+    start, batches, record = hosted.HostedLoader.start, hosted.HostBatches._run, engine.Engine._record
+
+    def traced_start(self):
+        PASSES.append({"keys": [], "observed": []})
+        return start(self)
+
+    def traced_batches(self, *args):
+        for batch in batches(self, *args):
+            PASSES[-1]["keys"].append(list(batch))
+            yield batch
+
+    def traced_record(self, loader, indices, prediction, targets):
+        logits = prediction.detach().double().cpu().numpy()
+        PASSES[-1]["observed"].append((indices.tolist(), logits, targets.cpu().numpy()))
+        return record(self, loader, indices, prediction, targets)
+
+    hosted.HostedLoader.start = traced_start
+    hosted.HostBatches._run = traced_batches
+    engine.Engine._record = traced_record
+
+
+def identity(self, *args, **kwargs):
+    return self
+
+
+def fake_cuda():
+    def is_available():
+        return not sys._getframe(1).f_globals.get("__name__", "").startswith(("torch", "kcd"))
+
+    to = torch.nn.Module.to
+    torch.nn.Module.to = lambda self, *a, **k: (
+        self if a and str(a[0]).startswith("cuda") else to(self, *a, **k)
+    )
+    torch.Tensor.cuda = torch.nn.Module.cuda = identity
+    torch.cuda.is_available = is_available
+
+
+def seeded(path, run_name):
+    torch.manual_seed(7)
+    np.random.seed(7)  # noqa: NPY002 -- the hosts use it
+    random.seed(7)
+    return ORIGINAL(path, run_name=run_name)
+
+
+ORIGINAL = runpy.run_path
+if __name__ == "__main__":
+    target, mode, *rest = sys.argv[1:]
+    torch.set_num_threads(1)
+    cifar.CIFAR10._check_integrity = lambda self: True
+    cifar.check_integrity = lambda *args: True
+    if "FAKE_CUDA" in os.environ and not torch.cuda.is_available():
+        fake_cuda()
+    run.runpy.run_path = seeded
+    status = 0
+    if mode == "kcd":
+        trace()
+        status = main(rest)
+        with open(target, "wb") as file:
+            np.save(file, np.array(PASSES, dtype=object), allow_pickle=True)
+    else:
+        script = Path(rest[0]).resolve()
+        shims.install(find(script).shims, (), lambda text: None)
+        sys.argv, sys.path[0] = rest, str(script.parent)
+        seeded(str(script), "__main__")
+    sys.exit(status)
