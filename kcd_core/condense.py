@@ -314,7 +314,6 @@ def _weights(length: int, min_weight: float) -> npt.NDArray[np.float32]:
     span, base = np.float32(1 - min_weight), np.float32(min_weight)
     left = np.float32(length) - np.arange(length, dtype=np.float32)
     weights: npt.NDArray[np.float32] = span * (left / np.float32(length)) + base
-    np.minimum(weights, np.float32(1), out=weights)
     return weights
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -153,6 +154,7 @@ class CondensedLoader:
         self._recorded = 0  # global position up to which this epoch is recorded
         self._seen = False  # anything recorded this epoch, in whatever way
         self._current: _Pass | None = None
+        self._iterator: weakref.ref[_Iterator] | None = None  # of that pass
 
     # -- drawing -----------------------------------------------------------------------------------
 
@@ -161,12 +163,16 @@ class CondensedLoader:
 
         After `load_state_dict`, the first pass continues at the saved position instead.
         """
-        owed = self._current is not None and self._current.owes
+        # A pass that nobody holds any more, as after next(iter(loader)), can confuse nothing.
+        alive = self._iterator is not None and self._iterator() is not None
+        owed = alive and self._current is not None and self._current.owes
         start, self._resume = self._resume, 0
         self._batches.start = start
         self._current = _Pass(start, ambiguous=owed)
         # Made here, at the call: what this pass draws is settled, whatever is installed meanwhile.
-        return _Iterator(self, self._current, iter(self._inner))
+        iterator = _Iterator(self, self._current, iter(self._inner))
+        self._iterator = weakref.ref(iterator)
+        return iterator
 
     def __len__(self) -> int:
         """Number of batches of the current epoch (all of it, also after a resume within it)."""
@@ -231,8 +237,8 @@ class CondensedLoader:
         RuntimeError
             Without ``indices``, whenever it is not certain which batch the logits belong to: nothing
             was yielded since the last record; more than one batch was yielded before a pass's first
-            record; another pass was started while a batch still owed its record, or is read in turns
-            with this one; or this part of the epoch was recorded before.
+            record; another pass, still in use, owed a record when this one was started, or is read in
+            turns with it; or this part of the epoch was recorded before.
         ValueError, TypeError, IndexError
             As `KnowledgeValueTracker.update` does. Nothing is recorded then.
         """

@@ -133,6 +133,14 @@ def test_second_pass_while_a_batch_is_owed():
     run_epoch(loader)  # a new epoch is a new start
 
 
+def test_a_look_at_one_batch_confuses_nothing():
+    """``next(iter(loader))``, for its shape or a picture: nobody holds that pass any more."""
+    loader = wrap(Plain(N))
+    next(iter(loader))
+    run_epoch(loader)
+    assert_right(loader)
+
+
 def test_two_passes_at_once():
     loader = wrap(Plain(N), schedule=kcd.CondensationSchedule(period=9))
     for batch, _ in zip(loader, loader, strict=True):
