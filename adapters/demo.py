@@ -45,10 +45,10 @@ def random_drop(
 ARMS: dict[str, dict[str, Any]] = {
     "KD": {"ratio": 1.0, "mixing": None},
     "KC-KD": {"mixing": None},
-    "KC-KD + augmentation": {"mixing": "cumulative"},
+    "KC-KD + mixing": {"mixing": "cumulative"},
     "random dropping": {"mixing": None, "select": random_drop},
 }
-SHOWN = "KC-KD + augmentation"  # the arm whose first run is drawn
+SHOWN = "KC-KD + mixing"  # the arm whose first run is drawn
 
 
 def distil(

@@ -23,7 +23,7 @@ from kcd_adapters.demo_models import MODELS, build, recipe
 from kcd_adapters.demo_pictures import draw, draw_classes
 
 PICTURES = ("values.png", "classes.png", "images.png")
-ARMS = ("KD", "KC-KD", "KC-KD + augmentation", "random dropping")
+ARMS = ("KD", "KC-KD", "KC-KD + mixing", "random dropping")
 N = 1198  # digits to train on
 
 
@@ -93,12 +93,23 @@ def test_the_table_says_what_the_results_say(finished):
     out, text, *_ = finished
     results = json.loads((out / "results.json").read_text())
     for name in ARMS:
-        (row,) = re.findall(rf"^│ {re.escape(name)} +│(.*)│$", text, re.MULTILINE)
-        accuracy, drawn, share, whole, own = (cell.strip() for cell in row.split("│"))
+        (row,) = re.findall(rf"^│ ?{re.escape(name)} +│(.*)│$", text, re.MULTILINE)
+        accuracy, minus, drawn, share, whole, own = (cell.strip() for cell in row.split("│"))
         arm = results["arms"][name]
         mean = 100 * sum(arm["accuracy"]) / 2
         deviation = 100 * abs(arm["accuracy"][0] - arm["accuracy"][1]) / 2**0.5  # of two numbers
         assert accuracy == f"{mean:.2f} ± {deviation:.2f}"
+        gaps = [
+            100 * (a - b) for a, b in zip(arm["accuracy"], results["arms"]["KD"]["accuracy"], strict=True)
+        ]
+        # Of two numbers, Student's t with one degree of freedom: 12.706 times half their distance.
+        half = 12.706 * abs(gaps[0] - gaps[1]) / 2
+        if name == "KD":
+            assert minus == ""
+        elif half:
+            middle, width = map(float, minus.split(" ± "))
+            assert middle == pytest.approx(sum(gaps) / 2, abs=0.006)
+            assert width == pytest.approx(half, abs=0.02)
         assert drawn == f"{arm['samples_drawn'][0]:,}"
         assert share == ("100.0%" if name == "KD" else "87.7%")
         assert float(whole) == pytest.approx(sum(arm["seconds"]) / 2, abs=0.006)
