@@ -77,11 +77,14 @@ class Cached(BaseDatasetWrapper):
     "torchdistill/core/__init__.py": "",
     "torchdistill/core/interfaces/__init__.py": "",
     "torchdistill/core/interfaces/registry.py": REGISTRY.format(
-        dicts="FORWARD_PROC_FUNC_DICT, POST_EPOCH_PROC_FUNC_DICT = {}, {}"
+        dicts="FORWARD_PROC_FUNC_DICT, PRE_EPOCH_PROC_FUNC_DICT, POST_EPOCH_PROC_FUNC_DICT = {}, {}, {}"
     )
     + """
 def register_forward_proc_func(arg=None, key=None):
     return _register(FORWARD_PROC_FUNC_DICT, key, arg)
+
+def register_pre_epoch_proc_func(arg=None, key=None):
+    return _register(PRE_EPOCH_PROC_FUNC_DICT, key, arg)
 
 def register_post_epoch_proc_func(arg=None, key=None):
     return _register(POST_EPOCH_PROC_FUNC_DICT, key, arg)
@@ -98,6 +101,13 @@ def forward_batch4sskd(model, sample_batch, targets=None, supp_dict=None, **kwar
     return model(sample_batch.repeat_interleave(4, 0) * torch.tensor([1, 2, 3, 4.0]).repeat(len(sample_batch))[:, None])
 
 import torch
+""",
+    "torchdistill/core/interfaces/pre_epoch_proc.py": """
+from .registry import register_pre_epoch_proc_func
+
+@register_pre_epoch_proc_func
+def default(self, epoch=None, **kwargs):
+    self.begun = epoch
 """,
     "torchdistill/core/interfaces/post_epoch_proc.py": """
 from .registry import register_post_epoch_proc_func
@@ -154,6 +164,7 @@ def build(
         train_data_loader=DataLoader(dataset, batch_sampler=batches, num_workers=workers),
         model=torch.nn.Linear(12, CLASSES),
         forward=processes.FORWARD_PROC_FUNC_DICT["kcd_forward_batch_only"],
+        pre_epoch=processes.PRE_EPOCH_PROC_FUNC_DICT["kcd_default"],
         post_epoch=processes.POST_EPOCH_PROC_FUNC_DICT["kcd_default"],
         batches=batches,
         dataset=dataset,
@@ -161,11 +172,12 @@ def build(
     )
 
 
-def train(box: SimpleNamespace, epochs: int) -> list[list[tuple[int, float, Any]]]:
+def train(box: SimpleNamespace, epochs: int, start: int = 0) -> list[list[tuple[int, float, Any]]]:
     """For each epoch: index, entropy and image of everything drawn."""
     log = []
-    for _ in range(epochs):
+    for epoch in range(start, start + epochs):
         drawn = []
+        box.pre_epoch(box, epoch=epoch)
         assert len(box.train_data_loader) == -(-box.batches.order.num_kept // 16)
         for x, y, supplement in box.train_data_loader:
             logits = box.forward(box.model, x, y, supplement)
@@ -202,7 +214,7 @@ def test_images_are_mixed_by_the_recipe(plugin: Any) -> None:
     before = Points().data
     train(box, 2)
     mixed = 0
-    for index, _, image in train(box, 1)[0]:
+    for index, _, image in train(box, 1, 2)[0]:
         steps = box.batches.order.steps(index)
         mixed += bool(steps)
         expected = before[index]
@@ -264,6 +276,44 @@ def test_validation_is_not_recorded(plugin: Any) -> None:
         box.forward(box.model, x, y, supplement)
     box.forward(box.model, x, y, {})  # a loader of another data set
     assert box.batches.tracker.count.sum() == 0
+
+
+def test_resumed_run_goes_on_with_its_set(plugin: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "kcd.pt")
+    settings = {"mixing": "cumulative", "wrapper": {"key": "Contrast", "kwargs": {"classes": CLASSES}}}
+    box = build(plugin, state=path, **settings)
+    whole = train(box, 3)
+    whole += train(box, 3, 3)
+    first = build(plugin, state=path, **settings)
+    train(first, 3)
+    again = build(plugin, state=path, **settings)
+    again.model.load_state_dict(first.model.state_dict())
+    rest = train(again, 3, 3)
+    assert [len(drawn) for drawn in rest] == [len(drawn) for drawn in whole[3:]]
+    assert sorted(i for i, *_ in rest[0]) == first.batches.order.kept.tolist()
+    assert again.batches.tracker.count.sum() == 60 + 60 + 45 + 45 + 30 + 30
+    assert len(again.batches.history) == 3
+    assert any(again.batches.order.steps(i) for i in range(N))
+
+
+def test_resuming_without_its_state_is_refused(plugin: Any, tmp_path: Path) -> None:
+    box = build(plugin)
+    with pytest.raises(ValueError, match="can't start at epoch 4 without its state"):
+        box.pre_epoch(box, epoch=4)
+    path = str(tmp_path / "kcd.pt")
+    train(build(plugin, state=path), 2)
+    box = build(plugin, state=path)
+    with pytest.raises(RuntimeError, match="pre_epoch_process"):
+        iter(box.batches)
+    with pytest.raises(ValueError, match="epoch = 2"):
+        box.pre_epoch(box, epoch=3)
+    box = build(plugin, state=path, alpha=0.5)
+    with pytest.raises(ValueError, match="alpha"):
+        box.pre_epoch(box, epoch=2)
+    box = build(plugin, state=path)
+    box.stage_number = 2  # a later training stage: not resumed, though the epoch is a later one
+    box.pre_epoch(box, epoch=2)
+    assert box.batches.epoch == 0
 
 
 def test_what_is_forgotten_in_the_configuration_is_named(plugin: Any) -> None:
