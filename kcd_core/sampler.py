@@ -31,7 +31,7 @@ class CondensedSampler:
         N, all samples of the data set.
     shuffle : bool
         Off: ascending order.
-    seed : int, at least 0
+    seed : int, 0 .. 2**64 - 1
         The order of an epoch is a function of seed, epoch and set, and of nothing else.
     num_replicas, rank : int, optional
         Ranks share one global order, round robin. Default: the initialised process group's, else 1
@@ -77,6 +77,8 @@ class CondensedSampler:
         self._num_samples = checked_int(num_samples, "num_samples", 1)
         self.shuffle = bool(shuffle)
         self.seed = checked_int(seed, "seed", 0)
+        if self.seed > _MASK:
+            raise ValueError(f"seed must be below 2**64, got {seed}")
         self.num_replicas = checked_int(
             distributed.world_size() if num_replicas is None else num_replicas, "num_replicas", 1
         )
@@ -269,7 +271,7 @@ def _mix_int(x: int) -> int:
 
 
 def _round_keys(seed: int, epoch: int) -> list[int]:
-    state = _mix_int(_mix_int(seed & _MASK) ^ (seed >> 64) ^ _mix_int(epoch ^ 0x6B6364))
+    state = _mix_int(_mix_int(seed) ^ _mix_int(epoch ^ 0x6B6364))
     keys = []
     for _ in range(_ROUNDS):
         state = _mix_int(state)

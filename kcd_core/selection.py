@@ -20,6 +20,7 @@ Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 _BLOCK = 1 << 16
+_TABLE = 1 << 20  # counts beyond this are no training run's
 
 
 def rank_scores(value: npt.NDArray[Any], count: npt.NDArray[Any], alpha: float) -> Scores:
@@ -41,14 +42,17 @@ def rank_scores(value: npt.NDArray[Any], count: npt.NDArray[Any], alpha: float) 
         If a point with F > 0 has a value that is not finite.
     """
     # One power per distinct count instead of one per point: counts are small integers.
-    powers = np.arange(int(count.max()) + 1, dtype=np.float64) ** alpha
+    highest = int(count.max())
+    powers = np.arange(highest + 1, dtype=np.float64) ** alpha if highest < _TABLE else None
     score: Scores = np.empty(len(value))
     finite = True
     with np.errstate(invalid="ignore"):  # where F is 0, the value may be anything
         for block in _blocks(len(value)):
             part, counted = score[block], count[block]
-            # Every count is inside the table; "clip" only spares the buffer that "raise" needs.
-            np.take(powers, counted.astype(np.intp, copy=False), out=part, mode="clip")
+            if powers is None:
+                np.power(counted, alpha, out=part)
+            else:  # every count is inside the table; "clip" only spares the buffer that "raise" needs
+                np.take(powers, counted.astype(np.intp, copy=False), out=part, mode="clip")
             part *= value[block]
             finite = finite and bool(np.isfinite(part).all())
             if counted.min() == 0:

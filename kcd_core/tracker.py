@@ -65,7 +65,8 @@ class KnowledgeValueTracker:
 
     Notes
     -----
-    V is kept as an int64 sum of ``round(value * 2**40)``. Values of up to 32 steps wait before they
+    V is kept as an int64 sum of ``round(value * 2**40)``: a sample whose values add up to more than 2**22
+    is not recorded any further (counted in `skipped`), which no entropy reaches. Values of up to 32 steps wait before they
     are added (values, never logits: a compiled student may reuse their buffer); everything that reads
     adds them first. On CUDA a step makes no synchronisation and no copy to the host.
 
