@@ -85,6 +85,7 @@ def test_nothing_changes_at_ratio_one(host: Host) -> None:
 
 @on("sskd")
 def test_settings_edited_by_hand_count(host: Host, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     assert main(["patch", str(host.folder), "--ratio", "0.9", *ONCE[2:]]) == 0
     script = host.folder / "student.py"
     edited = script.read_bytes().replace(b"ratio=0.9", b"ratio=0.5")
