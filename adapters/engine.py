@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import multiprocessing
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from kcd_core.mixing import mix_arrays
 
 from . import late, shims
 from .files import write_whole
-from .hosted import HostedLoader
+from .hosted import HostedLoader, differ
 from .profiles import Profile, find
 from .resume import Checkpoints
 from .settings import Settings
@@ -68,10 +69,12 @@ def install(
             "KCD is installed in this process already (by kcd patch? then run the script itself)"
         )
     engine = Engine(settings, profile, arguments)
-    engine.say(
+    # A spawned process does not know its rank yet, and its parent has said all this.
+    say = engine.say if multiprocessing.parent_process() is None else lambda text: None
+    say(
         f"{profile.title}, {engine.method} (profile {profile.name}); the student is observed at {profile.observe}"
     )
-    shims.install(profile.shims, settings.no_shims, engine.say)
+    shims.install(profile.shims, settings.no_shims, say)
     late.before_call(profile.observe, engine.observe)
     if profile.checkpoint is not None:
         late.after_call(profile.checkpoint[0], engine.checkpoints.save)
@@ -112,7 +115,8 @@ class Engine:
         self.method = profile.method(self.arguments)
         self.schedule = settings.schedule()
         self.train: HostedLoader | None = None
-        self.epochs = self.drawn = self.observed = 0
+        self.epochs = self.drawn = self.observed = 0  # of the passes that ended; samples of this process
+        self.saved = 0  # samples of all processes
         self._candidates: weakref.WeakSet[HostedLoader] = weakref.WeakSet()
         self._checked = 0  # batches compared at once
         self._moved = False  # whether the tracker is where the predictions are
@@ -129,9 +133,8 @@ class Engine:
         if self.train is not None:
             return hosted if hosted is self.train else None
         if hosted is None:
-            mixing = None if self.settings.mixing == "none" else self.settings.mixing
             try:
-                hosted = HostedLoader(loader, self._view, mixing=mixing, value=self.settings.value)
+                hosted = HostedLoader(loader, self.profile, self.settings)
             except (TypeError, ValueError):  # ordered, iterable-style, empty, one of ours
                 return None
             loader.__dict__["_kcd_hosted"] = hosted
@@ -146,9 +149,6 @@ class Engine:
         self._strangers = 0
         return hosted.start()
 
-    def _view(self, dataset: Any, kept: Any) -> Any:
-        return dataset if self.settings.negatives == "full" else self.profile.condensed(dataset, kept)
-
     # -- recording ---------------------------------------------------------------------------------
 
     def observe(self, prediction: Any = None, targets: Any = None, *_: Any, **named: Any) -> None:
@@ -161,13 +161,13 @@ class Engine:
             return
         for hosted in [self.train] if self.train else list(self._candidates):
             known, rows = hosted.observed, len(prediction)
-            found = hosted.match(rows, lambda batch: bool(self._differ(batch, targets) == 0))
+            found = hosted.match(rows, lambda expected: bool(differ(expected, targets) == 0))
             if found is not None:
                 if self.train is None:
                     self.choose(hosted)
-                indices, batch = found
+                indices, expected = found
                 if known:  # else it was compared just now
-                    self._compare(batch, targets)
+                    self._compare(expected, targets)
                 self._record(hosted, indices, prediction, targets)
                 return
             if not known and any(len(indices) == rows for indices, _ in hosted.pending):
@@ -175,24 +175,16 @@ class Engine:
                 if self._strangers >= CHECKED_AT_ONCE:
                     raise RuntimeError(self._misaligned())
 
-    def _differ(self, batch: Any, targets: torch.Tensor) -> torch.Tensor:
-        """How many labels of a batch differ from those a prediction was made for, counted where those lie."""
-        expected = self.profile.targets(batch)
-        if targets.device.type == "cuda" and torch.cuda.is_available() and not expected.is_cuda:
-            expected = expected.pin_memory()  # only from pinned memory does a copy not wait
-        differ: torch.Tensor = (expected.to(targets.device, non_blocking=True) != targets).sum()
-        return differ
-
-    def _compare(self, batch: Any, targets: torch.Tensor) -> None:
-        differ = self._differ(batch, targets)
+    def _compare(self, expected: torch.Tensor, targets: torch.Tensor) -> None:
+        wrong = differ(expected, targets)
         self._checked += 1
-        if differ.device.type == "cpu" or self._checked < CHECKED_AT_ONCE:
-            if int(differ):
+        if wrong.device.type == "cpu" or self._checked < CHECKED_AT_ONCE:
+            if int(wrong):
                 raise RuntimeError(self._misaligned())
         elif self._wrong is None:
-            self._wrong = differ
+            self._wrong = wrong
         else:
-            self._wrong += differ
+            self._wrong += wrong
 
     def _record(
         self, hosted: HostedLoader, indices: Any, prediction: torch.Tensor, targets: torch.Tensor
@@ -238,6 +230,7 @@ class Engine:
         self.epochs += 1
         self.drawn += train.drawn
         self.observed += train.observed
+        self.saved += train.sampler.num_samples - train.sampler.num_kept
         train.drawn = train.observed = 0
         if self.schedule.due(self.epochs) and not last:
             self._condense(train)
@@ -265,7 +258,7 @@ class Engine:
 
     def _savings(self) -> str:
         full = self.epochs * (self.train.sampler.num_samples if self.train else 0)
-        return f"{full - self.drawn} samples saved so far ({1 - self.drawn / max(1, full):.1%})"
+        return f"{self.saved} of {full} samples saved so far ({self.saved / max(1, full):.1%})"
 
     def close(self) -> None:
         """The end of the run: the summary. A stage due now is left out, since nothing trains on it."""
@@ -291,7 +284,12 @@ class Engine:
         content = {
             "run": {"repository": self.profile.title, "method": self.method, "kcd": __version__},
             "settings": asdict(self.settings),
-            "summary": {"epochs": self.epochs, "drawn": self.drawn, "observed": self.observed},
+            "summary": {
+                "epochs": self.epochs,
+                "drawn": self.drawn,
+                "observed": self.observed,
+                "saved": self.saved,
+            },
             "history": train.history.state_dict(),
         }
         write_whole(Path(self.settings.history), json.dumps(content).encode())

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
 from kcd_core import CondensationHistory, KnowledgeValueTracker
@@ -21,13 +22,14 @@ from kcd_core.keyed import KeyBatches, rebuild, understand
 from kcd_core.mixing import default_mixer
 from kcd_core.sampler import CondensedSampler
 
-__all__ = ["HostOrder", "HostedLoader"]
+from .profiles import Profile
+from .settings import Settings
+
+__all__ = ["HostOrder", "HostedLoader", "differ"]
 
 Blocks = Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]]
-#: ``view(dataset, kept)``: the data set to fetch from while ``kept`` is in force.
-View = Callable[[Any, npt.NDArray[np.int64]], Any]
 
-MOST_PENDING = 64  # batches; a pass that nothing is observed in would gather an epoch of them
+MOST_PENDING = 64  # batches' indices; a pass that nothing is observed in would gather an epoch of them
 
 
 class HostOrder(CondensedSampler):
@@ -111,13 +113,13 @@ class HostedLoader:
     sampler : HostOrder
     tracker : KnowledgeValueTracker
     history : CondensationHistory
-    pending : deque of (indices, batch)
-        Batches that were drawn and not observed yet, oldest first.
+    pending : deque of (indices, targets)
+        Of the batches that were drawn and not observed yet, oldest first.
     drawn, observed : int
         Samples of the present pass.
     """
 
-    def __init__(self, loader: DataLoader[Any], view: View, *, mixing: str | None, value: str) -> None:
+    def __init__(self, loader: DataLoader[Any], profile: Profile, settings: Settings) -> None:
         batching, order = understand(loader, seed=0)
         if not order["shuffle"]:
             raise TypeError("the loader does not shuffle")
@@ -125,15 +127,15 @@ class HostedLoader:
         self.sampler = HostOrder(
             loader.sampler,
             len(loader.dataset),  # type: ignore[arg-type]
-            mixing=mixing,
+            mixing=None if settings.mixing == "none" else settings.mixing,
         )
         self.batches = HostBatches(self.sampler, *batching)
-        self.tracker = KnowledgeValueTracker(self.sampler.num_samples, value=value)
+        self.tracker = KnowledgeValueTracker(self.sampler.num_samples, value=settings.value)
         self.history = CondensationHistory(self.sampler.num_samples)
         self.mixer = default_mixer(loader.dataset)
-        self.pending: deque[tuple[Any, Any]] = deque(maxlen=MOST_PENDING)
+        self.pending: deque[tuple[Any, torch.Tensor]] = deque(maxlen=MOST_PENDING)
         self.drawn = self.observed = 0
-        self._view = view
+        self._profile, self._settings = profile, settings
         self._inner: DataLoader[Any] | None = None
         self._ahead: int | None = None  # batches the host fetches before it uses one
         self._exhausted = False
@@ -159,27 +161,40 @@ class HostedLoader:
         self._inner = None
 
     def _dataset(self) -> Any:
-        if self.sampler.num_kept == self.sampler.num_samples:
-            return self.loader.dataset
-        return self._view(self.loader.dataset, self.sampler.kept)
+        dataset, sampler = self.loader.dataset, self.sampler
+        if sampler.num_kept == sampler.num_samples or self._settings.negatives == "full":
+            return dataset
+        return self._profile.condensed(dataset, sampler.kept)
 
     def _run(self, batches: Iterator[Any]) -> Iterator[Any]:
         for indices, batch in batches:
-            self.pending.append((indices, batch))
+            targets = self._targets(batch)
+            if targets is not None:
+                self.pending.append((indices, targets))
             self.drawn += int((indices >= 0).sum())
             yield batch
         self._exhausted = True
 
-    def match(self, rows: int, same: Callable[[Any], bool]) -> tuple[Any, Any] | None:
+    def _targets(self, batch: Any) -> torch.Tensor | None:
+        """The labels of a batch, and never the images: those would be kept alive here."""
+        try:
+            targets = self._profile.targets(batch)
+        except (TypeError, LookupError, AttributeError):  # a loader of something else
+            return None
+        return targets if isinstance(targets, torch.Tensor) and targets.ndim == 1 else None
+
+    def match(self, rows: int, same: Callable[[torch.Tensor], bool]) -> tuple[Any, torch.Tensor] | None:
         """Take the pending batch that an observation of ``rows`` samples belongs to, or None.
 
-        ``same(batch)`` is asked until the first match of a pass. That tells how far the host (a
+        ``same(targets)`` is asked until the first match of a pass. That tells how far the host (a
         prefetcher?) fetches ahead; from then on the place in the queue decides. What was passed over
         (a batch that the host skipped) is never observed.
         """
         if self._ahead is None:
             places = [
-                p for p, (indices, batch) in enumerate(self.pending) if len(indices) == rows and same(batch)
+                place
+                for place, (indices, targets) in enumerate(self.pending)
+                if len(indices) == len(targets) == rows and same(targets)
             ]
             place = places[0] if places else -1
             if places:
@@ -191,3 +206,11 @@ class HostedLoader:
         for _ in range(place):
             self.pending.popleft()
         return self.pending.popleft()
+
+
+def differ(expected: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """How many labels of a batch differ from those a prediction was made for, counted where those lie."""
+    if targets.is_cuda and torch.cuda.is_available() and not expected.is_cuda:
+        expected = expected.pin_memory()  # only from pinned memory does a copy not wait
+    number: torch.Tensor = (expected.to(targets.device, non_blocking=True) != targets).sum()
+    return number

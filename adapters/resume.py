@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoints"]
 
 VERSION = 1
-NEEDS = ("epochs", "drawn", "observed", "tracker", "sampler", "history")
+NEEDS = ("epochs", "drawn", "observed", "saved", "tracker", "sampler", "history")
 
 
 class Checkpoints:
@@ -39,6 +39,7 @@ class Checkpoints:
             "epochs": engine.epochs,
             "drawn": [engine.drawn, train.drawn],
             "observed": [engine.observed, train.observed],
+            "saved": engine.saved,
             "tracker": train.tracker.state_dict(),
             "sampler": train.sampler.state_dict(),
             "history": train.history.state_dict(),
@@ -69,6 +70,7 @@ class Checkpoints:
         # The pass it was saved in ends when the next begins, as ever.
         engine.drawn, hosted.drawn = state["drawn"]
         engine.observed, hosted.observed = state["observed"]
+        engine.saved = state["saved"]
         self._loaded = None
         engine.choose(hosted)
         engine.say(f"resumed after epoch {engine.epochs + bool(hosted.observed)}")

@@ -1,0 +1,195 @@
+"""The parts of the engine, in this process."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from test_cuda import Watch, fake_cuda
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import kcd_core as kcd
+from kcd_adapters import contrast, late
+from kcd_adapters.engine import Engine
+from kcd_adapters.hosted import HostedLoader
+from kcd_adapters.profiles import Profile, find, option, profiles
+from kcd_adapters.settings import Settings
+
+PROFILE = Profile("mini", "Mini", "train.py", (), "torch.nn.functional.cross_entropy", lambda arguments: "kd")
+
+
+def hosted(n: int = 40, batch_size: int = 8, **loading: Any) -> HostedLoader:
+    data = TensorDataset(torch.arange(n).float().unsqueeze(1), torch.arange(n) % 3)
+    loader = DataLoader(data, batch_size=batch_size, **(loading or {"shuffle": True}))
+    return HostedLoader(loader, PROFILE, Settings())
+
+
+def keep(train: HostedLoader, size: int) -> None:
+    train.sampler.install(kcd.CondensedSet(np.arange(size) * 2, train.sampler.num_samples))
+
+
+# -- order ---------------------------------------------------------------------------------------------
+
+
+def test_the_order_and_the_random_numbers_are_the_hosts() -> None:
+    train = hosted()
+    torch.manual_seed(0)
+    theirs = [x.flatten().tolist() for x, _ in DataLoader.__iter__(train.loader)]
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    assert [x.flatten().tolist() for x, _ in train.start()] == theirs
+    assert torch.equal(torch.rand(1), after)
+
+
+def test_a_condensed_order_is_the_hosts_order_of_positions() -> None:
+    train = hosted()
+    keep(train, 20)
+    torch.manual_seed(0)
+    drawn = [int(i) for x, _ in train.start() for i in x]
+    torch.manual_seed(0)
+    smaller = DataLoader(range(20), batch_size=8, shuffle=True)  # type: ignore[arg-type]
+    assert drawn == [2 * int(i) for batch in smaller for i in batch]
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes"), [(17, [8, 7, 2]), (16, [8, 8]), (18, [8, 8, 2]), (9, [7, 2]), (1, [1])]
+)
+def test_no_batch_of_one_is_left_over(size: int, sizes: list[int]) -> None:
+    train = hosted()
+    keep(train, size)
+    batches = [x.flatten().tolist() for x, _ in train.start()]
+    assert [len(batch) for batch in batches] == sizes
+    assert len(train) == len(sizes)
+    assert sorted(i for batch in batches for i in batch) == list(range(0, 2 * size, 2))
+
+
+def test_ranks_share_the_condensed_set_and_padding_is_not_drawn_twice() -> None:
+    drawn = []
+    for rank in (0, 1):
+        train = hosted(sampler=DistributedSampler(range(40), 2, rank))  # type: ignore[arg-type]
+        keep(train, 15)
+        train.loader.sampler.set_epoch(4)  # type: ignore[attr-defined]
+        values = [x for x, _ in train.start()]
+        drawn.append([int(i) for x in values for i in x])
+        assert train.drawn == (8, 7)[rank]
+    assert len(drawn[0]) == len(drawn[1]) == 8
+    assert sorted({*drawn[0], *drawn[1]}) == list(range(0, 30, 2))
+
+
+def test_loaders_that_do_not_shuffle_are_not_the_students() -> None:
+    engine = Engine(Settings(), PROFILE, [])
+    assert engine.hosted(DataLoader(range(8))) is None  # type: ignore[arg-type]
+
+
+# -- observing -----------------------------------------------------------------------------------------
+
+
+def test_what_is_no_observation_is_passed_over() -> None:
+    engine, train = Engine(Settings(), PROFILE, []), hosted()
+    engine._candidates.add(train)
+    _, y = next(train.start())
+    logits = torch.zeros(8, 3, requires_grad=True)
+    engine.observe(torch.zeros(8, 3), y)  # validation
+    engine.observe(torch.zeros(24, 3, requires_grad=True), y.repeat(3))  # another head
+    engine.observe(torch.zeros(8, 3, 3, requires_grad=True), y)
+    engine.observe(logits, torch.zeros(8, 3))  # soft labels
+    engine.observe("logits", y)
+    assert engine.train is None
+    engine.observe(input=logits, target=y)
+    assert engine.train is train
+    assert train.observed == 8
+    engine.observe(logits, y)  # a second time for one batch
+    assert train.observed == 8
+
+
+def test_on_cuda_observing_neither_waits_nor_copies_to_the_host() -> None:
+    """After the first batches. Fake tensors: whatever needs their data raises."""
+    with fake_cuda(), Watch() as watch:
+        engine, train = Engine(Settings(), PROFILE, []), hosted()
+        engine.train, train._ahead, engine._checked, train.observed = train, 0, 3, 1
+        train.tracker.to("cuda:0")
+        engine._moved = True
+        for _ in range(40):  # more than wait to be added
+            train.pending.append((np.arange(8), torch.zeros(8, dtype=torch.long)))
+            # float16, as autocast makes them
+            logits = torch.zeros(8, 3, device="cuda:0", dtype=torch.float16, requires_grad=True)
+            engine.observe(logits, torch.zeros(8, dtype=torch.long, device="cuda:0"))
+        assert train.observed == 321
+        assert engine._wrong.device.type == "cuda"
+    assert watch.to_host == []
+
+
+# -- profiles ------------------------------------------------------------------------------------------
+
+
+def test_profiles_are_told_apart_by_their_files(tmp_path: Path) -> None:
+    for profile in profiles():
+        root = tmp_path / profile.name
+        for name in (profile.script, *profile.marks):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
+        assert find(root / profile.script) is profile
+    with pytest.raises(ValueError, match="there is no profile 'nemo'; there are simkd, repdistiller"):
+        find(tmp_path, "nemo")
+
+
+def test_options_of_a_command_line() -> None:
+    assert option(["--distill", "kd", "--distill=crd"], "--distill") == "crd"
+    assert option(["--distill"], "--distill", default="kd") == "kd"
+    assert option([], "--distill", default="kd") == "kd"
+
+
+def test_contrast_lists_hold_kept_samples_and_are_never_empty() -> None:
+    class Data:
+        cls_positive = np.array([[0, 1], [2, 3]])
+        cls_negative = [np.array([2, 3]), np.array([0, 1])]  # noqa: RUF012
+
+    view = contrast.restrict(Data(), np.array([0, 1, 2]))
+    assert [x.tolist() for x in view.cls_positive] == [[0, 1], [2]]
+    view = contrast.restrict(Data(), np.array([0]))
+    assert [x.tolist() for x in view.cls_negative] == [[2, 3], [0]]
+    assert Data.cls_positive.tolist() == [[0, 1], [2, 3]]
+    other = object()
+    assert contrast.restrict(other, np.array([0])) is other
+
+
+# -- settings and patches ------------------------------------------------------------------------------
+
+
+def test_settings_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(ratio=0.6, no_shims=("dali",), history="h.json")
+    assert Settings.from_json(settings.to_json()) == settings
+    monkeypatch.setenv("KCD_SETTINGS", "")
+    assert Settings.from_environment() == Settings()
+    settings.export()
+    assert Settings.from_environment() == settings
+    for wrong in ({"ratio": 0}, {"mixing": "often"}, {"rati": 1}, {"alpha": -1}):
+        with pytest.raises(ValueError, match=r"ratio|mixing|rati|alpha"):
+            Settings.from_dict(wrong)
+
+
+def test_functions_are_replaced_when_their_module_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kcd_late_host.py").write_text("def f(x):\n    return x + 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    seen: list[int] = []
+    late.before_call("kcd_late_host.f", seen.append)
+    assert "kcd_late_host" not in sys.modules
+    from kcd_late_host import f  # type: ignore[import-not-found]
+
+    assert f(1) == 2
+    late.after_call("kcd_late_host.f", seen.append)
+    assert sys.modules["kcd_late_host"].f(2) == 3
+    assert seen == [1, 2, 2]
+    monkeypatch.setitem(sys.modules, "kcd_late_empty", types.ModuleType("kcd_late_empty"))
+    with pytest.raises(RuntimeError, match="has no function g"):
+        late.before_call("kcd_late_empty.g", print)
