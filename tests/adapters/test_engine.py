@@ -112,19 +112,20 @@ def test_what_is_no_observation_is_passed_over() -> None:
 
 def test_on_cuda_observing_neither_waits_nor_copies_to_the_host() -> None:
     """After the first batches. Fake tensors: whatever needs their data raises."""
-    with fake_cuda(), Watch() as watch:
+    with fake_cuda():
         engine, train = Engine(Settings(), PROFILE, []), hosted()
         engine.train, train._ahead, engine._checked, train.observed = train, 0, 3, 1
         train.tracker.to("cuda:0")
         engine._moved = True
-        for _ in range(40):  # more than wait to be added
-            train.pending.append((np.arange(8), torch.zeros(8, dtype=torch.long)))
-            # float16, as autocast makes them
-            logits = torch.zeros(8, 3, device="cuda:0", dtype=torch.float16, requires_grad=True)
-            engine.observe(logits, torch.zeros(8, dtype=torch.long, device="cuda:0"))
+        with Watch() as watch:
+            for _ in range(40):  # more than wait to be added
+                train.pending.append((np.arange(8), torch.zeros(8, dtype=torch.long)))
+                # float16, as autocast makes them
+                logits = torch.zeros(8, 3, device="cuda:0", dtype=torch.float16, requires_grad=True)
+                engine.observe(logits, torch.zeros(8, dtype=torch.long, device="cuda:0"))
         assert train.observed == 321
         assert engine._wrong.device.type == "cuda"
-    assert watch.to_host == []
+        assert watch.to_host == []
 
 
 # -- profiles ------------------------------------------------------------------------------------------
