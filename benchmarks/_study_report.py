@@ -202,10 +202,11 @@ def draw(rows: list[Row], path: Path) -> None:
         own = [row for row in rows if (row.student, ARMS[row.arm].base) == (student, base)]
         present = [arm for arm in ARMS if any(row.arm == arm for row in own)]
         apart = 0.004 * max(row.drawn for row in own)
-        for place, arm in enumerate(present):
+        for arm in present:
             points = [row for row in own if row.arm == arm]
+            places = [[r.arm for r in own if r.drawn == row.drawn].index(arm) for row in points]
             axes.errorbar(
-                [(row.drawn + apart * max(0, place - 1)) / 1e3 for row in points],
+                [(row.drawn + apart * place) / 1e3 for row, place in zip(points, places, strict=True)],
                 [row.accuracy for row in points],
                 [(row.deviation or 0) / row.seeds**0.5 for row in points],
                 fmt="*" if arm == base else "o",
