@@ -245,7 +245,14 @@ class Engine:
             select=None,
         )
         train.renew()
-        train.history.append(chosen, value, count, epoch=self.epochs, alpha=self.settings.alpha)
+        train.history.append(
+            chosen,
+            value,
+            count,
+            epoch=self.epochs,
+            alpha=self.settings.alpha,
+            mixing=train.sampler.mixing is not None,
+        )
         lent = (
             "; the last batch borrows a sample, so as not to be a single one" if train.batches.lends else ""
         )

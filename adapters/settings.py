@@ -1,7 +1,7 @@
 """What a run with KCD is to do: one frozen record, from a command line, JSON, or the environment.
 
 `kcd run` reads it from its command line and hands it to child processes through the environment;
-`kcd patch` writes it beside the patched script as JSON.
+`kcd patch` writes it into the patched script, as the arguments of a call.
 """
 
 from __future__ import annotations

@@ -265,7 +265,9 @@ class KCDBatchSampler:
             min_weight=settings.min_weight,
             select=None,
         )
-        self.history.append(chosen, value, count, epoch=self.epoch, alpha=settings.alpha)
+        self.history.append(
+            chosen, value, count, epoch=self.epoch, alpha=settings.alpha, mixing=settings.mixing != "none"
+        )
         self._restrict()
         if self.dataset.view is not self.dataset.inner and getattr(loader, "persistent_workers", False):
             raise ValueError(

@@ -60,6 +60,12 @@ class CondensedSet:
     weights: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     cut: float = float("nan")
 
+    def __repr__(self) -> str:
+        return (
+            f"CondensedSet(stage={self.stage}, kept={len(self.kept)} of {self.num_samples}, "
+            f"dropped={len(self.dropped)}, mixed={len(self.tail)}, cut={self.cut:.4f})"
+        )
+
     def __post_init__(self) -> None:
         checked_int(self.num_samples, "num_samples", 1)
         checked_int(self.stage, "stage", 1)

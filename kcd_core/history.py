@@ -41,8 +41,12 @@ class CondensationHistory:
         *,
         epoch: int,
         alpha: float = 0.03,
+        mixing: bool = True,
     ) -> None:
-        """Add what one stage decided, and the values (``tracker.value``, ``.count``) it was decided from."""
+        """Add what one stage decided, and the values (``tracker.value``, ``.count``) it was decided from.
+
+        ``mixing`` says whether the set's tail is mixed by whoever draws it.
+        """
         value, count = to_numpy(value), to_numpy(count)
         every = -(-len(value) // MOST)
         some_value, some_count = value[::every], count[::every]
@@ -50,13 +54,14 @@ class CondensationHistory:
         score = rank_scores(some_value[seen], some_count[seen], alpha) if seen.any() else np.zeros(0)
         counts, edges = np.histogram(score, bins=BINS)
         quantiles = np.quantile(score, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]) if len(score) else np.zeros(0)
+        before = self.records[-1]["kept"] if self.records else self.num_samples
         self.records.append(
             {
                 "stage": condensed_set.stage,
                 "epoch": int(epoch),
                 "kept": len(condensed_set.kept),
-                "dropped": len(condensed_set.dropped),
-                "mixed": len(condensed_set.tail),
+                "dropped": max(0, before - len(condensed_set.kept)),
+                "mixed": len(condensed_set.tail) if mixing else 0,
                 "cut": float(condensed_set.cut) if np.isfinite(condensed_set.cut) else None,
                 "unseen": int(np.count_nonzero(count == 0)),
                 "quantiles": quantiles.tolist(),
@@ -77,7 +82,7 @@ class CondensationHistory:
     def __str__(self) -> str:
         lines = ["stage  epoch     kept   share  dropped  mixed       cut"]
         for r in self.records:
-            cut = "     all" if r["cut"] is None else f"{r['cut']:8.4f}"
+            cut = "       -" if r["cut"] is None else f"{r['cut']:8.4f}"
             lines.append(
                 f"{r['stage']:5d}  {r['epoch']:5d}  {r['kept']:7d}  {r['kept'] / self.num_samples:6.1%}  "
                 f"{r['dropped']:7d}  {r['mixed']:5d}  {cut}"

@@ -42,20 +42,27 @@ class KeyBatches:
     def __init__(self, sampler: CondensedSampler, batch_size: int, drop_last: bool) -> None:
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
         self.start = 0
+        # Whether samples will be mixed one day. If so, the first sample of a pass goes through the mixer
+        # from the start, mixed with itself: what can't be mixed is found now, and not in epoch 41.
+        self.rehearse = False
 
     def __iter__(self) -> Iterator[list[Key]]:
         # torch calls this more than once per epoch: it changes nothing, and reads everything now.
         recipes = self.sampler.recipes
         blocks = self.sampler.blocks(start=self.start)
-        return self._run(recipes, blocks)
+        batches = self._batches(recipes, blocks, self.rehearse and not len(recipes))
+        return self._lending(batches) if self.lends else batches
 
-    def _run(self, recipes: Any, blocks: Any) -> Iterator[list[Key]]:
+    def _batches(self, recipes: Any, blocks: Any, rehearse: bool) -> Iterator[list[Key]]:
         batch: list[Key] = []
         for indices, padding in blocks:
             keys: list[Key] = indices.tolist()
             for place in np.flatnonzero(recipes.contains(indices) | padding).tolist():
                 index = int(indices[place])
                 keys[place] = (index, recipes.steps(index), bool(padding[place]))
+            if rehearse and len(keys):
+                index, rehearse = int(indices[0]), False
+                keys[0] = (index, ((index, index, 1.0),), bool(padding[0]))
             at = 0
             while at < len(keys):
                 room = self.batch_size - len(batch)
@@ -66,6 +73,27 @@ class KeyBatches:
                     batch = []
         if batch and not self.drop_last:
             yield batch
+
+    @staticmethod
+    def _lending(batches: Iterator[list[Key]]) -> Iterator[list[Key]]:
+        """The same batches, but that the last full one lends a sample to one of a single sample."""
+        before = next(batches, None)
+        for batch in batches:
+            if len(batch) == 1 and before:
+                batch.insert(0, before.pop())
+            if before:
+                yield before
+            before = batch
+        if before:
+            yield before
+
+    @property
+    def lends(self) -> bool:
+        """Whether condensing left one sample over for the last batch, which BatchNorm and relational losses
+        refuse. What the user's own data leaves over stays as it is."""
+        condensed = self.sampler.num_kept < self.sampler.num_samples
+        length, size = len(self.sampler), self.batch_size
+        return condensed and not self.drop_last and length > size > 2 and length % size == 1
 
     def __len__(self) -> int:
         return self.steps(self.sampler.num_kept)

@@ -16,7 +16,7 @@ from ._arrays import checked_int, to_numpy
 from .condense import CondensedSet, Select, check_settings, condense_stage
 from .history import CondensationHistory
 from .keyed import PADDING, KeyBatches, rebuild, resolve_mixer, understand
-from .mixing import Mixer
+from .mixing import Mixer, is_built_in
 from .sampler import CondensedSampler
 from .schedule import CondensationSchedule
 from .tracker import KnowledgeValueTracker, check_same, state_int
@@ -60,7 +60,9 @@ def wrap_loader(
     mixer : {"auto", "arrays", "samples"} or callable
         ``mix_arrays`` (raw images, before the transform, as the paper does), ``mix_samples`` (after
         it), or your own ``mixer(dataset, index, steps) -> sample``. Auto takes the first where the
-        data set keeps raw arrays in ``.data``.
+        data set keeps raw arrays in ``.data``. What can't be mixed is a TypeError at the first batch,
+        long before the first mixture: name the fields of a dict with
+        ``functools.partial(mix_samples, fields=[...])``, or use ``mixing=None``.
     return_index : bool
         Yield ``(indices, batch)``, int64 [B] and your batch, instead of your batch alone. The index
         of a sample that only pads a rank's length is -1: pass it to ``record`` as it is.
@@ -147,7 +149,9 @@ class CondensedLoader:
         self._return_index = bool(return_index)
         self._choose_device = device is None
         self._batches = KeyBatches(self.sampler, *batching)
-        self._inner = rebuild(loader, self._batches, resolve_mixer(mixer, self.dataset))
+        mix = resolve_mixer(mixer, self.dataset)
+        self._batches.rehearse = mixing is not None and schedule.ratio < 1 and is_built_in(mix)
+        self._inner = rebuild(loader, self._batches, mix)
         self._agreed = False
         self._position = 0  # global samples yielded this epoch
         self._resume = 0  # where the next iterator starts
@@ -333,7 +337,14 @@ class CondensedLoader:
                 min_weight=self._min_weight,
                 select=self._select,
             )
-            self.history.append(chosen, value, count, epoch=self.epoch, alpha=self._alpha)
+            self.history.append(
+                chosen,
+                value,
+                count,
+                epoch=self.epoch,
+                alpha=self._alpha,
+                mixing=self.sampler.mixing is not None,
+            )
         epoch, silent = self.epoch, not self._seen and not self._warned
         self.epoch += 1
         self.sampler.set_epoch(self.epoch)

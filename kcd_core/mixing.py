@@ -200,6 +200,11 @@ def default_mixer(dataset: Any) -> Mixer:
     return mix_arrays if has_arrays(dataset) else mix_samples
 
 
+def is_built_in(mixer: Mixer) -> bool:
+    """Whether ``mixer`` is one of this module's, with or without fields."""
+    return getattr(mixer, "func", mixer) in (mix_arrays, mix_samples)
+
+
 def has_arrays(dataset: Any) -> bool:
     """Whether the data set (through ``Subset``, too) has one array or tensor entry per sample in ``.data``."""
     base = _unwrap(dataset)[1]
@@ -219,7 +224,8 @@ def carry_out(index: int, steps: Steps, read: Callable[[int], Any]) -> Any:
                 f"samples {target} and {source} can't be mixed: their shapes are "
                 f"{tuple(images[target].shape)} and {tuple(images[source].shape)}"
             )
-        images[target] = blend(images[target], images[source], weight)
+        if target != source:  # else a rehearsal: see KeyBatches
+            images[target] = blend(images[target], images[source], weight)
     return images[index] if index in images else read(index)
 
 

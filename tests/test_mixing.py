@@ -434,11 +434,9 @@ def test_mix_arrays_refuses_what_it_would_get_wrong(dataset, reason):
 
 def test_a_data_set_that_never_reads_its_data_is_a_type_error_at_the_first_fetch():
     loader = wrap(NeverReads(N))
-    for batch in loader:
-        loader.record(logits_of(range(len(batch)), 1), indices=range(len(batch)))
-    loader.end_epoch()
     with pytest.raises(TypeError, match=r"did not read its image as self.data\[index\]"):
         list(loader)
+    assert len(list(wrap(NeverReads(N), kcd_options={"mixing": None}))) == len(loader)
 
 
 def test_random_transforms_run_once_a_sample():
@@ -565,11 +563,13 @@ def test_mix_samples_refuses(dataset, options, error, reason):
         kcd.mix_samples(dataset, 2, STEPS, **options)
 
 
-def test_dict_without_fields_is_a_type_error_at_the_first_mixed_fetch():
-    loader = wrap(Plain(N, "dict"))
-    run_epoch(loader)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_dict_without_fields_is_a_type_error_at_the_first_fetch(num_workers):
+    """And not in the epoch in which something is mixed for the first time."""
     with pytest.raises(TypeError, match=r"fields=\[...\]"):
-        list(loader)
+        next(iter(wrap(Plain(N, "dict"), num_workers=num_workers)))
+    never = kcd.CondensationSchedule(ratio=1.0, stages=1, period=1)
+    list(wrap(Plain(N, "dict"), schedule=never))
 
 
 # -- a mixer of one's own -----------------------------------------------------------------------------------
