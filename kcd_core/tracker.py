@@ -32,6 +32,7 @@ STATE_VERSION = 1
 SCALE = 2.0**40
 MAX_VALUE = 2.0**20  # a larger value is not recorded
 MAX_TOTAL = 2**62  # nor is anything for a sample whose sum is beyond this: int64 would wrap
+MAX_REACH = MAX_TOTAL + 2**60  # so no sum is beyond this: one value more
 MAX_PENDING = 32  # steps whose values wait to be added together
 
 Sums = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]
@@ -66,9 +67,11 @@ class KnowledgeValueTracker:
     Notes
     -----
     V is kept as an int64 sum of ``round(value * 2**40)``: a sample whose values add up to more than 2**22
-    is not recorded any further (counted in `skipped`), which no entropy reaches. Values of up to 32 steps wait before they
-    are added (values, never logits: a compiled student may reuse their buffer); everything that reads
-    adds them first. On CUDA a step makes no synchronisation and no copy to the host.
+    is not recorded any further (counted in `skipped`), which no entropy reaches. Values of up to 32 steps
+    wait before they are added (values, never logits: a compiled student may reuse their buffer);
+    everything that reads adds them first. With ``device``, where all of them are added at once, those
+    waiting for one sample are refused together if they would carry its sum beyond 2**22 by more than
+    one value. On CUDA a step makes no synchronisation and no copy to the host.
 
     Examples
     --------
@@ -279,8 +282,13 @@ class KnowledgeValueTracker:
             values = values.double()
             ok = (values.abs() <= MAX_VALUE) & (self._total.index_select(0, indices).abs() <= MAX_TOTAL)
             recorded = ok if inside is None else ok & inside
-            fixed = (values * SCALE).round().where(recorded, 0).long()
-            self._total.index_add_(0, indices, fixed)
+            fixed = (values * SCALE).round().where(recorded, 0)
+            # Where the sums would end, in float64, which does not wrap (and is far closer than the room
+            # left above MAX_REACH). A sum that ends in range is right: int64 wraps back on the way.
+            reach = self._total.double().index_add_(0, indices, fixed)
+            fits = reach.index_select(0, indices).abs() <= MAX_REACH
+            ok, recorded = ok & fits, recorded & fits
+            self._total.index_add_(0, indices, fixed.where(fits, 0).long())
             self._count.index_add_(0, indices, recorded.int())
             if inside is None:
                 self._skipped.select(0, 0).add_(ok.logical_not().sum())

@@ -413,6 +413,35 @@ def test_a_sum_does_not_wrap_within_the_steps_that_wait(sign: int) -> None:
     assert tracker.skipped["nonfinite"] == 6 * MAX_PENDING - count[0]
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("in_one_batch", [True, False])
+@pytest.mark.filterwarnings("ignore:.*larger than:RuntimeWarning")
+def test_a_sum_on_a_device_does_not_wrap_within_the_steps_that_wait(sign: int, in_one_batch: bool) -> None:
+    """They are added at once, without looking: those of a sample whose sum would wrap are refused together."""
+    for recordings in (2, 5, 6, 7, 8, 10, 16, 31, 40):
+        tracker = Tracker(3, device="cpu")
+        indices, values = [0, 1] * recordings, [sign * 2.0**20, sign * 1.0] * recordings
+        for place in range(0, len(indices), len(indices) if in_one_batch else 2):
+            size = len(indices) if in_one_batch else 2
+            tracker.record(indices[place : place + size], values[place : place + size])
+        total, count = tracker.sums()
+        assert total[0] == sign * int(count[0]) * 2**60
+        assert count[0] <= 5
+        assert count[0] == recordings or recordings > 5
+        assert (total[1], count[1]) == (sign * recordings * 2**40, recordings)
+        assert tracker.skipped == {"nonfinite": recordings - count[0], "out_of_range": 0}
+        assert np.isnan(number(tracker.value)).tolist() == [count[0] == 0, False, True]
+
+
+def test_a_sum_on_a_device_may_pass_the_end_on_its_way() -> None:
+    """Large values that cancel out are all recorded, as on the host."""
+    values = [2.0**20] * 15 + [-(2.0**20)] * 15 + [0.5]
+    device = Tracker(1, device="cpu")
+    device.record([0] * 31, values)
+    assert sums(device) == [[2**39], [31]]
+    assert device.skipped == {"nonfinite": 0, "out_of_range": 0}
+
+
 # -- a user's own value --------------------------------------------------------------------------------
 
 
