@@ -127,8 +127,8 @@ class KnowledgeValueTracker:
             If shapes disagree, the value function does not return ``[B]``, or (in host memory, with
             ``on_nonfinite="raise"``) a value is not finite. Nothing of the batch is recorded then.
         TypeError
-            If indices are not integers, logits not floating-point, or the logits are on CUDA and this
-            tracker is not.
+            If indices are not integers, logits not floating-point, values not real numbers, or the logits
+            are on a device and this tracker is in host memory.
         IndexError
             If an index lies outside ``0 .. N-1``. An index on a device is masked and counted instead,
             and reported when the values are read.
@@ -184,10 +184,11 @@ class KnowledgeValueTracker:
                 f"indices and the batch must have one length, got {len(indices)} indices for {len(values)} samples"
             )
         if self._device is None:
-            if not isinstance(values, np.ndarray) and values.is_cuda:
+            if not isinstance(values, np.ndarray) and not values.is_cpu:
+                kind = values.device.type
                 raise TypeError(
-                    "the logits are on CUDA but the tracker is in host memory, and copying them would "
-                    "stall every step: use KnowledgeValueTracker(..., device='cuda') or tracker.to('cuda')"
+                    f"the logits are on {values.device} but the tracker is in host memory, and copying them would "
+                    f"stall every step: use KnowledgeValueTracker(..., device={kind!r}) or tracker.to({kind!r})"
                 )
             if self._on_nonfinite == "raise":
                 wrong = int((~(abs(values) <= MAX_VALUE)).sum())
@@ -238,14 +239,13 @@ class KnowledgeValueTracker:
     def _flush(self) -> None:
         if not self._pending:
             return
-        pending, self._pending = self._pending, []
-        indices, values = zip(*pending, strict=True)
+        # Each empties what waits when all that can fail is done: nothing is lost, nor added twice.
+        indices, values = zip(*self._pending, strict=True)
         if self._device is None:
-            if isinstance(values[0], np.ndarray):
-                joined = np.concatenate(values)
-            else:
-                joined = sys.modules["torch"].cat(values).double().numpy()
-            self._add_numpy(np.concatenate(indices), joined.astype(np.float64, copy=False))
+            joined = np.concatenate(values) if isinstance(values[0], np.ndarray) else _joined(values).numpy()
+            host, joined = np.concatenate(indices), joined.astype(np.float64, copy=False)
+            self._pending = []
+            self._add_numpy(host, joined)
             self._report()
         else:
             self._add_torch(indices, values)
@@ -278,8 +278,7 @@ class KnowledgeValueTracker:
                     indices = indices.pin_memory()  # only from pinned memory does a copy not wait
                 indices = indices.to(self._device, non_blocking=True)
                 inside = None
-            values = torch.cat([v.double() for v in value_list] if _mixed(value_list) else value_list)
-            values = values.double()
+            values = _joined(value_list)
             ok = (values.abs() <= MAX_VALUE) & (self._total.index_select(0, indices).abs() <= MAX_TOTAL)
             recorded = ok if inside is None else ok & inside
             fixed = (values * SCALE).round().where(recorded, 0)
@@ -287,13 +286,15 @@ class KnowledgeValueTracker:
             # left above MAX_REACH). A sum that ends in range is right: int64 wraps back on the way.
             reach = self._total.double().index_add_(0, indices, fixed)
             fits = reach.index_select(0, indices).abs() <= MAX_REACH
-            ok, recorded = ok & fits, recorded & fits
-            self._total.index_add_(0, indices, fixed.where(fits, 0).long())
-            self._count.index_add_(0, indices, recorded.int())
+            ok, recorded, fixed = ok & fits, (recorded & fits).int(), fixed.where(fits, 0).long()
             if inside is None:
-                self._skipped.select(0, 0).add_(ok.logical_not().sum())
+                skipped = torch.stack([ok.logical_not().sum(), self._skipped.new_zeros(())])
             else:
-                self._skipped.add_(torch.stack([(inside > ok).sum(), inside.logical_not().sum()]))
+                skipped = torch.stack([(inside > ok).sum(), inside.logical_not().sum()])
+            self._pending = []
+            self._total.index_add_(0, indices, fixed)
+            self._count.index_add_(0, indices, recorded)
+            self._skipped.add_(skipped)
 
     def _report(self) -> None:
         """Warn of (or raise for) what was skipped since the last report. Waits for a device."""
@@ -493,8 +494,10 @@ def _detached(x: Any) -> Any:
     return x.detach() if is_tensor(x) else x
 
 
-def _mixed(tensors: tuple[Array, ...]) -> bool:
-    return len({t.dtype for t in tensors}) > 1
+def _joined(tensors: tuple[Array, ...]) -> Array:
+    """One float64 tensor. Of several dtypes, torch would join in one that may not hold the others' numbers."""
+    mixed = len({t.dtype for t in tensors}) > 1
+    return sys.modules["torch"].cat([t.double() for t in tensors] if mixed else tensors).double()
 
 
 def _unrecordable(number: int) -> str:

@@ -293,6 +293,45 @@ def test_values_refused(device: Any, values: Any, error: Any, message: str) -> N
     untouched(tracker)
 
 
+@pytest.mark.parametrize("value", ["entropy", "margin", lambda z: z[:, 0]])
+def test_a_host_tracker_refuses_what_is_not_in_host_memory(value: Any) -> None:
+    tracker = Tracker(4, value=value)
+    tracker.record([0], torch.tensor([1.0]))
+    for give in (
+        lambda: tracker.update([1, 2], torch.zeros(2, 3, device="meta")),
+        lambda: tracker.record([1, 2], torch.zeros(2, device="meta")),
+    ):
+        with pytest.raises(TypeError, match=r"logits are on meta but the tracker is in host memory"):
+            give()
+    assert tracker.count.tolist() == [1, 0, 0, 0]
+
+
+@BACK_ENDS
+def test_what_waits_survives_a_failure_to_add_it(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise MemoryError("no room")
+
+    tracker = Tracker(4, device=device)
+    tracker.record([0, 1], torch.tensor([1.0, 2.0]))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "cat", fails)
+        for _ in range(2):
+            with pytest.raises(MemoryError):
+                tracker.value  # noqa: B018
+    assert number(tracker.count).tolist() == [1, 1, 0, 0]
+    assert number(tracker.value)[:2].tolist() == [1.0, 2.0]
+
+
+@BACK_ENDS
+@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16, torch.float32])
+def test_whole_numbers_and_narrow_values_that_wait_together(device: Any, narrow: Any) -> None:
+    """Both are recorded as they are: 2049 is no float16, and 2**20 - 1 no bfloat16."""
+    tracker = Tracker(3, device=device)
+    tracker.record([0, 2], torch.tensor([2049, 2**20 - 1]))
+    tracker.record([1], torch.tensor([1.0], dtype=narrow))
+    assert number(tracker.value).tolist() == [2049.0, 1.0, 2.0**20 - 1]
+
+
 def test_whole_numbers_are_values() -> None:
     tracker = Tracker(2)
     tracker.record([0, 1], [3, -4])
