@@ -273,7 +273,17 @@ def condense_stage(
             "is initialised to sum the ranks' recordings: call torch.distributed.init_process_group() "
             "first, or merge the recordings yourself and use condense() and sampler.install()"
         )
-    total, count = distributed.sum_over_ranks(*tracker.sums())
+    problem: Exception | None = None
+    try:
+        total, count = tracker.sums()
+        if max(int(total.max()), -int(total.min())) > 2**63 // distributed.world_size() - 1:
+            problem = ValueError(
+                "the recorded values are too large to be summed over the ranks: scale them down"
+            )
+    except (ValueError, IndexError) as error:  # on_nonfinite="raise", on a device
+        problem = error
+    distributed.raise_together(problem)
+    total, count = distributed.sum_over_ranks(total, count)
     if not count.any():
         raise RuntimeError(
             "a stage ends, but no value was ever recorded: call record(student_logits) after the "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["check_agreement", "rank", "sum_over_ranks", "world_size"]
+__all__ = ["check_agreement", "raise_together", "rank", "sum_over_ranks", "world_size"]
 
 
 def _group() -> Any:
@@ -48,21 +48,41 @@ def sum_over_ranks(
     return tuple(_communicate(dist, x, dist.all_reduce) for x in (total, count))  # type: ignore[return-value]
 
 
-def check_agreement(what: dict[str, Any]) -> None:
-    """Compare a 32-byte fingerprint of ``what`` over all ranks.
+def raise_together(problem: Exception | None) -> None:
+    """Raise on every rank if any rank has a problem, so that no other waits for it in a collective."""
+    dist = _group()
+    if dist is not None and world_size() > 1:
+        flags = np.zeros(world_size(), np.int64)
+        flags[rank()] = problem is not None
+        flags = _communicate(dist, flags, dist.all_reduce)
+        if problem is None and flags.any():
+            raise RuntimeError(f"rank(s) {np.flatnonzero(flags).tolist()} could not go on; see their errors")
+    if problem is not None:
+        raise problem
+
+
+def check_agreement(what: dict[str, Any], *, shard: int, shards: int) -> None:
+    """Compare a 32-byte fingerprint of ``what`` over all ranks, and see that they draw different shards.
 
     Raises
     ------
     RuntimeError
-        On every rank, if one rank's differs.
+        On every rank, if one rank's fingerprint differs, or ``shard`` of ``shards`` is not drawn by
+        equally many ranks each.
     """
     dist = _group()
     if dist is None or world_size() == 1:
         return
     mine = np.frombuffer(hashlib.sha256(repr(sorted(what.items())).encode()).digest(), np.int64)
-    table = np.zeros((world_size(), len(mine)), np.int64)
-    table[rank()] = mine
+    table = np.zeros((world_size(), len(mine) + 1), np.int64)
+    table[rank(), :-1], table[rank(), -1] = mine, shard
     table = _communicate(dist, table, dist.all_reduce)
+    table, drawn = table[:, :-1], np.bincount(table[:, -1], minlength=shards)
+    if not (table != table[0]).any() and drawn.min() < drawn.max():
+        raise RuntimeError(
+            f"the ranks' samplers must draw each of the {shards} shards equally often, and they draw them "
+            f"{drawn.tolist()} times: give each rank's DistributedSampler its own rank, and the world's size"
+        )
     if (table != table[0]).any():
         others = np.flatnonzero((table != table[0]).any(1)).tolist()
         raise RuntimeError(

@@ -52,7 +52,10 @@ class CondensationHistory:
         some_value, some_count = value[::every], count[::every]
         seen = some_count > 0
         score = rank_scores(some_value[seen], some_count[seen], alpha) if seen.any() else np.zeros(0)
-        counts, edges = np.histogram(score, bins=BINS)
+        low, high = (float(score.min()), float(score.max())) if len(score) else (0.0, 1.0)
+        if high - low <= 1e-9 * max(1.0, abs(low)):  # too narrow to be cut into bins
+            low, high = low - 0.5, high + 0.5
+        counts, edges = np.histogram(score, bins=BINS, range=(low, high))
         quantiles = np.quantile(score, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]) if len(score) else np.zeros(0)
         before = self.records[-1]["kept"] if self.records else self.num_samples
         self.records.append(

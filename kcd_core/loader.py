@@ -20,7 +20,7 @@ from .mixing import Mixer, is_built_in
 from .sampler import CondensedSampler
 from .schedule import CondensationSchedule
 from .tracker import KnowledgeValueTracker, check_same, state_int
-from .values import Value
+from .values import Value, value_name
 
 __all__ = ["CondensedLoader", "wrap_loader"]
 
@@ -324,11 +324,10 @@ class CondensedLoader:
         UserWarning
             Once, if nothing was recorded in an epoch.
         """
-        if not self._agreed:
-            distributed.check_agreement({**self._identity(), "epoch": self.epoch})
-            self._agreed = True
-        chosen = None
-        if self.schedule.due(self.epoch):
+        due, chosen = self.schedule.due(self.epoch), None
+        if due or not self._agreed:
+            self._check_agreement()
+        if due:
             chosen, value, count = condense_stage(
                 self.tracker,
                 self.sampler,
@@ -363,6 +362,24 @@ class CondensedLoader:
 
     _warned = False
 
+    def _check_agreement(self) -> None:
+        """See that all ranks would condense alike. Nothing is sent where there is one."""
+        if distributed.world_size() > 1:
+            settings = {
+                "value": value_name(self.tracker._function),
+                "select": value_name(self._select) if self._select else None,
+                "batch_size": self.batch_size,
+                "drop_last": (self.drop_last, self.sampler.drop_last),
+                "num_replicas": self.sampler.num_replicas,
+                "set": self.sampler.fingerprint(),
+            }
+            distributed.check_agreement(
+                {**self._identity(), **settings, "epoch": self.epoch},
+                shard=self.sampler.rank,
+                shards=self.sampler.num_replicas,
+            )
+        self._agreed = True
+
     # -- state -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -370,7 +387,19 @@ class CondensedLoader:
 
         Save it after ``record``. Under DDP every rank saves its own. Reads back under
         ``torch.load(weights_only=True)``. Copies.
+
+        Raises
+        ------
+        RuntimeError
+            Within an epoch, if worker processes may deliver batches out of order (``in_order=False``):
+            one position can't say then which were drawn.
         """
+        out_of_order = self.num_workers > 0 and not getattr(self._inner, "in_order", True)
+        if out_of_order and 0 < self._position < self.sampler.num_kept:
+            raise RuntimeError(
+                "the state can't be saved within an epoch of a loader with in_order=False: save between epochs, "
+                "or use in_order=True"
+            )
         return {
             **self._identity(),
             "num_replicas": self.sampler.num_replicas,
@@ -398,6 +427,8 @@ class CondensedLoader:
         ranks = {"num_replicas": self.sampler.num_replicas, "rank": self.sampler.rank}
         needs = ("epoch", "position", "recorded", "seen", "tracker", "sampler", "history")
         check_same(state, {**self._identity(), **ranks}, "loader", needs=needs)
+        if not isinstance(state["seen"], bool):
+            raise ValueError(f"the loader state is damaged: seen must be a bool, got {state['seen']!r}")
         epoch = state_int(state, "epoch", 1, "loader")
         position, recorded = (state_int(state, key, 0, "loader") for key in ("position", "recorded"))
         tracker = self.tracker._checked_state(state["tracker"])
@@ -408,9 +439,13 @@ class CondensedLoader:
         self.tracker._apply_state(tracker)
         self.sampler._apply_state(sampler)
         self.history = history
-        self.epoch, self._recorded, self._seen = epoch, recorded, bool(state["seen"])
+        self.epoch, self._recorded, self._seen = epoch, recorded, state["seen"]
         self._position = self._resume = position
-        self._current = None
+        self._current, self._agreed = None, False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy in another process has no part in a pass that is under way here.
+        return {**self.__dict__, "_iterator": None, "_current": None}
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -462,7 +497,10 @@ class _Iterator:
             indices, batch = next(self._batches)
         except StopIteration:
             raise
-        except Exception:  # passed over if the caller goes on, drawn again if it resumes here
+        except Exception as error:
+            if str(error).startswith("DataLoader timed out"):
+                raise  # the batch comes with the next call
+            # Passed over if the caller goes on, drawn again if it resumes here.
             current.lost += loader.batch_size * per_position
             raise
         current.indices = indices

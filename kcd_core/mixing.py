@@ -126,7 +126,7 @@ def mix_arrays(dataset: Any, index: int, steps: Steps) -> Any:
     chain, base, locate = _unwrap(dataset)
     if not has_arrays(dataset):
         raise TypeError(
-            f"mix_arrays needs a data set with one array or tensor entry per sample in .data, and "
+            f"mix_arrays needs a data set with one image (floating point, or integers of at most 16 bits) per sample in .data, and "
             f"{type(base).__name__} has none; use mixer=mix_samples, or mixing=None"
         )
     data = base.data
@@ -209,7 +209,10 @@ def has_arrays(dataset: Any) -> bool:
     """Whether the data set (through ``Subset``, too) has one array or tensor entry per sample in ``.data``."""
     base = _unwrap(dataset)[1]
     data: Any = getattr(base, "data", None)
-    return (isinstance(data, np.ndarray) or is_tensor(data)) and data.ndim > 1 and len(data) == len(base)
+    if not (isinstance(data, np.ndarray) or is_tensor(data)) or data.ndim < 2 or len(data) != len(base):
+        return False
+    # Wide integers are labels or tokens, which have no mixture.
+    return is_floating(data) or dtype_name(data) in {"uint8", "uint16", "int16"}
 
 
 def carry_out(index: int, steps: Steps, read: Callable[[int], Any]) -> Any:

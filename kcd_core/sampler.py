@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +193,13 @@ class CondensedSampler:
             yield (places if kept is None else kept[places]), padding
             done += many
             block = min(2 * block, 8192)
+
+    def fingerprint(self) -> str:
+        """A short name of the set and recipes in force: equal on two ranks if these are."""
+        digest = hashlib.sha256(str(self.stage).encode())
+        for array in (self._kept, self._recipes.target, self._recipes.source, self._recipes.weight):
+            digest.update(b"" if array is None else array.tobytes())
+        return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Any]:
         """Set, recipes and what defines the order, as plain numbers and tensors. Copies."""

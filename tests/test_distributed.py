@@ -24,10 +24,16 @@ SCHEDULE = kcd.CondensationSchedule(ratio=0.5, stages=3, period=1)
 # -- what each rank does, in a process of its own ---------------------------------------------------------
 
 
-def rank_loader(rank, world, *, cut=False, seed=5, schedule=SCHEDULE):
-    sampler = DistributedSampler(range(N), shuffle=True, seed=seed, drop_last=cut)
-    assert (sampler.rank, sampler.num_replicas) == (rank, world)
-    return kcd.wrap_loader(DataLoader(Plain(N), batch_size=3, sampler=sampler), schedule=schedule)
+def rank_loader(
+    rank, world, *, cut=False, seed=5, schedule=SCHEDULE, batch_size=3, shard=None, kept=None, **options
+):
+    sampler = DistributedSampler(range(N), rank=shard, shuffle=True, seed=seed, drop_last=cut)
+    assert (sampler.rank, sampler.num_replicas) == (rank if shard is None else shard, world)
+    loader = DataLoader(Plain(N), batch_size=batch_size, sampler=sampler)
+    loader = kcd.wrap_loader(loader, schedule=schedule, **options)
+    if kept is not None:
+        loader.sampler.install(kcd.CondensedSet(np.array(kept), N))
+    return loader
 
 
 def train(rank, world, cut):
@@ -55,6 +61,30 @@ def disagree(rank, world, **options):
         loader.end_epoch()
     except RuntimeError as error:
         return [str(error), loader.epoch, loader.sampler.stage, len(loader.history)]
+    return None
+
+
+def too_large(rank, world):
+    """Sums that fit on each rank, and not together."""
+    tracker = kcd.KnowledgeValueTracker(N)
+    for _ in range(4):
+        tracker.record([0], [2.0**20])
+    try:
+        kcd.condense_step(tracker, kcd.CondensedSampler(N), SCHEDULE)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def one_rank_fails(rank, world):
+    """Where values are looked at only when they are read, as on a device."""
+    tracker = kcd.KnowledgeValueTracker(N, device="cpu", on_nonfinite="raise")
+    tracker.record([0, 1], torch.tensor([1.0, float("nan") if rank == world - 1 else 2.0]))
+    sampler = kcd.CondensedSampler(N)
+    try:
+        kcd.condense_step(tracker, sampler, SCHEDULE)
+    except (ValueError, RuntimeError) as error:
+        return [type(error).__name__, str(error), sampler.stage]
     return None
 
 
@@ -113,6 +143,12 @@ def work(rank, world, folder):
         "cut": train(rank, world, cut=True),
         "seed": disagree(rank, world, seed=6),
         "schedule": disagree(rank, world, schedule=kcd.CondensationSchedule(ratio=0.6, stages=3, period=1)),
+        "batch size": disagree(rank, world, batch_size=4),
+        "value": disagree(rank, world, value="margin"),
+        "shard": disagree(rank, world, shard=0),
+        "kept": disagree(rank, world, kept=[1, 2, 3]),
+        "too large": too_large(rank, world),
+        "one rank fails": one_rank_fails(rank, world),
         "one rank records": one_rank_records(rank, world),
         "nobody records": nobody_records(rank, world),
         "by hand": by_hand(rank, world),
@@ -242,4 +278,30 @@ def test_without_a_process_group_nothing_is_asked():
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     total, count = np.array([1, 2]), np.array([1, 1], np.int32)
     assert distributed.sum_over_ranks(total, count)[0] is total
-    distributed.check_agreement({"seed": 1})
+    distributed.check_agreement({"seed": 1}, shard=0, shards=1)
+
+
+@pytest.mark.parametrize("what", ["batch size", "value", "kept"])
+def test_more_that_ranks_can_disagree_in(ranks, what):
+    for rank in ranks:
+        message, epoch, *_ = rank[what]
+        assert f"rank(s) [{len(ranks) - 1}] differ from rank 0" in message
+        assert epoch == 1
+
+
+def test_ranks_that_draw_the_same_shard(ranks):
+    for rank in ranks:
+        assert "must draw each of the" in rank["shard"][0]
+
+
+def test_sums_that_are_too_large_together(ranks):
+    assert all("too large to be summed" in rank["too large"] for rank in ranks)
+
+
+def test_a_rank_that_fails_takes_the_others_along(ranks):
+    *others, last = (rank["one rank fails"] for rank in ranks)
+    assert last[0] == "ValueError" and "not finite" in last[1]  # noqa: PT018
+    for kind, message, stage in others:
+        assert kind == "RuntimeError"
+        assert f"rank(s) [{len(ranks) - 1}] could not go on" in message
+        assert stage == 0

@@ -158,3 +158,10 @@ def test_nothing_counts_as_mixed_where_nothing_is():
         chosen = loader.end_epoch()
     assert len(chosen.tail) == 10
     assert loader.history[0]["mixed"] == 0
+
+
+def test_scores_that_hardly_differ_have_a_histogram():
+    value, count = np.array([1, 1, 1, 1 + 2e-16]), np.ones(4, int)
+    history = kcd.CondensationHistory(4)
+    history.append(kcd.condense(value, count, previous=4, target=2), value, count, epoch=1)
+    assert sum(history[0]["counts"]) == 4

@@ -1,6 +1,8 @@
 """Interrupted at any batch and gone on: the same keys, sets and pixels as without."""
 
+import inspect
 import io
+import pickle
 from collections import OrderedDict
 
 import numpy as np
@@ -418,3 +420,25 @@ def test_damage_is_refused(good_state):
         (damaged("tracker", total=tracker["total"].double()), "int64"),
     ]:
         assert_refused(make(), state, reason)
+
+
+def test_a_state_within_an_epoch_needs_batches_in_order():
+    if "in_order" not in inspect.signature(torch.utils.data.DataLoader.__init__).parameters:
+        pytest.skip("this torch always yields batches in order")
+    loader = wrap(Plain(N), num_workers=1, in_order=False)
+    loader.state_dict()
+    iterator = iter(loader)
+    next(iterator)
+    with pytest.raises(RuntimeError, match="in_order=False"):
+        loader.state_dict()
+    list(iterator)
+    loader.state_dict()
+
+
+def test_a_loader_that_was_iterated_can_be_pickled():
+    loader = wrap(Plain(N))
+    iterator = iter(loader)
+    loader.record(logits_of(index_of(next(iterator)), 1))
+    copied = pickle.loads(pickle.dumps(loader))
+    assert copied.tracker.count.sum() == loader.tracker.count.sum() > 0
+    copied.end_epoch()

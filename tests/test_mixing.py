@@ -598,3 +598,19 @@ def test_weights_run_from_one_to_just_over_the_least():
     weights = loader.end_epoch().weights
     np.testing.assert_allclose(weights, 0.4 + 0.6 * (6 - np.arange(6)) / 6, rtol=1e-6)
     assert weights[0] == 1
+
+
+def test_token_ids_in_data_are_never_mixed():
+    class Tokens:
+        data = torch.arange(80).reshape(8, 10)
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return self.data[index]
+
+    with pytest.raises(TypeError, match="integers are never mixed"):
+        next(iter(wrap(Tokens())))
+    with pytest.raises(TypeError, match="integers of at most 16 bits"):
+        next(iter(wrap(Tokens(), kcd_options={"mixer": "arrays"})))
