@@ -124,7 +124,7 @@ class KnowledgeValueTracker:
         Raises
         ------
         ValueError
-            If shapes disagree, the value function does not return ``[B]``, or (in host memory, with
+            If shapes disagree, the value function does not return ``[B]`` (of any kind of array), or (in host memory, with
             ``on_nonfinite="raise"``) a value is not finite. Nothing of the batch is recorded then.
         TypeError
             If indices are not integers, logits not floating-point, values not real numbers, or the logits
@@ -152,6 +152,7 @@ class KnowledgeValueTracker:
                         f"the value function must return one value per sample, shape {tuple(logits.shape[:1])}, "
                         f"got {tuple(values.shape)}"
                     )
+                values = _as_values(values, logits)
                 values = poison(values, logits)  # a new array: the function may have returned a view
         self._append(indices, values)
 
@@ -492,6 +493,19 @@ def _differ(a: Any, b: Any) -> bool:
 
 def _detached(x: Any) -> Any:
     return x.detach() if is_tensor(x) else x
+
+
+def _as_values(values: Array, logits: Array) -> Array:
+    """What a value function returned, in the logits' back end, or an error if it is not real numbers."""
+    if not is_floating(values) and not is_integer(values):
+        raise TypeError(f"the value function must return real numbers, got dtype {dtype_name(values)}")
+    if is_tensor(logits) and not is_tensor(values):
+        values = sys.modules["torch"].from_numpy(np.array(values)).to(logits.device, non_blocking=True)
+    elif is_tensor(values) and not is_tensor(logits):
+        values = to_numpy(values)
+    if is_floating(values):
+        return values
+    return values.double() if is_tensor(values) else values.astype(np.float64)
 
 
 def _joined(tensors: tuple[Array, ...]) -> Array:

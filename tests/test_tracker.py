@@ -513,6 +513,52 @@ def test_callables_of_the_wrong_shape(device: Any, value: Any) -> None:
         untouched(tracker)
 
 
+RETURNED = {
+    "array": lambda z: np.asarray(z).max(-1),
+    "tensor": lambda z: torch.as_tensor(z).max(-1).values,
+    "list": lambda z: [float(row.max()) for row in z],
+    "whole numbers": lambda z: np.asarray(z).max(-1).astype(np.int64),
+    "whole tensor": lambda z: torch.as_tensor(z).max(-1).values.long(),
+    "backwards": lambda z: np.asarray(z).max(-1)[::-1][::-1],
+}
+
+
+@BACK_ENDS
+@pytest.mark.parametrize("made", [np.float16, np.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("returned", RETURNED)
+def test_callables_may_return_any_kind_of_array(device: Any, returned: str, made: Any) -> None:
+    rows = [[0, 7, 1], [2048, 5, 6], [3, -1, 1]]
+    logits = torch.tensor(rows, dtype=made) if isinstance(made, torch.dtype) else np.array(rows, made)
+    tracker = Tracker(3, device=device, value=RETURNED[returned])
+    tracker.update([0, 1, 2], logits)
+    assert number(tracker.value).tolist() == [7.0, 2048.0, 3.0]
+
+
+def test_callables_that_return_large_whole_numbers() -> None:
+    """2049 is no float16, which the logits are."""
+    tracker = Tracker(2, value=lambda z: torch.tensor([2049, 1]))
+    tracker.update([0, 1], torch.zeros(2, 3, dtype=torch.float16))
+    assert tracker.value.tolist() == [2049.0, 1.0]
+
+
+@BACK_ENDS
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (lambda z: z[:, 0] > 0, "bool"),
+        (lambda z: z[:, 0] * 1j, "complex"),
+        (lambda z: np.array([None, 1.0], object), "object"),
+        (lambda z: ["1", "2"], "<U1"),
+    ],
+)
+def test_callables_that_return_no_real_numbers(device: Any, value: Any, dtype: str) -> None:
+    for made in (np.zeros, torch.zeros):
+        tracker = Tracker(2, device=device, value=value)
+        with pytest.raises(TypeError, match=f"value function must return real numbers, got dtype {dtype}"):
+            tracker.update([0, 1], made((2, 3)))
+        untouched(tracker)
+
+
 @BACK_ENDS
 def test_callables_run_without_a_graph(device: Any) -> None:
     logits = torch.zeros(2, 3, requires_grad=True)
