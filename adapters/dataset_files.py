@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import pickle
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,18 @@ def read_idx(path: Path, *, dimensions: int) -> Bytes:
     ValueError
         If the file is damaged or is something else. Says what was found.
     """
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path} is damaged, it can't be unzipped: {error}") from None
     magic, header = bytes([0, 0, 8, dimensions]), 4 + 4 * dimensions
+    with path.open("rb") as plain:
+        zipped = plain.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            content = file.read(header)
+            if content[:4] == magic and len(content) == header:
+                # No further than the header says, and a byte to notice more: a small file can unzip to gigabytes.
+                size = math.prod(np.frombuffer(content, ">u4", dimensions, offset=4).tolist())
+                content += file.read(min(size, sys.maxsize - 1) + 1)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged, it can't be unzipped: {error}") from None
     if content[:4] != magic:
         raise ValueError(
             f"{path} is no IDX file of unsigned bytes in {dimensions} dimension(s): it must start with "

@@ -6,6 +6,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -319,3 +320,13 @@ def test_a_missing_extra_is_named():
     code = "import sys; sys.modules['sklearn'] = None; from kcd_adapters.datasets import digits; digits()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "ImportError: sklearn is not installed: pip install 'kcd-core[demo]'" in done.stderr
+
+
+def test_a_small_file_that_unzips_to_much_more_than_its_header_says_is_not_unzipped(tmp_path):
+    path = tmp_path / "images.gz"
+    path.write_bytes(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 4]) + bytes(200_000_000), 1))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        read_idx(path, dimensions=1)
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
