@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import math
 import pickle
-import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ import numpy.typing as npt
 __all__ = ["read_idx", "read_pickle"]
 
 Bytes = npt.NDArray[np.uint8]
+
+DEFLATE_RATIO = 1032  # the most that a byte can unzip to
 
 
 def read_idx(path: Path, *, dimensions: int) -> Bytes:
@@ -41,7 +42,8 @@ def read_idx(path: Path, *, dimensions: int) -> Bytes:
             if content[:4] == magic and len(content) == header:
                 # No further than the header says, and a byte to notice more: a small file can unzip to gigabytes.
                 size = math.prod(np.frombuffer(content, ">u4", dimensions, offset=4).tolist())
-                content += file.read(min(size, sys.maxsize - 1) + 1)
+                most = path.stat().st_size * (DEFLATE_RATIO if zipped else 1)
+                content += file.read(min(size, most) + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path} is damaged, it can't be unzipped: {error}") from None
     if content[:4] != magic:
