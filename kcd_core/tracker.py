@@ -32,7 +32,7 @@ STATE_VERSION = 1
 SCALE = 2.0**40
 MAX_VALUE = 2.0**20  # a larger value is not recorded
 MAX_TOTAL = 2**62  # nor is anything for a sample whose sum is beyond this: int64 would wrap
-MAX_REACH = MAX_TOTAL + 2**60  # so no sum is beyond this: one value more
+MAX_REACH = MAX_TOTAL + MAX_TOTAL // 2  # what is added to a sum within MAX_TOTAL carries it no further
 MAX_PENDING = 32  # steps whose values wait to be added together
 
 Sums = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]
@@ -70,8 +70,7 @@ class KnowledgeValueTracker:
     is not recorded any further (counted in `skipped`), which no entropy reaches. Values of up to 32 steps
     wait before they are added (values, never logits: a compiled student may reuse their buffer);
     everything that reads adds them first. With ``device``, where all of them are added at once, those
-    waiting for one sample are refused together if they would carry its sum beyond 2**22 by more than
-    one value. On CUDA a step makes no synchronisation and no copy to the host.
+    waiting for one sample are refused together if they would carry its sum beyond 1.5 * 2**22. On CUDA a step makes no synchronisation and no copy to the host.
 
     Examples
     --------
@@ -257,7 +256,7 @@ class KnowledgeValueTracker:
         if not ok.all():
             self._skipped[0] += len(ok) - np.count_nonzero(ok)
             indices, values = indices[ok], values[ok]
-        if len(values) > 1 and np.abs(values).sum() > MAX_TOTAL / SCALE / 2:
+        if len(values) > 1 and np.abs(values).sum() > (MAX_REACH - MAX_TOTAL) / SCALE:
             # Recordings of one sample could wrap together: add less at a time.
             half = len(values) // 2
             self._add_numpy(indices[:half], values[:half])
@@ -354,7 +353,8 @@ class KnowledgeValueTracker:
     def skipped(self) -> dict[str, int]:
         """How many recordings were not made: ``{"nonfinite": ..., "out_of_range": ...}``.
 
-        ``nonfinite`` includes values larger than 2**20 in size.
+        ``nonfinite`` includes values larger than 2**20 in size, and those of a sample whose sum is full
+        (its values add up to more than 2**22).
         """
         self._flush()
         nonfinite, out_of_range = to_numpy(self._skipped).tolist()
@@ -516,6 +516,6 @@ def _joined(tensors: tuple[Array, ...]) -> Array:
 
 def _unrecordable(number: int) -> str:
     return (
-        f"{number} values were not finite (a NaN or infinite logit?) or larger than 2**20 in size and "
-        "were not recorded"
+        f"{number} values were not finite (a NaN or infinite logit?) or larger than 2**20 in size, or of a "
+        "sample whose values add up to more than 2**22 already, and were not recorded"
     )
