@@ -159,8 +159,8 @@ def condense(
     Raises
     ------
     ValueError
-        If lengths disagree, N is 0, a number is outside its range, or a recorded point (F > 0) has a
-        value that is not finite.
+        If lengths disagree, N is 0, a number is outside its range, a recorded point (F > 0) has a value
+        that is not finite, or ``alpha`` is so large that its score is not finite.
     TypeError
         If ``value`` is not floating-point or ``count`` not of an integer dtype.
 

@@ -39,14 +39,16 @@ def rank_scores(value: npt.NDArray[Any], count: npt.NDArray[Any], alpha: float) 
     Raises
     ------
     ValueError
-        If a point with F > 0 has a value that is not finite.
+        If a point with F > 0 has a value that is not finite, or ``alpha`` is so large that its score is
+        not finite.
     """
     # One power per distinct count instead of one per point: counts are small integers.
     highest = int(count.max())
-    powers = np.arange(highest + 1, dtype=np.float64) ** alpha if highest < _TABLE else None
     score: Scores = np.empty(len(value))
     finite = True
-    with np.errstate(invalid="ignore"):  # where F is 0, the value may be anything
+    # Where F is 0, the value may be anything; what overflows is seen to below.
+    with np.errstate(invalid="ignore", over="ignore"):
+        powers = np.arange(highest + 1, dtype=np.float64) ** alpha if highest < _TABLE else None
         for block in _blocks(len(value)):
             part, counted = score[block], count[block]
             if powers is None:
@@ -58,17 +60,25 @@ def rank_scores(value: npt.NDArray[Any], count: npt.NDArray[Any], alpha: float) 
             if counted.min() == 0:
                 part[counted == 0] = np.inf
     if not finite:
-        _check_finite(value, count)
+        _check_finite(value, count, score, alpha)
     return score
 
 
-def _check_finite(value: npt.NDArray[Any], count: npt.NDArray[Any]) -> None:
+def _check_finite(value: npt.NDArray[Any], count: npt.NDArray[Any], score: Scores, alpha: float) -> None:
     wrong = ~np.isfinite(value)
     wrong &= count > 0
     if wrong.any():
         raise ValueError(
             f"value must be finite where count > 0; {int(wrong.sum())} points are not, "
             f"the first at index {int(wrong.argmax())}"
+        )
+    wrong = ~np.isfinite(score)
+    wrong &= count > 0
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise ValueError(
+            f"alpha = {alpha} is too large: value * count ** alpha is not finite at {int(wrong.sum())} points, "
+            f"the first at index {first} (value {value[first]}, count {count[first]})"
         )
 
 

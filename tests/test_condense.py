@@ -301,6 +301,32 @@ def test_refused(change: dict[str, Any], error: Any, message: str) -> None:
         kcd.condense(arguments.pop("value"), arguments.pop("count"), **arguments)
 
 
+@pytest.mark.parametrize("value", [[0.0, 1.0, 2.0, 3.0], [-1.0, 0.0, 1.0, 0.5], [1e300] * 4])
+@pytest.mark.parametrize("most", [9, 2**21])
+def test_an_alpha_whose_scores_are_not_finite_is_refused(value: list[float], most: int) -> None:
+    """F ** alpha = inf would make 0 * inf = NaN of a value of 0, and ties of all others."""
+    count = np.array([most, 2, most, 1])
+    with pytest.raises(ValueError, match=r"alpha = 100000.0 is too large: .* the first at index 0"):
+        kcd.condense(np.array(value), count, previous=4, target=2, alpha=1e5)
+    # Where nothing was recorded more than once, any alpha will do.
+    chosen = kcd.condense(np.array(value), np.array([1, 0, 1, 1]), previous=4, target=2, alpha=1e5)
+    same(chosen, kcd.condense(np.array(value), np.array([1, 0, 1, 1]), previous=4, target=2))
+
+
+def test_a_score_that_overflows_is_refused() -> None:
+    """The power is finite, the product is not."""
+    with pytest.raises(ValueError, match=r"alpha = 1.0 is too large: .*1 points, the first at index 1"):
+        kcd.condense(np.array([1.0, 1e308]), np.array([40, 40]), previous=2, target=1, alpha=1.0)
+
+
+def test_a_step_with_a_huge_alpha_changes_nothing() -> None:
+    tracker, sampler, schedule = ready()
+    tracker.record([3] * 9, [1.0] * 9)
+    with pytest.raises(ValueError, match=r"alpha = 100000\.0 is too large"):
+        kcd.condense_step(tracker, sampler, schedule, alpha=1e5)
+    unchanged(sampler)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
