@@ -20,7 +20,10 @@ __all__ = ["CondensedLoss"]
 class CondensedLoss(torch.nn.Module):
     """Wraps a criterion: records each batch, weighs kept samples 1 and dropped ones 0, and reduces.
 
-    The result is what the criterion would give on the kept samples of the batch alone. All samples
+    The result is the plain mean (or sum) of the criterion's losses over the kept samples of the batch.
+    For a criterion that weighs all samples alike, that is what it would give on those samples alone. One
+    with class weights or an ``ignore_index`` divides its own mean by the weights of the samples that
+    count; here every kept sample counts as one, whatever its weight, and also where it is ignored. All samples
     still pass through teacher and student, so this saves no time by itself; it is for streaming
     loaders and loops that can't be changed, and nothing is mixed. Give it to `condense_step` in the
     place of a sampler.
@@ -31,7 +34,9 @@ class CondensedLoss(torch.nn.Module):
         Returns one loss per sample, ``[B]`` (``reduction="none"``).
     tracker : KnowledgeValueTracker
     reduction : {"mean", "sum", "none"}
-        Over the kept samples. "none" gives ``[B]`` with zeros for dropped ones.
+        Over the kept samples. "mean" is the sum of their losses divided by their number, 0 where there
+        are none; it is not the criterion's own weighted mean. "none" gives ``[B]`` with zeros for
+        dropped ones.
 
     Raises
     ------
@@ -124,7 +129,7 @@ class CondensedLoss(torch.nn.Module):
         indices : integer array [B]
             Which samples these are.
         teacher_logits, targets : optional
-            For the tracker, if its value uses them; not passed on.
+            For the tracker, if its value uses them; not passed on to the criterion.
 
         Returns
         -------
@@ -161,7 +166,7 @@ class CondensedLoss(torch.nn.Module):
         # In training mode the tracker has looked already; in evaluation nobody else does.
         on_host = not isinstance(indices, torch.Tensor) or indices.device.type == "cpu"
         place: Any = to_numpy(indices) if on_host else indices
-        if not is_integer(place):
+        if not is_integer(place) and place.shape != (0,):  # an empty list has no integers
             raise TypeError(f"indices must be integers, got dtype {dtype_name(place)}")
         if place.shape != (batch_size,):
             raise ValueError(

@@ -241,7 +241,9 @@ def _exp(x: Array) -> Array:
 
 def _required(x: Any, name: str, value: str, like: Array) -> Array:
     if x is None:
-        raise ValueError(f"value {value!r} needs {name}=: pass it to update() or record()")
+        raise ValueError(
+            f"value {value!r} needs {name}=: pass it to update(), record() or the CondensedLoss call"
+        )
     x = as_array(x)
     if is_tensor(like) and not is_tensor(x):
         import torch

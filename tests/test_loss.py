@@ -133,6 +133,38 @@ def test_what_the_value_needs_goes_to_the_tracker_alone():
     assert loss.tracker.value[4] == pytest.approx(expected[1].item(), abs=1e-6)
     with pytest.raises(ValueError, match="targets"):
         loss(logits, targets, indices=INDICES)
+    loss = make(value="kd_divergence")
+    with pytest.raises(ValueError, match=r"needs teacher_logits=: .* the CondensedLoss call"):
+        loss(logits, targets, indices=INDICES)
+
+
+@pytest.mark.parametrize("settings", [{"weight": torch.tensor([1.0, 2, 3, 4, 5])}, {"ignore_index": 0}])
+def test_the_mean_is_that_of_the_losses_not_a_weighted_one(settings):
+    logits, targets = batch()
+    value = make(criterion=torch.nn.CrossEntropyLoss(reduction="none", **settings))(
+        logits, targets, indices=INDICES
+    )
+    losses = cross_entropy(logits, targets, reduction="none", **settings)
+    torch.testing.assert_close(value, losses[ROWS].sum() / len(ROWS))
+    assert not torch.isclose(value, cross_entropy(logits[ROWS], targets[ROWS], **settings))
+    both = make("sum", torch.nn.CrossEntropyLoss(reduction="none", **settings))(
+        logits, targets, indices=INDICES
+    )
+    torch.testing.assert_close(both, cross_entropy(logits[ROWS], targets[ROWS], reduction="sum", **settings))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("indices", [[], (), np.array([]), torch.tensor([])])
+def test_an_empty_batch(indices, reduction, training):
+    loss = make(reduction).train(training)
+    logits = torch.zeros(0, 5, requires_grad=True)
+    value = loss(logits, torch.zeros(0, dtype=torch.int64), indices=indices)
+    assert value.shape == ((0,) if reduction == "none" else ())
+    value.sum().backward()
+    assert value.sum() == 0
+    with pytest.raises(ValueError, match=r"one length|one index per sample"):
+        loss(*batch(), indices=indices)
 
 
 def test_condense_step_installs():
