@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from . import distributed
 from ._arrays import checked_int, to_numpy
-from .schedule import CondensationSchedule
+from .schedule import CondensationSchedule, checked_float
 from .selection import rank_scores, rank_window, scores_at_ranks, top
 from .tracker import KnowledgeValueTracker
 
@@ -162,7 +162,8 @@ def condense(
         If lengths disagree, N is 0, a number is outside its range, a recorded point (F > 0) has a value
         that is not finite, or ``alpha`` is so large that its score is not finite.
     TypeError
-        If ``value`` is not floating-point or ``count`` not of an integer dtype.
+        If ``value`` is not floating-point, ``count`` not of an integer dtype, or ``alpha`` or
+        ``min_weight`` not a number.
 
     Notes
     -----
@@ -313,7 +314,8 @@ def condense_stage(
 
 def check_settings(alpha: float, min_weight: float) -> tuple[float, float]:
     """The two settings of the EM step as floats, or an error that names the wrong one."""
-    alpha, min_weight = float(alpha), float(min_weight)
+    alpha = checked_float(alpha, "alpha", "a finite number, at least 0")
+    min_weight = checked_float(min_weight, "min_weight", "a number in [0, 1]")
     if not 0 <= alpha < float("inf"):
         raise ValueError(f"alpha must be a finite number, at least 0, got {alpha}")
     if not 0 <= min_weight <= 1:

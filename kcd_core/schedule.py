@@ -13,6 +13,16 @@ from ._arrays import checked_int
 __all__ = ["CondensationSchedule"]
 
 
+def checked_float(value: Any, name: str, wanted: str) -> float:
+    """``value`` as a ``float``, or a TypeError that names the argument: text and booleans are no numbers."""
+    try:
+        if isinstance(value, (str, bytes, bytearray, bool, np.bool_)):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be {wanted}, got {value!r} ({type(value).__name__})") from None
+
+
 @dataclass(frozen=True)
 class CondensationSchedule:
     r"""The paper's schedule: shrink by the same number of points each stage, down to ``ratio``.
@@ -66,11 +76,9 @@ class CondensationSchedule:
     def __post_init__(self) -> None:
         for name, minimum in (("stages", 1), ("period", 1), ("warmup", 0)):
             object.__setattr__(self, name, checked_int(getattr(self, name), name, minimum))
-        try:
-            # A narrow NumPy float means the decimal it prints as: float32's 0.7, not 0.699999988.
-            ratio = float(str(self.ratio)) if isinstance(self.ratio, np.floating) else float(self.ratio)
-        except (TypeError, ValueError):
-            raise TypeError(f"ratio must be a number in (0, 1], got {self.ratio!r}") from None
+        # A narrow NumPy float means the decimal it prints as: float32's 0.7, not 0.699999988.
+        narrow = isinstance(self.ratio, np.floating)
+        ratio = checked_float(float(str(self.ratio)) if narrow else self.ratio, "ratio", "a number in (0, 1]")
         if not 0 < ratio <= 1:
             raise ValueError(f"ratio must be in (0, 1], the share that is kept in the end, got {ratio}")
         object.__setattr__(self, "ratio", ratio)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -292,6 +293,13 @@ VALUE, COUNT = np.arange(4.0), np.ones(4, np.int64)
         ({"min_weight": 1.1}, ValueError, r"min_weight must be in \[0, 1\], got 1.1"),
         ({"min_weight": -0.1}, ValueError, "min_weight"),
         ({"min_weight": np.nan}, ValueError, "min_weight"),
+        ({"alpha": "0.03"}, TypeError, r"alpha must be a finite number, at least 0, got '0.03' \(str\)"),
+        ({"alpha": None}, TypeError, "alpha must be a finite number"),
+        ({"alpha": True}, TypeError, "alpha must be a finite number"),
+        ({"min_weight": "0.7"}, TypeError, r"min_weight must be a number in \[0, 1\], got '0.7' \(str\)"),
+        ({"min_weight": b"0.7"}, TypeError, "min_weight must be a number"),
+        ({"min_weight": None}, TypeError, "min_weight must be a number"),
+        ({"min_weight": np.bool_(True)}, TypeError, "min_weight must be a number"),
         ({"stage": 0}, ValueError, "stage must be at least 1"),
     ],
 )
@@ -362,6 +370,19 @@ def test_set_by_hand() -> None:
     assert chosen.weights.dtype == np.float32
     assert chosen.stage == 1
     assert math.isnan(chosen.cut)
+
+
+@pytest.mark.parametrize("ratio", ["0.7", b"0.5", bytearray(b"0.5"), True, np.bool_(True), np.str_("0.7")])
+def test_a_ratio_that_only_looks_like_a_number(ratio: Any) -> None:
+    with pytest.raises(TypeError, match="ratio must be a number"):
+        kcd.CondensationSchedule(ratio=ratio)
+
+
+@pytest.mark.parametrize("ratio", [0.5, np.float32(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2)])
+def test_numbers_of_any_kind_are_settings(ratio: Any) -> None:
+    assert kcd.CondensationSchedule(ratio=ratio).ratio == 0.5
+    chosen = kcd.condense(VALUE, COUNT, previous=4, target=3, alpha=ratio, min_weight=ratio)
+    same(chosen, kcd.condense(VALUE, COUNT, previous=4, target=3, alpha=0.5, min_weight=0.5))
 
 
 # -- condense_step -------------------------------------------------------------------------------------
