@@ -72,39 +72,6 @@ class HostOrder(CondensedSampler):
         return RandomSampler(range(size), generator=host.generator)
 
 
-class HostBatches(KeyBatches):
-    """Batches of keys, of which the last is never a single sample where KCD left one over.
-
-    BatchNorm on 1 x 1 maps and relational losses fail on one sample. The last full batch lends it
-    another, so that every kept sample is drawn and no batch is larger than the host's.
-    """
-
-    def _run(self, recipes: Any, blocks: Any) -> Iterator[list[Any]]:
-        batches = super()._run(recipes, blocks)
-        if not self.lends:
-            yield from batches
-            return
-        before = next(batches)
-        for batch in batches:
-            if len(batch) == 1:
-                batch.insert(0, before.pop())
-            yield before
-            before = batch
-        yield before
-
-    @property
-    def lends(self) -> bool:
-        """Whether one sample would be left over, and that is KCD's doing."""
-        condensed = self.sampler.num_kept < self.sampler.num_samples
-        length = len(self.sampler)
-        return (
-            condensed
-            and not self.drop_last
-            and length > self.batch_size > 2
-            and length % self.batch_size == 1
-        )
-
-
 class HostedLoader:
     """A shuffled loader of the host's, which may turn out to be the one the student trains on.
 
@@ -129,7 +96,7 @@ class HostedLoader:
             len(loader.dataset),  # type: ignore[arg-type]
             mixing=None if settings.mixing == "none" else settings.mixing,
         )
-        self.batches = HostBatches(self.sampler, *batching)
+        self.batches = KeyBatches(self.sampler, *batching)
         self.tracker = KnowledgeValueTracker(self.sampler.num_samples, value=settings.value)
         self.history = CondensationHistory(self.sampler.num_samples)
         self.mixer = default_mixer(loader.dataset)

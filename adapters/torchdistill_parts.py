@@ -16,13 +16,13 @@ from torch.utils.data import Dataset, DistributedSampler, RandomSampler
 
 from kcd_core import CondensationHistory, KnowledgeValueTracker, distributed
 from kcd_core.condense import condense_stage
-from kcd_core.keyed import PADDING, Key
+from kcd_core.keyed import PADDING, Key, KeyBatches
 from kcd_core.mixing import default_mixer
 from kcd_core.tracker import check_same
 
 from .contrast import restrict
 from .files import write_whole
-from .hosted import HostBatches, HostOrder
+from .hosted import HostOrder
 from .settings import Settings
 
 __all__ = ["INDEX", "KCDBatchSampler", "KCDDatasetWrapper"]
@@ -149,7 +149,7 @@ class KCDBatchSampler:
         self.tracker = KnowledgeValueTracker(len(dataset), value=self.settings.value)
         self.history = CondensationHistory(len(dataset))
         self.epoch = self.drawn = self.observed = 0
-        self._batches = HostBatches(self.order, self.batch_size, self.drop_last)
+        self._batches = KeyBatches(self.order, self.batch_size, self.drop_last)
         self._moved = self._begun = False
         self._state = None if state is None else Path(state)
         KCDBatchSampler.current = self

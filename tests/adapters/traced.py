@@ -20,19 +20,23 @@ import torchvision.datasets.cifar as cifar
 from kcd_adapters import engine, hosted, run, shims
 from kcd_adapters.cli import main
 from kcd_adapters.profiles import find
+from kcd_core.keyed import KeyBatches
 
 PASSES = []  # of each: the loader's id, the keys drawn, what was observed
 
 
 def trace():
-    start, batches, record = hosted.HostedLoader.start, hosted.HostBatches._run, engine.Engine._record
+    start, batches, record = hosted.HostedLoader.start, KeyBatches.__iter__, engine.Engine._record
 
     def traced_start(self):
         PASSES.append({"keys": [], "observed": []})
         return start(self)
 
-    def traced_batches(self, *args):
-        for batch in batches(self, *args):
+    def traced_batches(self):
+        return noted(batches(self))
+
+    def noted(drawn):
+        for batch in drawn:
             PASSES[-1]["keys"].append(list(batch))
             yield batch
 
@@ -42,7 +46,7 @@ def trace():
         return record(self, loader, indices, prediction, targets)
 
     hosted.HostedLoader.start = traced_start
-    hosted.HostBatches._run = traced_batches
+    KeyBatches.__iter__ = traced_batches
     engine.Engine._record = traced_record
 
 
