@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -186,9 +187,23 @@ def resolve(value: str | Value) -> Value:
 
 
 def value_name(value: Value) -> str:
-    """A name to recognise ``value`` by in a checkpoint."""
-    value = getattr(value, "func", value)  # functools.partial
+    """A name to recognise ``value`` by in a checkpoint: of a partial, with what it sets."""
+    if isinstance(value, partial):
+        given = [_setting(x) for x in value.args]
+        given += [f"{key}={_setting(x)}" for key, x in sorted(value.keywords.items())]
+        return value_name(value.func) + (f"({', '.join(given)})" if given else "")
     return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _setting(x: Any) -> str:
+    """The same in every process, which the repr of what has an address is not."""
+    if isinstance(x, np.generic):
+        x = x.item()
+    if x is None or isinstance(x, (bool, int, float, str, bytes)):
+        return repr(x)
+    if isinstance(x, (tuple, list)):
+        return f"[{', '.join(map(_setting, x))}]"
+    return value_name(x)  # of anything else, what it is called, or its type
 
 
 def is_built_in(value: Value) -> bool:

@@ -711,6 +711,25 @@ DAMAGE = {
 }
 
 
+def test_partials_are_told_apart_by_what_they_set() -> None:
+    def tracker(**settings: Any) -> Any:
+        return Tracker(2, value=partial(kcd.kd_divergence, **settings))
+
+    state = tracker(temperature=4.0).state_dict()
+    assert state["value"] == "kd_divergence(temperature=4.0)"
+    tracker(temperature=4.0).load_state_dict(state)
+    tracker(temperature=np.float64(4.0)).load_state_dict(state)
+    for other in (tracker(temperature=2.0), tracker(), Tracker(2, value="kd_divergence")):
+        with pytest.raises(ValueError, match=r"saved with value = 'kd_divergence\(temperature=4.0\)'"):
+            other.load_state_dict(state)
+    assert tracker().state_dict()["value"] == "kd_divergence"
+    # Names hold no addresses, which are others in the next process.
+    nested = partial(partial(kcd.margin, 1, kcd.entropy), targets=(2, "x"), teacher_logits=object())
+    assert Tracker(2, value=nested).state_dict()["value"] == (
+        "margin(1, entropy, targets=[2, 'x'], teacher_logits=object)"
+    )
+
+
 @BACK_ENDS
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_wrong_state_changes_nothing(device: Any, damage: str) -> None:
