@@ -122,7 +122,7 @@ def print_table(console: Any, title: str, results: Mapping[str, Sequence[Run]]) 
     """The arms, one a row; the first is what the shares refer to."""
     table = need("rich.table").Table(
         title=title,
-        caption="Time is that of one run, without testing. In kcd: record() and end_epoch(), and what fetching "
+        caption="KC-KD is wrap_loader's default. ± is the s.d. over seeds. Time is that of one run, without testing. In kcd: record() and end_epoch(), and what fetching "
         "takes longer than with the plain DataLoader (measured afterwards on the last, most mixed set, "
         "in one process). Plain KD is recorded, too, at a ratio of 1. "
         "Minus KD's: the mean difference, paired by seed, and its 95 % interval.",

@@ -23,7 +23,7 @@ from kcd_adapters.demo_models import MODELS, build, recipe
 from kcd_adapters.demo_pictures import draw, draw_classes
 
 PICTURES = ("values.png", "classes.png", "images.png")
-ARMS = ("KD", "KC-KD", "KC-KD + mixing", "random dropping")
+ARMS = ("KD", "KC-KD, no mixing", "KC-KD", "random dropping")
 N = 1198  # digits to train on
 
 
