@@ -23,10 +23,11 @@ class CondensedLoss(torch.nn.Module):
     The result is the plain mean (or sum) of the criterion's losses over the kept samples of the batch.
     For a criterion that weighs all samples alike, that is what it would give on those samples alone. One
     with class weights or an ``ignore_index`` divides its own mean by the weights of the samples that
-    count; here every kept sample counts as one, whatever its weight, and also where it is ignored. All samples
-    still pass through teacher and student, so this saves no time by itself; it is for streaming
-    loaders and loops that can't be changed, and nothing is mixed. Give it to `condense_step` in the
-    place of a sampler.
+    count; here every kept sample counts as one, whatever its weight, and also where it is ignored.
+
+    All samples still pass through teacher and student, so this saves no time by itself; it is for
+    streaming loaders and loops that can't be changed, and nothing is mixed. Give it to `condense_step`
+    in the place of a sampler.
 
     Parameters
     ----------
