@@ -21,6 +21,7 @@ check: lint test dist
 bench: $(VENV)/.done
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/recording.py
+	$(BIN)/python benchmarks/overhead.py
 
 # About an hour on two cores; goes on where it was interrupted.
 study: $(VENV)/.done

@@ -68,6 +68,21 @@ def machine() -> dict[str, Any]:
     }
 
 
+def about() -> dict[str, Any]:
+    """Command, date and machine: what stands beside every figure."""
+    return {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": machine(),
+    }
+
+
+def heading(facts: dict[str, Any]) -> str:
+    """`about` in one line."""
+    settings = ", ".join(f"{key} {value}" for key, value in facts["machine"].items())
+    return f"`{facts['command']}`, {facts['date']}; {settings}"
+
+
 class Report:
     """Rows of (what, figure, reference, ratio, target, met), printed as they come and written at the end."""
 
@@ -103,20 +118,13 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """``NAME.json`` and ``NAME.md``."""
-        about = {
-            "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-            "machine": machine(),
-        }
+        facts = about()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.name}.json").write_text(json.dumps({**about, "rows": self.data}, indent=1) + "\n")
+        (folder / f"{self.name}.json").write_text(json.dumps({**facts, "rows": self.data}, indent=1) + "\n")
         lines = ["| " + " | ".join(self.HEAD) + " |", "|" + "---|" * len(self.HEAD)]
         lines += ["| " + " | ".join(row[key] for key in self.HEAD) + " |" for row in self.rows]
-        text = f"`{about['command']}`, {about['date']}; " + ", ".join(
-            f"{key} {value}" for key, value in machine().items()
-        )
         (folder / f"{self.name}.md").write_text(
-            f"# {self.name}\n\n{text}\n\n{self.note}\n\n" + "\n".join(lines) + "\n"
+            f"# {self.name}\n\n{heading(facts)}\n\n{self.note}\n\n" + "\n".join(lines) + "\n"
         )
 
 

@@ -370,11 +370,11 @@ def main() -> None:
         parser.error("--device cuda: this torch sees no CUDA device")
     torch.set_num_threads(args.threads)
 
-    from _report import header  # beside this script
+    from _report import about, heading  # beside this script
 
     pairs = [f"{args.teacher}-{args.student}"] if args.teacher else args.pairs
     report: dict[str, Any] = {
-        **header(),
+        **about(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "pairs": [measure(pair, args, device) for pair in pairs],
         "recording": {},
@@ -385,7 +385,7 @@ def main() -> None:
             "bytes_per_sample": recorder(1000, torch.device("cpu")).bytes_per_sample(),
             "stage_end_s": stage_end(arm),
         }
-    text = table(report)
+    text = heading(report) + "\n\n" + table(report)
     print(text)
     args.out.mkdir(parents=True, exist_ok=True)
     name = f"overhead-{device.type}{'-amp' if args.amp else ''}{'-compile' if args.compile else ''}"

@@ -32,22 +32,43 @@ def test_readme_example_trains_and_condenses():
     assert loader.tracker.count.sum() == drawn == 0.875 * 240 * 240
 
 
+def chosen_tail(sampler):
+    return sampler.recipes.target[sampler.recipes.weight.argmin()]
+
+
+def test_results_are_those_of_the_study():
+    """Every row of the table is one that benchmarks/study.py printed."""
+    printed = (ROOT / "benchmarks/results/study-fashion-mnist-20000x24.txt").read_text(encoding="utf-8")
+    printed = [" ".join(line.split()) for line in printed.splitlines()]
+    rows = re.findall(
+        r"^\| .*? \| ([\d.]+) % \| (\d.*?) \| (.*?) ?\|$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) == 8
+    for share, accuracy, difference in rows:
+        share = f"{float(share):.1f}%"
+        assert [line for line in printed if accuracy in line and share in line and difference in line]
+
+
 def test_by_hand_examples_run(capsys):
     names = {
         "torch": torch,
-        "targets": torch.zeros(4, dtype=torch.int64),
+        "stream": [
+            ([1, 2, 3, 4], torch.rand(4, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4))
+        ],
+        "student": lambda images: (images @ torch.eye(8, 10)).requires_grad_(),
         "my_weights": torch.rand(1000, generator=torch.Generator().manual_seed(0)),
     }
     blocks = python_blocks(ROOT / "docs" / "by-hand.md")
     assert len(blocks) == 6
     for block in blocks:
-        if "indices=indices" in block:
-            names.update(student_logits=torch.zeros(4, 10, requires_grad=True), indices=[1, 2, 3, 4])
         exec(compile(block, "by-hand.md", "exec"), names)
-    # Six stages down to 700, and a seventh for the loss of the last example.
     assert names["schedule"].size(1000, 13) == len(names["sampler"].kept) == 700
     assert len(names["weights"].nonzero()) == 700
-    assert names["criterion"].stage == 1
+    assert names["criterion"].stage == 6
+    assert len(names["criterion"].kept) == 700
+    mixed = names["Mixed"](torch.rand(1000, 3, generator=torch.Generator().manual_seed(0)), names["sampler"])
+    tail = int(chosen_tail(names["sampler"]))
+    assert not torch.equal(mixed[tail][1], mixed.dataset[tail])
     tracker = kcd.KnowledgeValueTracker(10)
     tracker.record(range(10), np.arange(10.0))
     chosen = kcd.condense_step(
