@@ -345,8 +345,6 @@ def _checked_values(value: Any, count: Any) -> tuple[npt.NDArray[Any], npt.NDArr
         raise TypeError(f"value must be floating-point, got dtype {value.dtype}")
     if count.dtype.kind not in "iu":
         raise TypeError(f"count must be of an integer dtype, got {count.dtype}")
-    if count.min() < 0:
-        raise ValueError("count must not be negative")
     return value, count
 
 

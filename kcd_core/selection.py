@@ -39,11 +39,11 @@ def rank_scores(value: npt.NDArray[Any], count: npt.NDArray[Any], alpha: float) 
     Raises
     ------
     ValueError
-        If a point with F > 0 has a value that is not finite, or ``alpha`` is so large that its score is
+        If a count is negative, or a point with F > 0 has a value that is not finite, or ``alpha`` is so large that its score is
         not finite.
     """
     # One power per distinct count instead of one per point: counts are small integers.
-    highest = int(count.max())
+    highest = max(0, int(count.max()))
     score: Scores = np.empty(len(value))
     finite = True
     # Where F is 0, the value may be anything; what overflows is seen to below.
@@ -57,7 +57,10 @@ def rank_scores(value: npt.NDArray[Any], count: npt.NDArray[Any], alpha: float) 
                 np.take(powers, counted.astype(np.intp, copy=False), out=part, mode="clip")
             part *= value[block]
             finite = finite and bool(np.isfinite(part).all())
-            if counted.min() == 0:
+            lowest = counted.min()
+            if lowest < 0:
+                raise ValueError("count must not be negative")
+            if lowest == 0:
                 part[counted == 0] = np.inf
     if not finite:
         _check_finite(value, count, score, alpha)
