@@ -1,1 +1,1 @@
-"""KCD in other people's code: command line, demo, and (to come) one thin module per codebase."""
+"""KCD in other people's code: the command line, the demo, and one thin profile per codebase."""
