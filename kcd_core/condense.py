@@ -17,7 +17,7 @@ from . import distributed
 from ._arrays import checked_int, to_numpy
 from .schedule import CondensationSchedule, checked_float
 from .selection import rank_scores, rank_window, scores_at_ranks, top
-from .tracker import KnowledgeValueTracker
+from .tracker import KnowledgeValueTracker, Sums
 
 __all__ = ["CondensedSet", "Select", "condense", "condense_step"]
 
@@ -274,6 +274,25 @@ def condense_stage(
             "is initialised to sum the ranks' recordings: call torch.distributed.init_process_group() "
             "first, or merge the recordings yourself and use condense() and sampler.install()"
         )
+    total, count = sums_of_all(tracker)
+    value, kept = tracker.mean(total, count), to_numpy(sampler.kept)
+    chosen = choose(
+        value,
+        count,
+        kept,
+        schedule.target(n, len(kept)),
+        alpha=alpha,
+        min_weight=min_weight,
+        stage=int(getattr(sampler, "stage", 0)) + 1,
+        seed=int(getattr(sampler, "seed", 0)),
+        select=select,
+    )
+    sampler.install(chosen)
+    return chosen, value, count
+
+
+def sums_of_all(tracker: KnowledgeValueTracker) -> Sums:
+    """The tracker's sums over all ranks, or an error on every one of them."""
     problem: Exception | None = None
     try:
         total, count = tracker.sums()
@@ -290,26 +309,35 @@ def condense_stage(
             "a stage ends, but no value was ever recorded: call record(student_logits) after the "
             "student's forward pass"
         )
-    value = tracker.mean(total, count)
-    kept = to_numpy(sampler.kept)
-    target = schedule.target(n, len(kept))
-    stage = int(getattr(sampler, "stage", 0)) + 1
+    return total, count
+
+
+def choose(
+    value: npt.NDArray[np.float64],
+    count: npt.NDArray[np.int32],
+    kept: Indices,
+    target: int,
+    *,
+    alpha: float,
+    min_weight: float,
+    stage: int,
+    seed: int,
+    select: Select | None,
+) -> CondensedSet:
+    """`condense`, or what the user's ``select`` chooses in its place, checked."""
     if select is None:
-        chosen = condense(
+        return condense(
             value, count, previous=len(kept), target=target, alpha=alpha, min_weight=min_weight, stage=stage
         )
-    else:
-        generator = np.random.default_rng([int(getattr(sampler, "seed", 0)), stage])
-        chosen = select(value, count, kept, target, generator)
-        if not isinstance(chosen, CondensedSet):
-            raise TypeError(f"select must return a CondensedSet, got {type(chosen).__name__}")
-        if chosen.num_samples != n or len(chosen.kept) != target:
-            raise ValueError(
-                f"select must keep exactly {target} of {n} points, got {len(chosen.kept)} of {chosen.num_samples}"
-            )
-        chosen = replace(chosen, stage=stage)
-    sampler.install(chosen)
-    return chosen, value, count
+    chosen = select(value, count, kept, target, np.random.default_rng([seed, stage]))
+    if not isinstance(chosen, CondensedSet):
+        raise TypeError(f"select must return a CondensedSet, got {type(chosen).__name__}")
+    if chosen.num_samples != len(value) or len(chosen.kept) != target:
+        raise ValueError(
+            f"select must keep exactly {target} of {len(value)} points, got {len(chosen.kept)} of "
+            f"{chosen.num_samples}"
+        )
+    return replace(chosen, stage=stage)
 
 
 def check_settings(alpha: float, min_weight: float) -> tuple[float, float]:
