@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,7 +22,17 @@ from ._arrays import (
     state_array,
     to_numpy,
 )
-from .values import Value, check_logits, entropy, host_entropy, is_built_in, poison, resolve, value_name
+from .values import (
+    GRAIN,
+    Value,
+    check_logits,
+    entropy,
+    host_entropy,
+    is_built_in,
+    poison,
+    resolve,
+    value_name,
+)
 
 __all__ = ["KnowledgeValueTracker"]
 
@@ -36,6 +46,7 @@ MAX_REACH = MAX_TOTAL + MAX_TOTAL // 2  # what is added to a sum within MAX_TOTA
 MAX_PENDING = 32  # steps whose values wait to be added together
 
 Sums = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]
+CheckedState = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int64]]
 
 
 class KnowledgeValueTracker:
@@ -68,8 +79,9 @@ class KnowledgeValueTracker:
     -----
     V is kept as an int64 sum of ``round(value * 2**40)``: a sample whose values add up to more than 2**22
     is not recorded any further (counted in `skipped`), which no entropy reaches. Values of up to 32 steps
-    wait before they are added (values, never logits: a compiled student may reuse their buffer);
-    everything that reads adds them first. With ``device``, where all of them are added at once, those
+    wait before they are added; in host memory a copy of the logits waits instead where it is small (fewer
+    than 2**15 numbers a step), since their entropy is cheaper at once (``benchmarks/recording.py``).
+    Everything that reads adds them first. With ``device``, where all of them are added at once, those
     waiting for one sample are refused together if they would carry its sum beyond 1.5 * 2**22, and
     adding takes 8 more bytes a sample while it lasts. On CUDA a step makes no synchronisation and no
     copy to the host.
@@ -141,7 +153,9 @@ class KnowledgeValueTracker:
         if targets is not None:
             given["targets"] = targets
         if self._function is entropy and self._device is None:
-            values = host_entropy(logits)
+            logits = check_logits(logits, "student_logits")
+            waits = self._on_nonfinite == "skip" and 0 < logits.shape[0] * logits.shape[1] < GRAIN
+            values = _copied(logits) if waits else host_entropy(logits)
         elif self._trusted:
             values = self._function(logits, **given)
         else:
@@ -179,9 +193,9 @@ class KnowledgeValueTracker:
         self._append(indices, values.detach().clone() if is_tensor(values) else np.array(values, np.float64))
 
     def _append(self, indices: Any, values: Array) -> None:
-        """Keep ``values``, which no one else holds, until they are added."""
+        """Keep ``values`` [B], or logits [B, C], which no one else holds, until they are added."""
         indices = self._checked_indices(indices)
-        if indices.shape != values.shape:
+        if len(indices) != len(values):
             raise ValueError(
                 f"indices and the batch must have one length, got {len(indices)} indices for {len(values)} samples"
             )
@@ -202,7 +216,7 @@ class KnowledgeValueTracker:
                 values = torch.from_numpy(values)
             values = values.to(self._device, non_blocking=True)
         pending = self._pending
-        if pending and not (type(pending[0][0]) is type(indices) and type(pending[0][1]) is type(values)):
+        if pending and not (_alike(pending[0][0], indices) and _alike(pending[0][1], values)):
             self._flush()  # what waits together travels together
         self._pending.append((indices, values))
         if len(self._pending) >= MAX_PENDING:
@@ -244,7 +258,7 @@ class KnowledgeValueTracker:
         # Each empties what waits when all that can fail is done: nothing is lost, nor added twice.
         indices, values = zip(*self._pending, strict=True)
         if self._device is None:
-            joined = np.concatenate(values) if isinstance(values[0], np.ndarray) else _joined(values).numpy()
+            joined = _entropies(_joined(values)) if values[0].ndim == 2 else to_numpy(_joined(values))
             host, joined = np.concatenate(indices), joined.astype(np.float64, copy=False)
             self._pending = []
             self._add_numpy(host, joined)
@@ -280,7 +294,7 @@ class KnowledgeValueTracker:
                     indices = indices.pin_memory()  # only from pinned memory does a copy not wait
                 indices = indices.to(self._device, non_blocking=True)
                 inside = None
-            values = _joined(value_list)
+            values = _joined(value_list).double()
             ok = (values.abs() <= MAX_VALUE) & (self._total.index_select(0, indices).abs() <= MAX_TOTAL)
             recorded = ok if inside is None else ok & inside
             fixed = (values * SCALE).round().where(recorded, 0)
@@ -419,18 +433,19 @@ class KnowledgeValueTracker:
             "skipped": to_numpy(self._skipped).tolist(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; the device stays as it is.
+    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Take over a state, or, of a list, the sum of several; the device stays as it is.
 
         Raises
         ------
         ValueError
-            If it is of another version, N or value function, or not a tracker's state. Nothing is
-            changed then.
+            If one is of another version, N or value function, or not a tracker's state, or if a sample's
+            values are too large to be summed. Nothing is changed then.
         """
-        self._apply_state(self._checked_state(state))
+        states = state if isinstance(state, (list, tuple)) else [state]
+        self._apply_state(summed([self._checked_state(s) for s in states]))
 
-    def _checked_state(self, state: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    def _checked_state(self, state: Mapping[str, Any]) -> CheckedState:
         mine = {
             "version": STATE_VERSION,
             "num_samples": self._num_samples,
@@ -451,13 +466,23 @@ class KnowledgeValueTracker:
             raise ValueError(f"the tracker state is damaged: skipped must be two counts, got {skipped!r}")
         return total, count, np.array(skipped, np.int64)
 
-    def _apply_state(self, arrays: tuple[Any, Any, Any]) -> None:
+    def _apply_state(self, arrays: CheckedState) -> None:
         device = self._device
         self._pending = []
         self._device = None
         self._total, self._count, self._skipped = (np.array(x) for x in arrays)
         self._reported = self._skipped.copy()
         self.to(device)
+
+
+def summed(states: Sequence[CheckedState]) -> CheckedState:
+    """What one tracker would hold that had recorded everything."""
+    if not states:
+        raise ValueError("not a tracker state: an empty list")
+    total, count, skipped = zip(*states, strict=True)
+    if np.abs(sum(t.astype(np.float64) for t in total)).max() > MAX_REACH:
+        raise ValueError("the recorded values are too large to be summed over the ranks: scale them down")
+    return sum(total), sum(count), sum(skipped)
 
 
 def check_same(
@@ -510,10 +535,24 @@ def _as_values(values: Array, logits: Array) -> Array:
     return values.double() if is_tensor(values) else values.astype(np.float64)
 
 
-def _joined(tensors: tuple[Array, ...]) -> Array:
-    """One float64 tensor. Of several dtypes, torch would join in one that may not hold the others' numbers."""
-    mixed = len({t.dtype for t in tensors}) > 1
-    return sys.modules["torch"].cat([t.double() for t in tensors] if mixed else tensors).double()
+def _copied(x: Array) -> Array:
+    return x.clone() if is_tensor(x) else x.copy()
+
+
+def _alike(a: Array, b: Array) -> bool:
+    """Whether both can be joined without a change of type or precision."""
+    return type(a) is type(b) and a.dtype == b.dtype and a.shape[1:] == b.shape[1:]
+
+
+def _joined(arrays: tuple[Array, ...]) -> Array:
+    return sys.modules["torch"].cat(arrays) if is_tensor(arrays[0]) else np.concatenate(arrays)
+
+
+def _entropies(logits: Array) -> npt.NDArray[Any]:
+    """The entropy of every row, in blocks small enough that a row's last bit is not its neighbours' business."""
+    rows = (GRAIN - 1) // logits.shape[1]
+    blocks = (logits[start : start + rows] for start in range(0, len(logits), rows))
+    return np.concatenate([to_numpy(host_entropy(block)) for block in blocks])
 
 
 def _unrecordable(number: int) -> str:

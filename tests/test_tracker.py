@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kcd_core as kcd
 from kcd_core.tracker import MAX_PENDING, MAX_TOTAL, SCALE
+from kcd_core.values import host_entropy
 
 Tracker = kcd.KnowledgeValueTracker
 BACK_ENDS = pytest.mark.parametrize("device", [None, "cpu"], ids=["numpy", "torch"])
@@ -801,3 +802,33 @@ def test_no_global_random_state() -> None:
     before = state()
     filled(None), filled("cpu")
     assert state() == before
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "half"])
+@given(
+    classes=st.sampled_from([2, 10, 100, 1000]),
+    batches=st.lists(st.integers(0, 64), min_size=1, max_size=40),
+    reads=st.sets(st.integers(0, 39)),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=25, deadline=None)
+def test_when_values_are_read_changes_no_bit_of_them(
+    kind: str, classes: int, batches: list[int], reads: set[int], seed: int
+) -> None:
+    """Logits that wait are reduced together: how many, must not show. Nor must a reused buffer."""
+    rng = np.random.default_rng(seed)
+    asked, alone = Tracker(200), Tracker(200)
+    for number, size in enumerate(batches):
+        indices = rng.integers(0, 200, size)
+        logits: Any = rng.normal(0, 5, (size, classes)).astype(np.float32)
+        if kind != "numpy":
+            logits = torch.from_numpy(logits)
+        if kind == "half":
+            logits = logits.bfloat16()
+        alone.record(indices, host_entropy(logits))  # values, computed for this batch by itself
+        asked.update(indices, logits)
+        logits[:] = 0.0
+        if number in reads:
+            asked.sums()
+    for a, b in zip(asked.sums(), alone.sums(), strict=True):
+        np.testing.assert_array_equal(a, b)
