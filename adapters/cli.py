@@ -1,4 +1,4 @@
-"""The ``kcd`` command. Each subcommand is a module with ``HELP``, ``configure(parser)`` and ``run(args)``."""
+"""The ``kcd`` command. Each subcommand is a module with ``configure(parser)`` and ``run(args)``."""
 
 from __future__ import annotations
 
@@ -9,21 +9,30 @@ from importlib import import_module
 
 import kcd_core
 
-COMMANDS = {"demo": ".demo", "run": ".run", "patch": ".patch", "unpatch": ".unpatch", "report": ".report"}
+COMMANDS = {
+    "demo": "compare plain KD, KC-KD and random dropping on real images; prints a table and draws pictures",
+    "run": "run a training script of a known repository with KCD, without changing it",
+    "patch": "change a repository's training script so that its own command line trains with KCD",
+    "unpatch": "restore what kcd patch changed, to the byte",
+    "report": "draw what each stage did, from the history that a run wrote: an HTML page and PNGs",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 2 where the input is wrong."""
+    argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="kcd", description="Knowledge condensation for any distillation loop."
     )
     parser.add_argument("--version", action="version", version=f"kcd {kcd_core.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, path in COMMANDS.items():
-        module = import_module(path, __package__)
-        subparser = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
-        module.configure(subparser)
-        subparser.set_defaults(run=module.run)
+    command = next((argument for argument in argv if not argument.startswith("-")), None)
+    for name, text in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=text, description=text)
+        if name == command:  # the others' modules need packages that this one may not
+            module = import_module(f".{name}", __package__)
+            module.configure(subparser)
+            subparser.set_defaults(run=module.run)
     args = parser.parse_args(argv)
     try:
         return int(args.run(args) or 0)

@@ -25,8 +25,6 @@ from .demo_pictures import draw
 from .demo_report import Clock, Progress, Run, checked_folder, fetch_overhead, print_table, save_results
 from .extras import need
 
-HELP = "Compare plain KD, KC-KD and random dropping on real images; prints a table and draws pictures."
-
 STAGES = 6
 #: Epochs and seeds by default: digits take about a minute on two cores, the paper's recipe is cifar100's.
 DEFAULTS = {"digits": (60, 5), "fashion-mnist": (12, 1), "cifar100": (240, 1)}

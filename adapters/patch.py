@@ -22,9 +22,8 @@ from .files import is_leftover, write_whole
 from .profiles import find, profiles
 from .settings import Settings
 
-__all__ = ["HELP", "Change", "configure", "plan_patch", "plan_unpatch", "read_script", "run", "run_unpatch"]
+__all__ = ["Change", "configure", "plan_patch", "plan_unpatch", "read_script", "run", "run_unpatch"]
 
-HELP = "change a repository's training script so that its own command line trains with KCD"
 PATCHED, NOT_PATCHED, EDITED = 0, 1, 3  # the exit statuses of --check; 2 is every command's "can't"
 
 _STATES = {

@@ -10,9 +10,8 @@ from .report_input import read
 from .report_page import MARK, page
 from .report_pictures import GENERATOR, PICTURES
 
-__all__ = ["HELP", "configure", "run", "write_report"]
+__all__ = ["configure", "run", "write_report"]
 
-HELP = "draw what each stage did, from the history that a run wrote: an HTML page and PNGs"
 PAGE = "report.html"
 
 

@@ -12,9 +12,8 @@ from typing import Any
 
 from .settings import VARIABLE, Settings
 
-__all__ = ["HELP", "configure", "run"]
+__all__ = ["configure", "run"]
 
-HELP = "run a training script of a known repository with KCD, without changing it"
 SCRIPT = "KCD_SCRIPT"
 
 

@@ -6,9 +6,7 @@ import argparse
 
 from .patch import run_unpatch as run
 
-__all__ = ["HELP", "configure", "run"]
-
-HELP = "restore what kcd patch changed, to the byte"
+__all__ = ["configure", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,46 @@
+"""Each subcommand of ``kcd`` imports what it needs, and no more."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "torchvision", "matplotlib", "sklearn", "rich")
+MINI = Path(__file__).parent / "hosts" / "sskd"
+
+
+def kcd(without: tuple[str, ...], *arguments: str) -> str:
+    """What a command printed in a Python where some packages can't be imported."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({without})); from kcd_adapters.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "without"),
+    [((), HEAVY), *(((name,), HEAVY) for name in ("run", "patch", "unpatch")), (("report",), ("torch",))],
+)
+def test_help_needs_no_heavy_package(command: tuple[str, ...], without: tuple[str, ...]) -> None:
+    text = kcd(without, *command, "--help")
+    assert f"usage: kcd {' '.join(command)}".strip() in text
+    if command:
+        assert {"run": "--ratio", "patch": "--diff", "unpatch": "--diff", "report": "--force"}[
+            command[0]
+        ] in text
+    else:
+        assert all(name in text for name in ("demo", "run", "patch", "unpatch", "report"))
+
+
+def test_patching_needs_no_heavy_package(tmp_path: Path) -> None:
+    repo = tmp_path / "sskd"
+    shutil.copytree(MINI, repo)
+    assert "student.py: patched" in kcd(HEAVY, "patch", str(repo))
+    assert "restored to the byte" in kcd(HEAVY, "unpatch", str(repo))
+    assert (repo / "student.py").read_bytes() == (MINI / "student.py").read_bytes()
