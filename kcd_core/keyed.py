@@ -92,7 +92,7 @@ class KeyBatches:
         """Whether condensing left one sample over for the last batch, which BatchNorm and relational losses
         refuse. What the user's own data leaves over stays as it is."""
         condensed = self.sampler.num_kept < self.sampler.num_samples
-        length, size = len(self.sampler), self.batch_size
+        length, size = self.sampler.length(max(0, self.sampler.num_kept - self.start)), self.batch_size
         return condensed and not self.drop_last and length > size > 2 and length % size == 1
 
     def __len__(self) -> int:

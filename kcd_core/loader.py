@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from .condense import CondensedSet, Select, check_settings, condense_stage
 from .history import CondensationHistory
 from .keyed import PADDING, KeyBatches, rebuild, resolve_mixer, understand
 from .mixing import Mixer, is_built_in
-from .sampler import CondensedSampler
+from .sampler import CheckedState as SamplerState
+from .sampler import CondensedSampler, fingerprint
 from .schedule import CondensationSchedule
-from .tracker import KnowledgeValueTracker, check_same, state_int
+from .tracker import CheckedState as TrackerState
+from .tracker import KnowledgeValueTracker, check_same, state_int, summed
 from .values import Value, value_name
 
 __all__ = ["CondensedLoader", "wrap_loader"]
@@ -413,35 +416,63 @@ class CondensedLoader:
             "history": self.history.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Go on where a state was saved: the next iteration continues after the last batch yielded.
 
         Saved after the last batch of an epoch, that iteration is empty, and `end_epoch` goes on.
+
+        Parameters
+        ----------
+        state : mapping, or list of mappings
+            What this rank saved; or, on any number of ranks, what all ranks of a run saved at one step, in
+            any order. Each new rank is given all of them: the global order goes on from the same position,
+            and rank 0 takes over the sum of what was recorded.
 
         Raises
         ------
         ValueError
             If it was saved with another data set length, schedule, seed, setting, rank or version, or
-            is no loader's state. Nothing is changed then.
+            is no loader's state; of a list, also if a rank is missing or there twice, or if they were
+            not saved at one step. Nothing is changed then.
         """
-        ranks = {"num_replicas": self.sampler.num_replicas, "rank": self.sampler.rank}
-        needs = ("epoch", "position", "recorded", "seen", "tracker", "sampler", "history")
-        check_same(state, {**self._identity(), **ranks}, "loader", needs=needs)
+        several = isinstance(state, (list, tuple))
+        states = [self._checked_state(s) for s in (state if several else [state])]
+        if several:
+            _check_together(states)
+        else:
+            _check_rank(states[0], self.sampler)
+        total, count, skipped = summed([s.tracker for s in states])
+        if several and self.sampler.rank > 0:  # a stage's end sums over the ranks again
+            total, count, skipped = np.zeros_like(total), np.zeros_like(count), np.zeros_like(skipped)
+        first = states[0]
+        self.tracker._apply_state((total, count, skipped))
+        self.sampler._apply_state(first.sampler)
+        self.history = first.history
+        self.epoch = first.epoch
+        self._position = self._resume = first.position
+        self._recorded = max(s.recorded for s in states)
+        self._seen = any(s.seen for s in states)
+        self._current, self._agreed = None, False
+
+    def _checked_state(self, state: Any) -> _State:
+        """One rank's state, or why it is none of this run's."""
+        check_same(state, self._identity(), "loader", needs=_State._fields)
         if not isinstance(state["seen"], bool):
             raise ValueError(f"the loader state is damaged: seen must be a bool, got {state['seen']!r}")
-        epoch = state_int(state, "epoch", 1, "loader")
-        position, recorded = (state_int(state, key, 0, "loader") for key in ("position", "recorded"))
-        tracker = self.tracker._checked_state(state["tracker"])
-        sampler = self.sampler._checked_state(state["sampler"])
         history = CondensationHistory.from_state(state["history"])
         if history.num_samples != self.sampler.num_samples:
             raise ValueError(f"the loader state is damaged: its history is of {history.num_samples} samples")
-        self.tracker._apply_state(tracker)
-        self.sampler._apply_state(sampler)
-        self.history = history
-        self.epoch, self._recorded, self._seen = epoch, recorded, state["seen"]
-        self._position = self._resume = position
-        self._current, self._agreed = None, False
+        return _State(
+            num_replicas=state_int(state, "num_replicas", 1, "loader"),
+            rank=state_int(state, "rank", 0, "loader"),
+            epoch=state_int(state, "epoch", 1, "loader"),
+            position=state_int(state, "position", 0, "loader"),
+            recorded=state_int(state, "recorded", 0, "loader"),
+            seen=state["seen"],
+            tracker=self.tracker._checked_state(state["tracker"]),
+            sampler=self.sampler._checked_state(state["sampler"]),
+            history=history,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy in another process has no part in a pass that is under way here.
@@ -464,6 +495,58 @@ class CondensedLoader:
             f"CondensedLoader({type(self.dataset).__name__}, kept={self.sampler.num_kept} of "
             f"{self.sampler.num_samples}, epoch={self.epoch}, stage={self.sampler.stage})"
         )
+
+
+class _State(NamedTuple):
+    """What one rank saved beside the run's identity, checked."""
+
+    num_replicas: int
+    rank: int
+    epoch: int
+    position: int
+    recorded: int
+    seen: bool
+    tracker: TrackerState
+    sampler: SamplerState
+    history: CondensationHistory
+
+
+def _check_rank(state: _State, sampler: CondensedSampler) -> None:
+    saved, here = (state.rank, state.num_replicas), (sampler.rank, sampler.num_replicas)
+    if saved != here:
+        raise ValueError(
+            f"this loader state was saved by rank {saved[0]} of {saved[1]}, and this is rank {here[0]} of "
+            f"{here[1]}: give every rank a list of what all {saved[1]} ranks saved"
+        )
+
+
+def _check_together(states: list[_State]) -> None:
+    """See that these are the states of all ranks of one run at one step."""
+    if not states:
+        raise ValueError("not a loader state: an empty list")
+    of, ranks = states[0].num_replicas, sorted(s.rank for s in states)
+    if any(s.num_replicas != of for s in states) or ranks != list(range(len(states))) or len(ranks) != of:
+        missing = list(itertools.islice((r for r in range(of) if r not in ranks), 5))
+        raise ValueError(
+            f"the states of all {of} ranks are needed, each once: missing are those of {missing}, given are "
+            f"{[f'{s.rank} of {s.num_replicas}' for s in states]}"
+        )
+    moments = [
+        {
+            "epoch": str(s.epoch),
+            "position": str(s.position),
+            "set": fingerprint(*s.sampler[1:]),
+            "history": str(s.history.records),
+        }
+        for s in states
+    ]
+    for state, moment in zip(states, moments, strict=True):
+        for what, mine in moment.items():
+            if mine != moments[0][what]:
+                raise ValueError(
+                    f"these states were not saved at one step: rank {state.rank} has another {what} than rank "
+                    f"{states[0].rank}, {mine:.20} against {moments[0][what]:.20}"
+                )
 
 
 class _Pass:

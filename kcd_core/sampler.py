@@ -21,6 +21,7 @@ __all__ = ["CondensedSampler"]
 
 STATE_VERSION = 1
 Indices = npt.NDArray[np.int64]
+CheckedState = tuple[int, int, Indices | None, MixRecipes]  # epoch, stage, kept (None: everything), recipes
 
 
 class CondensedSampler:
@@ -196,10 +197,7 @@ class CondensedSampler:
 
     def fingerprint(self) -> str:
         """A short name of the set and recipes in force: equal on two ranks if these are."""
-        digest = hashlib.sha256(str(self.stage).encode())
-        for array in (self._kept, self._recipes.target, self._recipes.source, self._recipes.weight):
-            digest.update(b"" if array is None else array.tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.stage, self._kept, self._recipes)
 
     def state_dict(self) -> dict[str, Any]:
         """Set, recipes and what defines the order, as plain numbers and tensors. Copies."""
@@ -235,7 +233,7 @@ class CondensedSampler:
             "mixing": self.mixing,
         }
 
-    def _checked_state(self, state: Mapping[str, Any]) -> tuple[int, int, Indices | None, MixRecipes]:
+    def _checked_state(self, state: Mapping[str, Any]) -> CheckedState:
         arrays = ("kept", "mix_target", "mix_source", "mix_weight", "mix_stage")
         check_same(state, self._identity(), "sampler", needs=("epoch", "stage", *arrays))
         kept, target, source, weight, stage = (to_numpy(state[name]) for name in arrays)
@@ -260,8 +258,16 @@ class CondensedSampler:
             MixRecipes(target, source, weight, stage),
         )
 
-    def _apply_state(self, checked: tuple[int, int, Indices | None, MixRecipes]) -> None:
+    def _apply_state(self, checked: CheckedState) -> None:
         self.epoch, self.stage, self._kept, self._recipes = checked
+
+
+def fingerprint(stage: int, kept: Indices | None, recipes: MixRecipes) -> str:
+    """A short name of a set and its recipes."""
+    digest = hashlib.sha256(str(stage).encode())
+    for array in (kept, recipes.target, recipes.source, recipes.weight):
+        digest.update(b"" if array is None else array.tobytes())
+    return digest.hexdigest()
 
 
 # -- the keyed permutation -----------------------------------------------------------------------------

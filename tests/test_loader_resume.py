@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import Cifar, Plain, identical_state, index_of, logits_of, ranks_in_one_process, run_epoch, wrap
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
 
 import kcd_core as kcd
@@ -277,6 +279,153 @@ def test_ranks_interrupted_at_every_batch(monkeypatch, cut):
         assert train(stop) == expected
 
 
+def ranks_of(world, *, n=23, batch_size=2, cut=False, **options):
+    samplers = [DistributedSampler(range(n), world, rank, seed=3, drop_last=cut) for rank in range(world)]
+    return [
+        kcd.wrap_loader(DataLoader(Plain(n), batch_size, sampler=sampler, **options), schedule=EVERY_EPOCH)
+        for sampler in samplers
+    ]
+
+
+EVERY_EPOCH = kcd.CondensationSchedule(ratio=0.5, stages=2, period=1)
+
+
+class Ranks:
+    """Ranks that take their steps together, as in DDP, here one after the other in one process."""
+
+    def __init__(self, world, **options):
+        self.loaders = ranks_of(world, **options)
+        self.start()
+
+    def start(self):
+        self.iterators = [iter(loader) for loader in self.loaders]
+
+    def steps(self, many=None):
+        """What was drawn, in the order of the steps and then of the places in the global order."""
+        drawn, done = [], 0
+        while done != many:
+            batches = [next(iterator, None) for iterator in self.iterators]
+            if batches[0] is None:
+                assert batches == [None] * len(batches)
+                break
+            indices = [index_of(batch) for batch in batches]
+            for loader, mine in zip(self.loaders, indices, strict=True):
+                loader.record(logits_of(mine, loader.epoch))
+            drawn += [i for group in zip(*indices, strict=True) for i in group]
+            done += 1
+        return drawn
+
+    def finish_epoch(self, monkeypatch):
+        drawn = self.steps()
+        with ranks_in_one_process(monkeypatch, self.loaders):
+            for loader in self.loaders:
+                loader._agreed = True
+                chosen = loader.end_epoch()
+        self.start()
+        return drawn, chosen
+
+    def states(self):
+        return [through_a_file(loader.state_dict()) for loader in self.loaders]
+
+    def resumed(self, world, shuffled, **options):
+        """On ``world`` ranks, from what these saved."""
+        states, ranks = self.states(), Ranks(world, **options)
+        for loader in ranks.loaders:
+            loader.load_state_dict([states[i] for i in shuffled if i < len(states)])
+        ranks.start()
+        return ranks
+
+
+@settings(max_examples=40)
+@given(
+    n=st.integers(2, 60),
+    batch_size=st.integers(1, 5),
+    parts=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 6)), min_size=2, max_size=6),
+    shuffled=st.permutations(range(4)),
+)
+def test_another_number_of_ranks_goes_on_in_the_same_global_order(n, batch_size, parts, shuffled):
+    """Interrupted in every epoch at any step, and gone on with on any number of ranks."""
+    options = {"n": n, "batch_size": batch_size}
+    ranks = Ranks(parts[0][0], **options)
+    alone = kcd.CondensedSampler(n, seed=3, num_replicas=1, rank=0)
+    tracker = kcd.KnowledgeValueTracker(n)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for epoch in range(1, 4):
+            alone.set_epoch(epoch)
+            drawn = []
+            for world, steps in parts:
+                ranks = ranks.resumed(world, shuffled, **options)
+                drawn += ranks.steps(steps)
+            rest, chosen = ranks.finish_epoch(monkeypatch)
+            drawn += rest
+            order = list(alone)
+            # Whatever comes after the order's end pads, and only there.
+            assert drawn[: len(order)] == order
+            assert len(drawn) - len(order) < 4
+            tracker.update(order, logits_of(order, epoch))
+            expected = kcd.condense_step(tracker, alone, EVERY_EPOCH)
+            for name in ("kept", "tail", "dropped"):
+                assert getattr(chosen, name).tolist() == getattr(expected, name).tolist()
+            counts = sum(loader.tracker.count for loader in ranks.loaders)
+            assert counts.tolist() == tracker.count.tolist()
+
+
+@settings(max_examples=40)
+@given(
+    n=st.integers(8, 60),
+    worlds=st.lists(st.integers(1, 4), min_size=2, max_size=5),
+    steps=st.integers(1, 4),
+)
+def test_another_number_of_ranks_that_leave_out_the_end(n, worlds, steps):
+    """Never a sample twice, in the global order, and no more left out than ranks can't share evenly."""
+    ranks, drawn = Ranks(worlds[0], n=n, cut=True), []
+    for world in worlds:
+        ranks = ranks.resumed(world, range(4), n=n, cut=True)
+        drawn += ranks.steps(steps)
+    drawn += ranks.steps()
+    order = list(kcd.CondensedSampler(n, seed=3, num_replicas=1, rank=0))
+    assert drawn == order[: len(drawn)]
+    assert n - len(drawn) < worlds[-1]
+    assert sum(loader.tracker.count for loader in ranks.loaders).sum() == len(drawn)
+
+
+def test_a_part_recorded_before_is_not_recorded_again_on_other_ranks():
+    """The ranks have recorded the epoch, and have begun to read it again."""
+    run = Ranks(2)
+    run.steps()
+    run.start()
+    for iterator in run.iterators:
+        next(iterator)
+    ranks = run.resumed(3, range(4))
+    assert ranks.loaders[0].epoch == 1
+    with pytest.raises(RuntimeError, match="was recorded before"):
+        ranks.steps(1)
+
+
+def test_what_only_one_rank_recorded_and_skipped_is_taken_over():
+    run = Ranks(3)
+    batches = [index_of(next(iterator)) for iterator in run.iterators]
+    logits = logits_of(batches[1], 1)
+    logits[0] = torch.nan
+    run.loaders[1].record(logits)
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        run.loaders[1].tracker.sums()
+    new = run.resumed(2, range(4)).loaders
+    assert [x.tracker.skipped["nonfinite"] for x in new] == [1, 0]
+    assert [int(x.tracker.count.sum()) for x in new] == [1, 0]
+
+
+def test_no_last_batch_of_one_sample_where_resuming_leaves_one_over(monkeypatch):
+    """Of 16 kept, 3 ranks drew 9 in batches of 3; for 2 ranks that leaves 4 each."""
+    options = {"n": 21, "batch_size": 3}
+    run = Ranks(3, **options)
+    run.finish_epoch(monkeypatch)
+    assert run.loaders[0].sampler.num_kept == 16
+    run.steps(1)
+    for iterator in run.resumed(2, range(4), **options).iterators:
+        assert [len(index_of(batch)) for batch in iterator] == [2, 2]
+
+
 # -- refusals ---------------------------------------------------------------------------------------------
 
 
@@ -327,19 +476,63 @@ def test_state_of_another_version_is_refused(good_state, part):
 
 
 def test_state_of_another_rank_is_refused():
-    def rank(r, of):
-        sampler = DistributedSampler(range(N), of, r, seed=3)
-        return kcd.wrap_loader(DataLoader(Cifar(N), 7, sampler=sampler), schedule=SCHEDULE)
-
-    state = rank(1, 2).state_dict()
-    for other, reason in [
-        (rank(0, 2), "rank = 1, here it is 0"),
-        (rank(1, 3), "num_replicas = 2, here it is 3"),
+    state = ranks_of(2)[1].state_dict()
+    for other, here in [
+        (ranks_of(2)[0], "rank 0 of 2"),
+        (ranks_of(3)[1], "rank 1 of 3"),
+        (ranks_of(1)[0], "rank 0 of 1"),
     ]:
-        before = other.state_dict()
-        with pytest.raises(ValueError, match=reason):
-            other.load_state_dict(state)
-        assert identical_state(other.state_dict(), before)
+        assert_refused_once(other, state, f"saved by rank 1 of 2, and this is {here}: give every rank a list")
+
+
+def assert_refused_once(loader, state, reason):
+    before = loader.state_dict()
+    with pytest.raises(ValueError, match=reason):
+        loader.load_state_dict(state)
+    assert identical_state(loader.state_dict(), before)
+
+
+def test_states_of_ranks_that_do_not_belong_together_are_refused(monkeypatch):
+    run, later = Ranks(3), Ranks(3)
+    for both in (run, later):
+        both.finish_epoch(monkeypatch)
+        both.steps(2)
+    states = run.states()
+    later.steps(1)
+    other = later.states()[1]
+    ahead = {**states[1], "epoch": states[1]["epoch"] + 1}
+    told = {**states[1], "history": {**states[1]["history"], "records": []}}
+    kept = {**states[1], "sampler": {**states[1]["sampler"], "kept": states[1]["sampler"]["kept"][1:]}}
+    elsewhere = {**states[1], "seed": 8}
+    beyond = {**states[1], "rank": 3}
+    for together, reason in [
+        ([], "an empty list"),
+        (states[:2], r"all 3 ranks are needed, each once: missing are those of \[2\]"),
+        (states[:1], r"missing are those of \[1, 2\], given are \['0 of 3'\]"),
+        ([*states, states[0]], r"each once: missing are those of \[\], given are .*'2 of 3', '0 of 3'"),
+        ([states[0], states[0], states[2]], r"missing are those of \[1\]"),
+        ([states[0], beyond, states[2]], r"missing are those of \[1\], given are .*'3 of 3'"),
+        ([*states[:2], Ranks(2).states()[0]], "given are .*'0 of 2'"),
+        ([states[0], other, states[2]], "rank 1 has another position than rank 0, 18 against 12"),
+        ([states[0], ahead, states[2]], "rank 1 has another epoch than rank 0, 3 against 2"),
+        ([states[0], told, states[2]], "rank 1 has another history than rank 0"),
+        ([states[0], kept, states[2]], "rank 1 has another set than rank 0"),
+        ([states[0], elsewhere, states[2]], "seed = 8, here it is 3"),
+        ([*states[:2], {**states[2], "num_replicas": 10**15}], "all 3 ranks"),
+        ([{**s, "num_replicas": 10**15} for s in states], r"missing are those of \[3, 4, 5, 6, 7\]"),
+        ([*states[:2], 3], "not a loader state"),
+    ]:
+        for loader in (*Ranks(2).loaders, *Ranks(1).loaders):
+            assert_refused_once(loader, together, reason)
+
+
+def test_sums_too_large_together_are_refused():
+    run = Ranks(2)
+    for loader in run.loaders:
+        for _ in range(4):
+            loader.tracker.record([0], [2.0**20])
+    for loader in Ranks(1).loaders:
+        assert_refused_once(loader, run.states(), "too large to be summed")
 
 
 @pytest.mark.parametrize(
