@@ -82,8 +82,7 @@ class KnowledgeValueTracker:
     wait before they are added; in host memory a copy of the logits waits instead where it is small (fewer
     than 2**15 numbers a step), since their entropy is cheaper at once (``benchmarks/recording.py``).
     Everything that reads adds them first. With ``device``, where all of them are added at once, those
-    waiting for one sample are refused together if they would carry its sum beyond 1.5 * 2**22, and
-    adding takes 8 more bytes a sample while it lasts. On CUDA a step makes no synchronisation and no
+    waiting for one sample are refused together if they would carry its sum beyond 1.5 * 2**22. On CUDA a step makes no synchronisation and no
     copy to the host.
 
     Examples
@@ -300,8 +299,8 @@ class KnowledgeValueTracker:
             fixed = (values * SCALE).round().where(recorded, 0)
             # Where the sums would end, in float64, which does not wrap (and is far closer than the room
             # left above MAX_REACH). A sum that ends in range is right: int64 wraps back on the way.
-            reach = self._total.double().index_add_(0, indices, fixed)
-            fits = reach.index_select(0, indices).abs() <= MAX_REACH
+            reach = self._total.index_select(0, indices).double() + _sums_by_index(indices, fixed)
+            fits = reach.abs() <= MAX_REACH
             ok, recorded, fixed = ok & fits, (recorded & fits).int(), fixed.where(fits, 0).long()
             if inside is None:
                 skipped = torch.stack([ok.logical_not().sum(), self._skipped.new_zeros(())])
@@ -445,7 +444,7 @@ class KnowledgeValueTracker:
         states = state if isinstance(state, (list, tuple)) else [state]
         self._apply_state(summed([self._checked_state(s) for s in states]))
 
-    def _checked_state(self, state: Mapping[str, Any]) -> CheckedState:
+    def _checked_state(self, state: Any) -> CheckedState:
         mine = {
             "version": STATE_VERSION,
             "num_samples": self._num_samples,
@@ -546,6 +545,14 @@ def _alike(a: Array, b: Array) -> bool:
 
 def _joined(arrays: tuple[Array, ...]) -> Array:
     return sys.modules["torch"].cat(arrays) if is_tensor(arrays[0]) else np.concatenate(arrays)
+
+
+def _sums_by_index(indices: Array, values: Array) -> Array:
+    """For each row, the sum of the values of all rows with its index. Waits for no device."""
+    ordered, order = indices.sort()
+    group = (ordered != ordered.roll(1)).cumsum(0)  # from 0, or from 1 where the first differs from the last
+    sums = values.new_zeros(len(values) + 1).index_add_(0, group, values.index_select(0, order))
+    return values.new_zeros(len(values)).scatter_(0, order, sums.index_select(0, group))
 
 
 def _entropies(logits: Array) -> npt.NDArray[Any]:
