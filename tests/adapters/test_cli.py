@@ -15,7 +15,9 @@ MINI = Path(__file__).parent / "hosts" / "sskd"
 
 def kcd(without: tuple[str, ...], *arguments: str) -> str:
     """What a command printed in a Python where some packages can't be imported."""
-    code = f"import sys; sys.modules.update(dict.fromkeys({without})); from kcd_adapters.cli import main; main()"
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({without})); from kcd_adapters.cli import main; main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
     )

@@ -62,6 +62,11 @@ HOSTS = {
         "from models import model_dict as d; save({'model': d['resnet8'](num_classes=100)})",
         False,
     ),
+    "KCD": (
+        "data",
+        "from models import model_dict as d; save({'model': d['resnet8'](num_classes=100)})",
+        False,
+    ),
     "SSKD": (
         "data",
         "from models import model_dict as d; save({'state_dict': d['resnet8'](num_classes=100)})",
@@ -85,6 +90,7 @@ HOSTS = {
 }
 TEACHERS = {
     "RepDistiller": "teachers/resnet8_vanilla/t.pth",
+    "KCD": "teachers/resnet8_vanilla/t.pth",
     "SSKD": "teachers/t_resnet8_seed0/ckpt/best.pth",
     "SimKD": "teachers/resnet8x4_vanilla/t.pth",
     "ReviewKD": "teachers/resnet20.pt",
