@@ -14,6 +14,7 @@ torch's loaders and losses is imported when it is first used; the rest works whe
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .checkpoint import load_checkpoint, save_checkpoint
 from .condense import CondensedSet, condense, condense_step
 from .history import CondensationHistory
 from .mixing import mix_arrays, mix_samples
@@ -41,9 +42,11 @@ __all__ = [
     "cross_entropy",
     "entropy",
     "kd_divergence",
+    "load_checkpoint",
     "margin",
     "mix_arrays",
     "mix_samples",
+    "save_checkpoint",
     "wrap_loader",
 ]
 
