@@ -24,7 +24,7 @@ __all__ = ["CondensedSet", "Select", "condense", "condense_step"]
 Indices = npt.NDArray[np.int64]
 
 
-def _no_indices() -> Indices:
+def no_indices() -> Indices:
     return np.empty(0, np.int64)
 
 
@@ -55,8 +55,8 @@ class CondensedSet:
     kept: Indices
     num_samples: int
     stage: int = 1
-    dropped: Indices = field(default_factory=_no_indices)
-    tail: Indices = field(default_factory=_no_indices)
+    dropped: Indices = field(default_factory=no_indices)
+    tail: Indices = field(default_factory=no_indices)
     weights: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     cut: float = float("nan")
 
@@ -192,7 +192,7 @@ def condense(
     score = rank_scores(value, count, alpha)
     if num_dropped == 0:
         (cut,) = scores_at_ranks(score, [target - 1])
-        kept, window = top(score, target, cut), _no_indices()
+        kept, window = top(score, target, cut), no_indices()
     else:
         start, stop = target - num_mixed, target + num_dropped
         high, cut, low = scores_at_ranks(score, [start, target - 1, stop - 1])
@@ -203,7 +203,7 @@ def condense(
         stage=stage,
         dropped=window[num_mixed:],
         tail=window[:num_mixed],
-        weights=_weights(num_mixed, min_weight),
+        weights=weights_of(num_mixed, min_weight),
         cut=cut,
     )
 
@@ -248,6 +248,8 @@ def condense_step(
     RuntimeError
         If nothing was ever recorded on any rank, or the sampler draws for several ranks and no
         process group is initialised. Nothing is changed then.
+    TypeError
+        If the sampler draws from a slice: see `condense_sharded`.
     """
     return condense_stage(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight, select=select)[0]
 
@@ -267,6 +269,8 @@ def condense_stage(
         raise ValueError(
             f"tracker and sampler must be of one size, got num_samples = {n} and {sampler.num_samples}"
         )
+    if hasattr(sampler, "sizes"):
+        raise TypeError("the sampler draws from one slice of the index range: use condense_sharded()")
     replicas = getattr(sampler, "num_replicas", 1)
     if replicas > 1 and distributed.world_size() == 1:
         raise RuntimeError(
@@ -351,7 +355,7 @@ def check_settings(alpha: float, min_weight: float) -> tuple[float, float]:
     return alpha, min_weight
 
 
-def _weights(length: int, min_weight: float) -> npt.NDArray[np.float32]:
+def weights_of(length: int, min_weight: float) -> npt.NDArray[np.float32]:
     """``w_min + (1 - w_min) (L - i) / L``, in float32 and in this order of operations.
 
     Pixels are truncated after mixing, so the last bit of a weight can show; this is the arithmetic

@@ -35,17 +35,15 @@ def rank() -> int:
     return int(dist.get_rank()) if dist else 0
 
 
-def sum_over_ranks(
-    total: npt.NDArray[np.int64], count: npt.NDArray[np.int32]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """``total`` and ``count`` summed over all ranks: integers, so the order of adding is no matter.
+def sum_over_ranks(*arrays: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+    """Each array summed over all ranks: integers, so the order of adding is no matter.
 
-    Changes nothing without a process group; with one, every rank must call it. 12 bytes a point.
+    Changes nothing without a process group; with one, every rank must call it, with equal shapes.
     """
     dist = _group()
     if dist is None or world_size() == 1:
-        return total, count
-    return tuple(_communicate(dist, x, dist.all_reduce) for x in (total, count))  # type: ignore[return-value]
+        return arrays
+    return tuple(_communicate(dist, x, dist.all_reduce) for x in arrays)
 
 
 def raise_together(problem: Exception | None) -> None:

@@ -136,16 +136,15 @@ class CondensedSampler:
             raise ValueError(
                 f"the set is of {condensed_set.num_samples} samples, this sampler of {self._num_samples}"
             )
-        stage = self.stage + 1
-        if self.mixing is not None:
-            before = self._recipes if self.mixing == "cumulative" else MixRecipes()
-            mixed = len(condensed_set.tail)
-            self._recipes = before.with_stage(
-                condensed_set.tail, condensed_set.dropped[:mixed], condensed_set.weights, stage
-            )
         everything = len(condensed_set.kept) == self._num_samples
         self._kept = None if everything else condensed_set.kept.copy()
-        self.stage = stage
+        self._begin_stage(condensed_set.tail, condensed_set.dropped, condensed_set.weights)
+
+    def _begin_stage(self, tail: Indices, dropped: Indices, weights: npt.NDArray[np.float32]) -> None:
+        self.stage += 1
+        if self.mixing is not None:
+            before = self._recipes if self.mixing == "cumulative" else MixRecipes()
+            self._recipes = before.with_stage(tail, dropped[: len(tail)], weights, self.stage)
 
     def __len__(self) -> int:
         """Number of indices this rank draws in an epoch."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["rank_scores", "rank_window", "scores_at_ranks", "top"]
+__all__ = ["blocks", "ordinal", "rank_scores", "rank_window", "scores_at_ranks", "top"]
 
 Scores = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -49,10 +49,10 @@ def rank_scores(value: npt.NDArray[Any], count: npt.NDArray[Any], alpha: float) 
     # Where F is 0, the value may be anything; what overflows is seen to below.
     with np.errstate(invalid="ignore", over="ignore"):
         powers = np.arange(highest + 1, dtype=np.float64) ** alpha if highest < _TABLE else None
-        for block in _blocks(len(value)):
+        for block in blocks(len(value)):
             part, counted = score[block], count[block]
             if powers is None:
-                np.power(counted, alpha, out=part)
+                part[:] = counted.astype(np.float64) ** alpha  # as in the table, to the bit
             else:  # every count is inside the table; "clip" only spares the buffer that "raise" needs
                 np.take(powers, counted.astype(np.intp, copy=False), out=part, mode="clip")
             part *= value[block]
@@ -112,7 +112,7 @@ def rank_window(score: Scores, start: int, stop: int, high: float, low: float) -
     costs little.
     """
     inside = np.empty(len(score), bool)
-    for block in _blocks(len(score)):
+    for block in blocks(len(score)):
         np.logical_and(score[block] >= low, score[block] <= high, out=inside[block])
     surplus = int(np.count_nonzero(inside)) - (stop - start)
     if surplus:
@@ -130,14 +130,14 @@ def _in_ranking_order(score: Scores, inside: Mask, size: int, high: float, low: 
     the lower ones: several times faster than an ``argsort``, and stable. Where the distance has not
     enough bits to tell scores apart, the few points concerned are sorted again.
     """
-    first, last = (int(_ordinal(np.array([x]))[0]) for x in (high, low))
+    first, last = (int(ordinal(np.array([x]))[0]) for x in (high, low))
     index_bits = (len(score) - 1).bit_length()
     lost_bits = max(0, (first - last).bit_length() + index_bits - 64)
     keys = np.empty(size, np.uint64)
     filled = 0
-    for block in _blocks(len(score)):
+    for block in blocks(len(score)):
         places = np.flatnonzero(inside[block])
-        key = (first - _ordinal(score[block][places])).view(np.uint64)
+        key = (first - ordinal(score[block][places])).view(np.uint64)
         key >>= np.uint64(lost_bits)
         key <<= np.uint64(index_bits)
         places += block.start
@@ -159,12 +159,12 @@ def _in_ranking_order(score: Scores, inside: Mask, size: int, high: float, low: 
     return order
 
 
-def _ordinal(x: Scores) -> npt.NDArray[np.int64]:
+def ordinal(x: Scores) -> npt.NDArray[np.int64]:
     """Integers in the order of the floats, equal for equal ones: IEEE's bits, mirrored where negative."""
     bits = (x + 0.0).view(np.int64)  # -0.0 + 0.0 is 0.0
     bits ^= (bits >> 63) & np.int64(2**63 - 1)
     return bits
 
 
-def _blocks(length: int) -> Iterator[slice]:
+def blocks(length: int) -> Iterator[slice]:
     return (slice(start, min(start + _BLOCK, length)) for start in range(0, length, _BLOCK))

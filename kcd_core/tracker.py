@@ -375,14 +375,16 @@ class KnowledgeValueTracker:
         nonfinite, out_of_range = to_numpy(self._skipped).tolist()
         return {"nonfinite": nonfinite, "out_of_range": out_of_range}
 
-    def sums(self) -> Sums:
+    def sums(self, part: slice = slice(None)) -> Sums:
         """What is stored, copied to host memory: int64 sums of ``round(value * 2**40)``, int32 counts.
+
+        ``part``: of which samples, all by default.
 
         Sums of several trackers add up to that of one tracker that recorded everything.
         """
         self._flush()
         self._report()
-        return to_numpy(self._total).copy(), to_numpy(self._count).copy()
+        return to_numpy(self._total[part]).copy(), to_numpy(self._count[part]).copy()
 
     @staticmethod
     def mean(total: npt.NDArray[np.int64], count: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
