@@ -84,7 +84,7 @@ def distil(
                 condensed.record(student_logits)  # 2
         with clock:
             chosen = condensed.end_epoch()  # 3
-        if chosen is not None:
+        if isinstance(chosen, kcd.CondensedSet):
             sets.append(chosen)
         rates.step()
         on_epoch()

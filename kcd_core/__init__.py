@@ -20,6 +20,7 @@ from .history import CondensationHistory
 from .mixing import mix_arrays, mix_samples
 from .sampler import CondensedSampler
 from .schedule import CondensationSchedule
+from .sharded import ShardedSampler, condense_sharded
 from .tracker import KnowledgeValueTracker
 from .values import cross_entropy, entropy, kd_divergence, margin
 
@@ -37,7 +38,9 @@ __all__ = [
     "CondensedSampler",
     "CondensedSet",
     "KnowledgeValueTracker",
+    "ShardedSampler",
     "condense",
+    "condense_sharded",
     "condense_step",
     "cross_entropy",
     "entropy",

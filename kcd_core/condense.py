@@ -60,6 +60,11 @@ class CondensedSet:
     weights: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     cut: float = float("nan")
 
+    @property
+    def num_kept(self) -> int:
+        """The size of the set."""
+        return len(self.kept)
+
     def __repr__(self) -> str:
         return (
             f"CondensedSet(stage={self.stage}, kept={len(self.kept)} of {self.num_samples}, "

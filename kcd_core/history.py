@@ -13,6 +13,7 @@ from .selection import rank_scores
 
 if TYPE_CHECKING:
     from .condense import CondensedSet
+    from .sharded import ShardedSet
 
 __all__ = ["CondensationHistory"]
 
@@ -35,17 +36,19 @@ class CondensationHistory:
 
     def append(
         self,
-        condensed_set: CondensedSet,
+        condensed_set: CondensedSet | ShardedSet,
         value: Any,
         count: Any,
         *,
         epoch: int,
         alpha: float = 0.03,
         mixing: bool = True,
+        unseen: int | None = None,
     ) -> None:
         """Add what one stage decided, and the values (``tracker.value``, ``.count``) it was decided from.
 
-        ``mixing`` says whether the set's tail is mixed by whoever draws it.
+        ``mixing`` says whether the set's tail is mixed by whoever draws it; ``unseen``, how many points were
+        never recorded, if the values are only those of every k-th point.
         """
         value, count = to_numpy(value), to_numpy(count)
         every = -(-len(value) // MOST)
@@ -62,11 +65,11 @@ class CondensationHistory:
             {
                 "stage": condensed_set.stage,
                 "epoch": int(epoch),
-                "kept": len(condensed_set.kept),
-                "dropped": max(0, before - len(condensed_set.kept)),
+                "kept": condensed_set.num_kept,
+                "dropped": max(0, before - condensed_set.num_kept),
                 "mixed": len(condensed_set.tail) if mixing else 0,
                 "cut": float(condensed_set.cut) if np.isfinite(condensed_set.cut) else None,
-                "unseen": int(np.count_nonzero(count == 0)),
+                "unseen": int(np.count_nonzero(count == 0)) if unseen is None else unseen,
                 "quantiles": quantiles.tolist(),
                 "edges": edges.tolist(),
                 "counts": counts.tolist(),

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from . import distributed
-from ._arrays import checked_int, to_numpy
+from ._arrays import as_array, checked_int, is_integer, to_numpy
 from .condense import CondensedSet, Select, check_settings, condense_stage
 from .history import CondensationHistory
 from .keyed import PADDING, KeyBatches, rebuild, resolve_mixer, understand
@@ -21,6 +21,7 @@ from .mixing import Mixer, is_built_in
 from .sampler import CheckedState as SamplerState
 from .sampler import CondensedSampler, fingerprint
 from .schedule import CondensationSchedule
+from .sharded import ShardedSampler, ShardedSet, sharded_stage
 from .tracker import CheckedState as TrackerState
 from .tracker import KnowledgeValueTracker, check_same, state_int, summed
 from .values import Value, value_name
@@ -44,6 +45,7 @@ def wrap_loader(
     on_nonfinite: str = "skip",
     device: Any = None,
     seed: int = 0,
+    sharded: bool = False,
 ) -> CondensedLoader:
     """Wrap a DataLoader: same batches, drawn from the condensed set, with ``record`` and ``end_epoch``.
 
@@ -73,6 +75,10 @@ def wrap_loader(
         Where values are kept. Default: where the first recorded logits are.
     seed : int
         Of the order of the samples. A DistributedSampler's own seed is taken over instead.
+    sharded : bool
+        For data sets too large for 12 bytes a sample on every rank: each rank keeps the values of a slice
+        of the data set, and draws from that slice alone. Same sets; see `ShardedSampler` for what else
+        changes. Resumes on the same number of ranks only.
 
     Returns
     -------
@@ -99,6 +105,7 @@ def wrap_loader(
         on_nonfinite=on_nonfinite,
         device=device,
         seed=seed,
+        sharded=sharded,
     )
 
 
@@ -133,17 +140,25 @@ class CondensedLoader:
         on_nonfinite: str,
         device: Any,
         seed: int,
+        sharded: bool,
     ) -> None:
         if isinstance(loader, CondensedLoader):
             raise TypeError("loader is wrapped already")
         batching, settings = understand(loader, seed)
         if not isinstance(schedule, CondensationSchedule):
             raise TypeError(f"schedule must be a CondensationSchedule, got {type(schedule).__name__}")
+        if sharded and select is not None:
+            raise ValueError("select needs the values of all samples in one place: not with sharded=True")
         self.dataset = loader.dataset
         self.schedule = schedule
-        self.sampler = CondensedSampler(len(loader.dataset), mixing=mixing, **settings)  # type: ignore[arg-type]
+        sampler = ShardedSampler if sharded else CondensedSampler
+        self.sampler = sampler(len(loader.dataset), mixing=mixing, **settings)  # type: ignore[arg-type]
+        # The tracker's samples: those of this rank's slice, or all.
+        self._sharded, self._own = bool(sharded), (0, self.sampler.num_samples)
+        if isinstance(self.sampler, ShardedSampler):
+            self._own = (self.sampler.start, self.sampler.stop)
         self.tracker = KnowledgeValueTracker(
-            self.sampler.num_samples, value=value, on_nonfinite=on_nonfinite, device=device
+            self._own[1] - self._own[0], value=value, on_nonfinite=on_nonfinite, device=device
         )
         self.history = CondensationHistory(self.sampler.num_samples)
         self.epoch = 1
@@ -260,12 +275,14 @@ class CondensedLoader:
                 f"student_logits has {len(student_logits)} rows for a batch of {len(indices)} samples; pass "
                 "only the rows of the samples themselves, or indices="
             )
-        padded = self.sampler.num_replicas > 1 and not self.sampler.drop_last
+        padded = self.sampler.num_replicas > 1 and (self._sharded or not self.sampler.drop_last)
         rows = _real_rows(indices) if padded else None
         if rows is not None:  # the last batch of a padded epoch
             indices, student_logits, teacher_logits, targets = (
                 _take(x, rows) for x in (indices, student_logits, teacher_logits, targets)
             )
+        if self._sharded:
+            indices = _within(indices, *self._own)
         self.tracker.update(indices, student_logits, teacher_logits=teacher_logits, targets=targets)
         self._seen = True
         if current is not None:
@@ -308,12 +325,12 @@ class CondensedLoader:
         if isinstance(logits, torch.Tensor) and logits.is_cuda:
             self.tracker.to(logits.device)
 
-    def end_epoch(self) -> CondensedSet | None:
+    def end_epoch(self) -> CondensedSet | ShardedSet | None:
         """End the epoch: condense if the schedule says a stage ends, and move on to the next.
 
         Returns
         -------
-        CondensedSet or None
+        CondensedSet, ShardedSet (with ``sharded``) or None
             None where no stage is due.
 
         Raises
@@ -327,18 +344,25 @@ class CondensedLoader:
         UserWarning
             Once, if nothing was recorded in an epoch.
         """
-        due, chosen = self.schedule.due(self.epoch), None
+        due = self.schedule.due(self.epoch)
+        chosen: CondensedSet | ShardedSet | None = None
         if due or not self._agreed:
             self._check_agreement()
         if due:
-            chosen, value, count = condense_stage(
-                self.tracker,
-                self.sampler,
-                self.schedule,
-                alpha=self._alpha,
-                min_weight=self._min_weight,
-                select=self._select,
-            )
+            unseen: int | None = None
+            if isinstance(self.sampler, ShardedSampler):
+                chosen, value, count, unseen = sharded_stage(
+                    self.tracker, self.sampler, self.schedule, alpha=self._alpha, min_weight=self._min_weight
+                )
+            else:
+                chosen, value, count = condense_stage(
+                    self.tracker,
+                    self.sampler,
+                    self.schedule,
+                    alpha=self._alpha,
+                    min_weight=self._min_weight,
+                    select=self._select,
+                )
             self.history.append(
                 chosen,
                 value,
@@ -346,6 +370,7 @@ class CondensedLoader:
                 epoch=self.epoch,
                 alpha=self._alpha,
                 mixing=self.sampler.mixing is not None,
+                unseen=unseen,
             )
         epoch, silent = self.epoch, not self._seen and not self._warned
         self.epoch += 1
@@ -436,6 +461,11 @@ class CondensedLoader:
             not saved at one step. Nothing is changed then.
         """
         several = isinstance(state, (list, tuple))
+        if several and self._sharded:
+            raise ValueError(
+                "a sharded loader goes on from what its own rank saved, on the same number of ranks, got a list of "
+                "states"
+            )
         states = [self._checked_state(s) for s in (state if several else [state])]
         if several:
             _check_together(states)
@@ -488,6 +518,7 @@ class CondensedLoader:
             "alpha": self._alpha,
             "min_weight": self._min_weight,
             "mixing": self.sampler.mixing,
+            "sharded": self._sharded,
         }
 
     def __repr__(self) -> str:
@@ -605,6 +636,25 @@ def _real_rows(indices: Any) -> Any:
         return None
     padding = to_numpy(indices) == PADDING
     return np.flatnonzero(~padding) if padding.any() else None
+
+
+def _within(indices: Any, start: int, stop: int) -> Any:
+    """Indices of the data set as those of its slice ``start .. stop - 1``."""
+    indices = as_array(indices)
+    if not is_integer(indices):
+        return indices  # the tracker says what is wrong
+    if isinstance(indices, torch.Tensor):
+        if indices.device.type != "cpu":
+            return indices.long() - start  # the tracker masks and counts what is outside
+        indices = indices.numpy()
+    indices = indices.astype(np.int64)
+    outside = indices[(indices < start) | (indices >= stop)]
+    if len(outside):
+        raise IndexError(
+            f"this rank records samples {start} .. {stop - 1}, got {outside[:5].tolist()}; nothing of this batch "
+            "was recorded"
+        )
+    return indices - start
 
 
 def _take(x: Any, rows: Any) -> Any:

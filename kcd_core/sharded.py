@@ -19,6 +19,7 @@ from . import distributed
 from ._arrays import state_array, to_numpy
 from .condense import CondensedSet, check_settings, no_indices, weights_of
 from .counting import Counting, ScoreBlocks, find_cuts, gather, over_ranks, split
+from .history import MOST
 from .mixing import MixRecipes
 from .sampler import CondensedSampler, _mix_int, _permute, _round_keys, fingerprint
 from .schedule import CondensationSchedule
@@ -120,9 +121,14 @@ class ShardedSet:
         """The kept points of this rank's slice: int64, ascending, indices of the whole data set."""
         return self.members.indices() + bounds(self.num_samples, self.rank, len(self.sizes))[0]
 
+    @property
+    def num_kept(self) -> int:
+        """The size of the set, over all ranks."""
+        return int(self.sizes.sum())
+
     def __repr__(self) -> str:
         return (
-            f"ShardedSet(stage={self.stage}, kept={self.sizes.sum()} of {self.num_samples}, {len(self.members)} "
+            f"ShardedSet(stage={self.stage}, kept={self.num_kept} of {self.num_samples}, {len(self.members)} "
             f"of them on rank {self.rank} of {len(self.sizes)}, mixed={len(self.tail)}, cut={self.cut:.4f})"
         )
 
@@ -243,6 +249,19 @@ def condense_sharded(
         If there are not as many ranks as the sampler draws for, or nothing was ever recorded on any of them.
         Nothing is changed then.
     """
+    return sharded_stage(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight)[0]
+
+
+def sharded_stage(
+    tracker: KnowledgeValueTracker,
+    sampler: ShardedSampler,
+    schedule: CondensationSchedule,
+    *,
+    alpha: float,
+    min_weight: float,
+) -> tuple[ShardedSet, npt.NDArray[np.float64], npt.NDArray[np.int32], int]:
+    """`condense_sharded`, with what a history asks for: values and counts of every k-th point of all ranks, and
+    how many points were never recorded."""
     alpha, min_weight = check_settings(alpha, min_weight)
     length = sampler.stop - sampler.start
     if tracker.num_samples != length:
@@ -266,9 +285,10 @@ def condense_sharded(
         stage=sampler.stage + 1,
         mixing=sampler.mixing is not None,
     )
-    chosen = over_ranks(stage)
+    chosen, recorded = over_ranks(stage)
     sampler.install(chosen)
-    return chosen
+    value, count = _some_of_all(tracker, sampler)
+    return chosen, value, count, sampler.num_samples - recorded
 
 
 class ShardedSampler(CondensedSampler):
@@ -328,7 +348,8 @@ class ShardedSampler(CondensedSampler):
     @property
     def sizes(self) -> Indices:
         """How many samples every rank keeps: int64 [ranks]."""
-        return self._sizes.copy()
+        sizes: Indices = self._sizes.copy()
+        return sizes
 
     @property
     def num_kept(self) -> int:
@@ -445,10 +466,24 @@ def _check_sizes(sizes: Indices) -> None:
         )
 
 
-def _stage(score: TrackerScores, **settings: Any) -> Counting[ShardedSet]:
-    if not (yield np.array([score.recorded()])).any():
+def _stage(score: TrackerScores, **settings: Any) -> Counting[tuple[ShardedSet, int]]:
+    recorded = int((yield np.array([score.recorded()]))[0])
+    if recorded == 0:
         raise RuntimeError(
             "a stage ends, but no value was ever recorded: call record(student_logits) after the "
             "student's forward pass"
         )
-    return (yield from condense_shard(score, **settings))
+    return (yield from condense_shard(score, **settings)), recorded
+
+
+def _some_of_all(
+    tracker: KnowledgeValueTracker, sampler: ShardedSampler
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+    """Values and counts of every k-th point of all ranks: the points that a history looks at."""
+    every = -(-sampler.num_samples // MOST)
+    first = -(-sampler.start // every)
+    total, count = tracker.sums(slice(first * every - sampler.start, None, every))
+    table = np.zeros((2, -(-sampler.num_samples // every)), np.int64)
+    table[:, first : first + len(total)] = total, count
+    (table,) = distributed.sum_over_ranks(table)
+    return tracker.mean(table[0], table[1].astype(np.int32)), table[1].astype(np.int32)

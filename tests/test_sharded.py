@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
+import json
+import time
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from helpers import Naive, Plain, entropy_of, index_of, logits_of
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, DistributedSampler
 
 import kcd_core as kcd
 from kcd_core import counting, sharded
@@ -117,3 +123,336 @@ def test_members_take_nine_bits_for_eight_points() -> None:
     assert members.nbytes / len(member) == pytest.approx(9 / 64, rel=1e-3)
     places = np.random.default_rng(1).integers(0, len(members), 1000)
     np.testing.assert_array_equal(members.select(places), np.flatnonzero(member)[places])
+
+
+# -- the sampler ------------------------------------------------------------------------------------------
+
+
+def samplers(n: int, ranks: int, **settings: Any) -> list[kcd.ShardedSampler]:
+    return [kcd.ShardedSampler(n, num_replicas=ranks, rank=rank, **settings) for rank in range(ranks)]
+
+
+def keep(n: int, kept: Any) -> kcd.CondensedSet:
+    return kcd.CondensedSet(np.array(kept), n)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_ranks_draw_equally_many_of_their_own(drop_last: bool, shuffle: bool) -> None:
+    n, ranks = 103, 4
+    kept = np.flatnonzero(np.random.default_rng(0).random(n) < 0.6)
+    for sampler in samplers(n, ranks, drop_last=drop_last, shuffle=shuffle):
+        sampler.install(keep(n, kept))
+        own = kept[(kept >= sampler.start) & (kept < sampler.stop)]
+        np.testing.assert_array_equal(sampler.kept, own)
+        assert sampler.num_kept == len(kept)
+        assert len(sampler) == (len(kept) // ranks if drop_last else -(-len(kept) // ranks))
+        for epoch in range(1, 4):
+            parts = list(sampler.blocks(epoch))
+            drawn, padding = (np.concatenate(x) for x in zip(*parts, strict=True))
+            assert len(drawn) == len(sampler)
+            # Each once, as far as they go; then from the start of the same order.
+            real = drawn[~padding]
+            assert len(set(real.tolist())) == len(real) == min(len(own), len(sampler))
+            np.testing.assert_array_equal(drawn[padding], drawn[: padding.sum()])
+            assert set(drawn.tolist()) <= set(own.tolist())
+            if not shuffle:
+                np.testing.assert_array_equal(real, own[: len(real)])
+
+
+def test_what_is_left_out_changes_from_epoch_to_epoch() -> None:
+    n = 40
+    kept = [*range(18), 20, 21]  # rank 0 keeps 18 and draws 10
+    first, second = samplers(n, 2)
+    for sampler in (first, second):
+        sampler.install(keep(n, kept))
+    drawn = []
+    for epoch in range(1, 30):
+        first.set_epoch(epoch)
+        drawn.append(frozenset(first))
+        assert len(drawn[-1]) == len(first) == 10
+    assert len(set(drawn)) > 20
+    assert frozenset.union(*drawn) == set(range(18))
+    assert sorted(second) == [20] * 5 + [21] * 5
+
+
+def test_order_depends_on_seed_epoch_and_rank() -> None:
+    def order(seed: int, epoch: int, rank: int) -> list[int]:
+        sampler = kcd.ShardedSampler(2000, num_replicas=2, rank=rank, seed=seed)
+        sampler.set_epoch(epoch)
+        return (np.array(list(sampler)) - sampler.start).tolist()
+
+    orders = [order(s, e, r) for s in (0, 1) for e in (1, 2) for r in (0, 1)]
+    assert all(sorted(o) == list(range(1000)) for o in orders)
+    assert len({tuple(o) for o in orders}) == len(orders)
+    assert order(0, 1, 1) == order(0, 1, 1)
+
+
+def test_a_resume_skips_positions() -> None:
+    sampler = kcd.ShardedSampler(3001, num_replicas=3, rank=1)
+    whole = list(sampler)
+    rest = [i for indices, _ in sampler.blocks(start=3 * 700) for i in indices.tolist()]
+    assert rest == whole[700:]
+
+
+def test_sampler_state() -> None:
+    n, ranks = 60, 3
+    whole = kcd.condense(np.random.default_rng(0).random(n), np.ones(n, int), previous=n, target=40)
+    for mixing in ("cumulative", "fresh", None):
+        for sampler, again in zip(
+            samplers(n, ranks, mixing=mixing), samplers(n, ranks, mixing=mixing), strict=True
+        ):
+            again.load_state_dict(sampler.state_dict())  # everything
+            assert list(again) == list(sampler)
+            sampler.install(whole)
+            again.load_state_dict(sampler.state_dict())
+            assert list(again) == list(sampler)
+            assert again.fingerprint() == sampler.fingerprint()
+            own = whole.tail[(whole.tail >= sampler.start) & (whole.tail < sampler.stop)]
+            expected = {"cumulative": whole.tail, "fresh": own, None: own[:0]}[mixing]
+            assert again.recipes.target.tolist() == sorted(expected)
+            pairs = dict(zip(whole.tail.tolist(), whole.dropped.tolist(), strict=True))
+            for target, source in zip(again.recipes.target, again.recipes.source, strict=True):
+                assert pairs[int(target)] == source
+    state = samplers(n, ranks)[0].state_dict()
+    with pytest.raises(ValueError, match="saved with num_replicas = 3, here it is 2"):
+        kcd.ShardedSampler(n, num_replicas=2, rank=0).load_state_dict(state)
+    with pytest.raises(ValueError, match="not a sharded sampler state"):
+        kcd.ShardedSampler(n, num_replicas=1, rank=0).load_state_dict(kcd.CondensedSampler(n).state_dict())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"bits": np.zeros(5, np.uint8)},
+        {"bits": np.zeros(3, np.int64)},
+        {"bits": np.full(3, 255, np.uint8)},  # beyond the end of the slice
+        {"sizes": np.array([13, 13, 14])},
+        {"sizes": np.array([20, 20])},
+        {"sizes": np.array([20, 20, 0])},
+    ],
+)
+def test_damaged_sampler_states(damage: dict[str, Any]) -> None:
+    sampler = kcd.ShardedSampler(60, num_replicas=3, rank=0)
+    sampler.install(keep(60, range(5, 45)))
+    state, before = sampler.state_dict(), list(sampler)
+    with pytest.raises(ValueError, match="damaged"):
+        sampler.load_state_dict({**state, **damage})
+    assert list(sampler) == before
+
+
+def test_refusals() -> None:
+    n = 12
+    first, second = samplers(n, 2)
+    with pytest.raises(ValueError, match="of 13 samples"):
+        first.install(keep(13, [0, 1]))
+    with pytest.raises(ValueError, match=r"rank\(s\) \[1\] would keep none"):
+        first.install(keep(n, [0, 1]))
+    value = np.arange(n, dtype=float)
+    mine, other = on_shards(value, np.ones(n, int), ranks=2, previous=n, target=8)
+    with pytest.raises(ValueError, match="of rank 1 of 2, this sampler of 0 of 2"):
+        first.install(other)
+    assert "kept=8 of 12, 2 of them on rank 0 of 2" in repr(mine)
+    with pytest.raises(ValueError, match="at least the number of ranks, 3"):
+        kcd.ShardedSampler(2, num_replicas=3, rank=0)
+    schedule = kcd.CondensationSchedule(ratio=0.5, stages=1, period=1)
+    with pytest.raises(ValueError, match="num_samples = 6"):
+        kcd.condense_sharded(kcd.KnowledgeValueTracker(n), first, schedule)
+    with pytest.raises(RuntimeError, match="process group has 1 ranks"):
+        kcd.condense_sharded(kcd.KnowledgeValueTracker(6), first, schedule)
+    with pytest.raises(TypeError, match="use condense_sharded"):
+        kcd.condense_step(kcd.KnowledgeValueTracker(n), second, schedule)
+    alone = kcd.ShardedSampler(n)
+    with pytest.raises(RuntimeError, match="no value was ever recorded"):
+        kcd.condense_sharded(kcd.KnowledgeValueTracker(n), alone, schedule)
+    assert (alone.stage, alone.num_kept) == (0, n)
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_one_rank_by_hand_is_condense_step(device: Any) -> None:
+    n = 50
+    schedule = kcd.CondensationSchedule(ratio=0.5, stages=2, period=1)
+    tracker = kcd.KnowledgeValueTracker(n, device=device)
+    tracker.record(np.arange(40), np.random.default_rng(0).random(40))
+    whole, alone = kcd.CondensedSampler(n), kcd.ShardedSampler(n)
+    for _ in range(3):
+        chosen = kcd.condense_sharded(tracker, alone, schedule)
+        expected = kcd.condense_step(tracker, whole, schedule)
+        np.testing.assert_array_equal(chosen.kept, expected.kept)
+        np.testing.assert_array_equal(alone.kept, whole.kept)
+        assert alone.recipes.target.tolist() == whole.recipes.target.tolist()
+        assert (chosen.stage, chosen.num_kept, chosen.cut) == (
+            expected.stage,
+            expected.num_kept,
+            expected.cut,
+        )
+
+
+# -- real processes ---------------------------------------------------------------------------------------
+
+N = 61
+SCHEDULE = kcd.CondensationSchedule(ratio=0.5, stages=3, period=1)
+
+
+def sharded_loader(**options: Any) -> Any:
+    sampler: Any = DistributedSampler(range(N), seed=5)
+    loader: Any = DataLoader(Plain(N), batch_size=4, sampler=sampler)
+    return kcd.wrap_loader(loader, schedule=SCHEDULE, sharded=True, **options)
+
+
+def train(rank: int, mixing: str | None, resume: bool) -> list[Any]:
+    loader, log = sharded_loader(mixing=mixing), []
+    for epoch in range(1, 5):
+        drawn, images = [], {}
+        for number, batch in enumerate(loader):
+            indices = index_of(batch)
+            drawn += indices
+            images.update(zip(indices, batch[0].sum((1, 2)).tolist(), strict=True))
+            loader.record(logits_of(indices, epoch))
+            if resume and number == 1:
+                state = loader.state_dict()
+        if resume:  # from the middle of the epoch, in a new loader
+            loader = sharded_loader(mixing=mixing)
+            loader.load_state_dict(state)
+            for batch in loader:
+                loader.record(logits_of(index_of(batch), epoch))
+        chosen = loader.end_epoch()
+        log.append(
+            {
+                "drawn": drawn,
+                "images": images,
+                "kept": chosen.kept.tolist(),
+                "pairs": [chosen.tail.tolist(), chosen.dropped.tolist()],
+                "steps": [len(loader), loader.steps(loader.epoch)],
+                "history": loader.history.records[-1],
+                "count": loader.tracker.count.tolist(),
+            }
+        )
+    return log
+
+
+def one_rank_fails(rank: int, world: int) -> Any:
+    tracker = kcd.KnowledgeValueTracker(10, device="cpu", on_nonfinite="raise")
+    tracker.record([0, 1], torch.tensor([1.0, float("nan") if rank == world - 1 else 2.0]))
+    sampler = kcd.ShardedSampler(10 * world)
+    try:
+        kcd.condense_sharded(tracker, sampler, SCHEDULE)
+    except (ValueError, RuntimeError) as error:
+        return [type(error).__name__, str(error), sampler.stage]
+
+
+def foreign(rank: int, world: int) -> Any:
+    loader = sharded_loader()
+    foreigner = loader.sampler.stop % N
+    try:
+        loader.record(torch.zeros(1, 3), indices=[foreigner])
+    except IndexError as error:
+        return [foreigner, str(error), int(loader.tracker.count.sum())]
+
+
+def work(rank: int, world: int, folder: Any) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world,
+        timeout=datetime.timedelta(seconds=30),
+    )  # fmt: skip
+    result = {
+        "cumulative": train(rank, "cumulative", False),
+        "fresh": train(rank, "fresh", False),
+        "off": train(rank, None, False),
+        "resumed": train(rank, "cumulative", True),
+        "fails": one_rank_fails(rank, world),
+        "foreign": foreign(rank, world),
+    }
+    (folder / f"rank{rank}.json").write_text(json.dumps(result))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    world, folder = request.param, tmp_path_factory.mktemp("sharded")
+    processes: Any = torch.multiprocessing.start_processes(
+        work, (world, folder), nprocs=world, join=False, start_method="spawn"
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not processes.join(timeout=1):
+            assert time.monotonic() < deadline, "the ranks hang"
+    finally:
+        for process in processes.processes:
+            process.kill()
+            process.join()
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(world)]
+
+
+@pytest.mark.parametrize("how", ["cumulative", "fresh", "off"])
+def test_real_ranks_choose_as_one_process_that_recorded_everything(ranks: Any, how: str) -> None:
+    world = len(ranks)
+    naive, tracker = Naive(N, SCHEDULE), kcd.KnowledgeValueTracker(N)
+    history, images = kcd.CondensationHistory(N), None
+    mixed = Naive(N, SCHEDULE, images=Plain(N).images.numpy(), fresh=how == "fresh")
+    for epoch in range(1, 5):
+        seen = [rank[how][epoch - 1] for rank in ranks]
+        drawn: list[int] = []
+        for number, rank in enumerate(seen):
+            start, stop = sharded.bounds(N, number, world)
+            assert all(start <= i < stop for i in rank["drawn"])
+            drawn += dict.fromkeys(rank["drawn"])  # padding is not recorded
+            if images is not None:
+                for i, total in rank["images"].items():
+                    np.testing.assert_allclose(total, images[int(i)].sum(), rtol=1e-5)
+        for to in (naive, mixed):
+            to.record(drawn, entropy_of(logits_of(drawn, epoch)))
+            to.stage()
+        tracker.update(drawn, logits_of(drawn, epoch))
+        if how != "off":
+            images = mixed.images
+        assert [i for rank in seen for i in rank["kept"]] == naive.kept
+        assert [c for rank in seen for c in rank["count"]] == tracker.count.tolist()
+        pairs = [naive.tail, naive.dropped] if how != "off" else [[], []]
+        assert all(rank["pairs"] == pairs for rank in seen)
+        chosen = kcd.condense(
+            tracker.value,
+            tracker.count,
+            previous=SCHEDULE.size(N, epoch),
+            target=len(naive.kept),
+            stage=epoch,
+        )
+        history.append(chosen, tracker.value, tracker.count, epoch=epoch, mixing=how != "off")
+        assert all(rank["history"] == history.records[-1] for rank in seen)
+        assert len({tuple(rank["steps"]) for rank in seen}) == 1
+
+
+def test_a_resumed_rank_goes_on_as_if_nothing_had_happened(ranks: Any) -> None:
+    for rank in ranks:
+        for a, b in zip(rank["cumulative"], rank["resumed"], strict=True):
+            assert {**a, "drawn": 0, "images": 0} == {**b, "drawn": 0, "images": 0}
+
+
+def test_a_rank_that_fails_takes_the_others_along(ranks: Any) -> None:
+    *others, last = (rank["fails"] for rank in ranks)
+    assert last[0] == "ValueError"
+    assert "not finite" in last[1]
+    assert last[2] == 0
+    for kind, message, stage in others:
+        assert (kind, stage) == ("RuntimeError", 0)
+        assert f"rank(s) [{len(ranks) - 1}] could not go on" in message
+
+
+def test_a_sample_of_another_rank_is_refused(ranks: Any) -> None:
+    for rank in ranks:
+        foreigner, message, recorded = rank["foreign"]
+        assert f"got [{foreigner}]" in message
+        assert recorded == 0
+
+
+def test_loader_refusals() -> None:
+    loader: Any = DataLoader(Plain(N), batch_size=4)
+    with pytest.raises(ValueError, match="select needs the values of all samples"):
+        kcd.wrap_loader(loader, schedule=SCHEDULE, sharded=True, select=lambda *_: None)  # type: ignore[arg-type,return-value]
+    wrapped = kcd.wrap_loader(loader, schedule=SCHEDULE, sharded=True)
+    with pytest.raises(ValueError, match="same number of ranks"):
+        wrapped.load_state_dict([wrapped.state_dict()])
+    with pytest.raises(ValueError, match="saved with sharded = False, here it is True"):
+        wrapped.load_state_dict(kcd.wrap_loader(loader, schedule=SCHEDULE).state_dict())
