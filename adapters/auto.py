@@ -32,4 +32,4 @@ def install(name: str, **settings: Any) -> None:
     checked = Settings.from_dict(settings)
     from . import engine
 
-    engine.install(checked)
+    engine.install(checked, spawned=name == "__mp_main__")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import multiprocessing
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
@@ -39,7 +38,11 @@ CHECKED_AT_ONCE = 3  # batches whose labels are compared at once; on a device, l
 
 
 def install(
-    settings: Settings, profile: Profile | None = None, arguments: Sequence[str] | None = None
+    settings: Settings,
+    profile: Profile | None = None,
+    arguments: Sequence[str] | None = None,
+    *,
+    spawned: bool = False,
 ) -> Engine:
     """Install KCD in this process, before the host's script runs.
 
@@ -50,6 +53,8 @@ def install(
         Default: the one that knows the script being run, or that ``settings`` name.
     arguments : sequence of str, optional
         The script's. Default: ``sys.argv[1:]``.
+    spawned : bool
+        Whether this is a process that the script spawned: its parent has said what there is to say.
 
     Raises
     ------
@@ -69,8 +74,7 @@ def install(
             "KCD is installed in this process already (by kcd patch? then run the script itself)"
         )
     engine = Engine(settings, profile, arguments)
-    # A spawned process does not know its rank yet, and its parent has said all this.
-    say = engine.say if multiprocessing.parent_process() is None else lambda text: None
+    say = (lambda text: None) if spawned else engine.say
     say(
         f"{profile.title}, {engine.method} (profile {profile.name}); the student is observed at {profile.observe}"
     )
@@ -92,7 +96,8 @@ def _patch_loader(engine: Engine) -> None:
         return iterate(loader) if hosted is None else engine.start(hosted)
 
     def patched_len(loader: DataLoader[Any]) -> int:
-        return len(engine.train) if engine.train and engine.train.loader is loader else length(loader)
+        hosted = engine.hosted(loader) if engine.train else None
+        return length(loader) if hosted is None else len(hosted)
 
     DataLoader._kcd_engine = engine  # type: ignore[attr-defined]
     DataLoader.__iter__ = patched_iter  # type: ignore[method-assign,assignment]
@@ -121,6 +126,8 @@ class Engine:
         self._checked = 0  # batches compared at once
         self._moved = False  # whether the tracker is where the predictions are
         self._strangers = 0  # predictions of this pass with labels that no batch has
+        self._elsewhere = 0  # predictions since this pass ended
+        self._rank = 0
         self._wrong: Any = None  # labels that differed, counted on the device
         self._closed = False
         self.checkpoints = Checkpoints(self)
@@ -130,23 +137,28 @@ class Engine:
     def hosted(self, loader: DataLoader[Any]) -> HostedLoader | None:
         """The hosted loader for one of the host's that may be the student's."""
         hosted: HostedLoader | None = loader.__dict__.get("_kcd_hosted")
-        if self.train is not None:
-            return hosted if hosted is self.train else None
-        if hosted is None:
-            try:
+        if hosted is not None:
+            return hosted if self.train in (None, hosted) else None
+        try:
+            if self.train is None:
                 hosted = HostedLoader(loader, self.profile, self.settings)
-            except (TypeError, ValueError):  # ordered, iterable-style, empty, one of ours
-                return None
+            elif self.train.loader is None and self.train.follow(loader):
+                hosted = self.train
+        except (TypeError, ValueError):  # ordered, iterable-style, empty, one of ours
+            return None
+        if hosted is not None:
             loader.__dict__["_kcd_hosted"] = hosted
-            self._candidates.add(hosted)
-            self.checkpoints.restore(hosted)
+            if self.train is None:
+                self._candidates.add(hosted)
+                self.checkpoints.restore(hosted)
         return hosted
 
     def start(self, hosted: HostedLoader) -> Iterator[Any]:
         """A pass over a loader. If it is the student's, the pass before it ends now."""
+        _ = self.rank  # while the host's process group is there to ask
         if hosted is self.train:
             self._end_pass()
-        self._strangers = 0
+        self._strangers = self._elsewhere = 0
         return hosted.start()
 
     # -- recording ---------------------------------------------------------------------------------
@@ -174,6 +186,13 @@ class Engine:
                 self._strangers += 1
                 if self._strangers >= CHECKED_AT_ONCE:
                     raise RuntimeError(self._misaligned())
+            elif hosted is self.train and hosted.done:
+                self._elsewhere += 1
+                if self._elsewhere == CHECKED_AT_ONCE:
+                    self.say(
+                        "WARNING: a student is being trained on another loader than the one that was recognised "
+                        "(the host makes several?); what it draws is not condensed, and not recorded"
+                    )
 
     def _compare(self, expected: torch.Tensor, targets: torch.Tensor) -> None:
         wrong = differ(expected, targets)
@@ -204,7 +223,7 @@ class Engine:
     def choose(self, hosted: HostedLoader) -> None:
         """Settle on a loader as the student's."""
         self.train = hosted
-        sampler, dataset = hosted.sampler, hosted.loader.dataset
+        sampler, dataset = hosted.sampler, hosted.dataset
         how = "raw images" if hosted.mixer is mix_arrays else "samples after their transform"
         mixing = f"mixing {how}, {sampler.mixing}" if sampler.mixing else "no mixing"
         self.say(
@@ -279,14 +298,16 @@ class Engine:
                     f"no prediction of a student was observed at {self.profile.observe}: this run was without KCD"
                 )
             return
+        processes = self.train.sampler.num_replicas
+        share = f" by the first of {processes} processes" if processes > 1 else ""
         self.say(
-            f"{self.epochs} epochs, {len(self.train.history)} stages, {self.drawn} samples drawn, {self.observed} of them "
-            f"observed, {self._savings()}"
+            f"{self.epochs} epochs, {len(self.train.history)} stages, {self.drawn} samples drawn{share}, {self.observed} "
+            f"of them observed, {self._savings()}"
         )
         self._write_history(self.train)
 
     def _write_history(self, train: HostedLoader) -> None:
-        if self.settings.history is None or distributed.rank() > 0:
+        if self.settings.history is None or self.rank > 0:
             return
         content = {
             "run": {"repository": self.profile.title, "method": self.method, "kcd": __version__},
@@ -296,12 +317,19 @@ class Engine:
                 "drawn": self.drawn,
                 "observed": self.observed,
                 "saved": self.saved,
+                "processes": train.sampler.num_replicas,
             },
             "history": train.history.state_dict(),
         }
         write_whole(Path(self.settings.history), json.dumps(content).encode())
 
+    @property
+    def rank(self) -> int:
+        """This process's, remembered: at the end, the host's process group may be gone."""
+        self._rank = self._rank or distributed.rank()
+        return self._rank
+
     def say(self, text: str) -> None:
         """Print a line, on the first rank alone."""
-        if distributed.rank() == 0:
+        if self.rank == 0:
             print(f"kcd: {text}", flush=True)

@@ -8,8 +8,10 @@ that is its own order to the bit.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
 from kcd_core import CondensationHistory, KnowledgeValueTracker
 from kcd_core.keyed import KeyBatches, rebuild, understand
-from kcd_core.mixing import default_mixer
+from kcd_core.mixing import Mixer, Steps, default_mixer
 from kcd_core.sampler import CondensedSampler
 
 from .profiles import Profile
@@ -36,14 +38,14 @@ class HostOrder(CondensedSampler):
     """Which indices are kept, as `CondensedSampler` has it; in which order, the host's sampler says."""
 
     def __init__(self, host: Any, num_samples: int, *, mixing: str | None) -> None:
-        super().__init__(
-            num_samples,
-            num_replicas=getattr(host, "num_replicas", 1),
-            rank=getattr(host, "rank", 0),
-            drop_last=getattr(host, "drop_last", False),
-            mixing=mixing,
-        )
+        super().__init__(num_samples, num_replicas=1, rank=0, mixing=mixing)
+        self.follow(host)
+
+    def follow(self, host: Any) -> None:
+        """Leave the order to this sampler of the host's from now on."""
         self._host = host
+        self.num_replicas, self.rank = getattr(host, "num_replicas", 1), getattr(host, "rank", 0)
+        self.drop_last = getattr(host, "drop_last", False)
 
     def blocks(self, epoch: int | None = None, start: int = 0) -> Blocks:
         """One block, the whole epoch's; drawn when its first index is asked for, as the host would."""
@@ -84,28 +86,74 @@ class HostedLoader:
         Of the batches that were drawn and not observed yet, oldest first.
     drawn, observed : int
         Samples of the present pass.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the loader can't be the student's: ordered, iterable-style, empty, or one that is rebuilt.
     """
 
     def __init__(self, loader: DataLoader[Any], profile: Profile, settings: Settings) -> None:
-        batching, order = understand(loader, seed=0)
-        if not order["shuffle"]:
-            raise TypeError("the loader does not shuffle")
-        self.loader = loader
-        self.sampler = HostOrder(
-            loader.sampler,
-            len(loader.dataset),  # type: ignore[arg-type]
-            mixing=None if settings.mixing == "none" else settings.mixing,
-        )
-        self.batches = KeyBatches(self.sampler, *batching)
+        batching = _shuffled(loader)
+        self._profile, self._settings = profile, settings
+        mixing = None if settings.mixing == "none" else settings.mixing
+        self.sampler = HostOrder(loader.sampler, len(loader.dataset), mixing=mixing)  # type: ignore[arg-type]
         self.tracker = KnowledgeValueTracker(self.sampler.num_samples, value=settings.value)
         self.history = CondensationHistory(self.sampler.num_samples)
-        self.mixer = default_mixer(loader.dataset)
         self.pending: deque[tuple[Any, torch.Tensor]] = deque(maxlen=MOST_PENDING)
         self.drawn = self.observed = 0
-        self._profile, self._settings = profile, settings
-        self._inner: DataLoader[Any] | None = None
         self._ahead: int | None = None  # batches the host fetches before it uses one
         self._exhausted = False
+        self._attach(loader, batching)
+
+    def _attach(self, loader: DataLoader[Any], batching: tuple[int, bool]) -> None:
+        # Weakly: whether the host still has it tells whether it made another one instead.
+        self._loader = weakref.ref(loader)
+        self.dataset = loader.dataset
+        self.mixer = default_mixer(loader.dataset)
+        self.batches = KeyBatches(self.sampler, *batching)
+        self.batches.rehearse = self.sampler.mixing is not None and self._settings.ratio < 1
+        self._inner: DataLoader[Any] | None = None
+
+    @property
+    def loader(self) -> DataLoader[Any] | None:
+        """The host's own; None once the host has let go of it."""
+        return self._loader()
+
+    @property
+    def done(self) -> bool:
+        """Whether all batches of the present pass were drawn, and those that were awaited observed."""
+        return self._exhausted and not self.pending
+
+    def follow(self, loader: DataLoader[Any]) -> bool:
+        """Go on with a loader that the host made in the place of the one it let go of, if it is over the same data.
+
+        Returns
+        -------
+        bool
+            Whether it is: over the same data set, or over one of the same type with equal ``targets``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the constructor does.
+        RuntimeError
+            If the data set is another one of the same type and length, without ``targets`` to compare.
+        """
+        batching, dataset = _shuffled(loader), loader.dataset
+        if dataset is not self.dataset:
+            if type(dataset) is not type(self.dataset) or len(dataset) != self.sampler.num_samples:  # type: ignore[arg-type]
+                return False
+            before, now = (getattr(one, "targets", None) for one in (self.dataset, dataset))
+            if before is None or now is None or not np.array_equal(np.asarray(before), np.asarray(now)):
+                raise RuntimeError(
+                    f"the host made a new loader over a new {type(dataset).__name__}, and its `targets` do not show "
+                    "that its samples are those of the one before, in the same order: let the script make "
+                    "its data set once, before the first epoch, or run without KCD"
+                )
+        self.sampler.follow(loader.sampler)
+        self._attach(loader, batching)
+        return True
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -117,10 +165,14 @@ class HostedLoader:
         self._ahead, self._exhausted = None, False
         # Rebuilt for every pass, so that what the host sets on its loader counts; persistent workers
         # are the exception, and are renewed when the set changes.
-        if self._inner is None or not self.loader.persistent_workers:
+        loader = self.loader
+        assert loader is not None
+        if self._inner is None or not loader.persistent_workers:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of too many workers, say: the host's loader did
-                self._inner = rebuild(self.loader, self.batches, self.mixer, dataset=self._dataset())
+                self._inner = rebuild(
+                    loader, self.batches, partial(_mix, self.mixer), dataset=self._dataset()
+                )
         return self._run(iter(self._inner))  # made here: a DataLoader draws its base seed at iter()
 
     def renew(self) -> None:
@@ -128,7 +180,7 @@ class HostedLoader:
         self._inner = None
 
     def _dataset(self) -> Any:
-        dataset, sampler = self.loader.dataset, self.sampler
+        dataset, sampler = self.dataset, self.sampler
         if sampler.num_kept == sampler.num_samples or self._settings.negatives == "full":
             return dataset
         return self._profile.condensed(dataset, sampler.kept)
@@ -173,6 +225,21 @@ class HostedLoader:
         for _ in range(place):
             self.pending.popleft()
         return self.pending.popleft()
+
+
+def _shuffled(loader: DataLoader[Any]) -> tuple[int, bool]:
+    """Batch size and drop_last of a loader that may be the student's, or TypeError or ValueError."""
+    batching, order = understand(loader, seed=0)
+    if not order["shuffle"]:
+        raise TypeError("the loader does not shuffle")
+    return batching
+
+
+def _mix(mixer: Mixer, dataset: Any, index: int, steps: Steps) -> Any:
+    try:
+        return mixer(dataset, index, steps)
+    except TypeError as error:
+        raise TypeError(f"{error} (kcd run and kcd patch: --mixing none)") from error
 
 
 def differ(expected: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

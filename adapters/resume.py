@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kcd_core import CondensationHistory, distributed
+from kcd_core import CondensationHistory
 from kcd_core.tracker import check_same
+
+from .files import write_whole
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -32,10 +36,11 @@ class Checkpoints:
         engine, train = self._engine, self._engine.train
         if train is None or not (isinstance(checkpoint, dict) and "optimizer" in checkpoint):
             return
-        if distributed.rank() > 0:
+        if engine.rank > 0:
             return
         state = {
             **self._identity(train),
+            "checkpoint": _fingerprint(path),
             "epochs": engine.epochs,
             "drawn": [engine.drawn, train.drawn],
             "observed": [engine.observed, train.observed],
@@ -44,12 +49,28 @@ class Checkpoints:
             "sampler": train.sampler.state_dict(),
             "history": train.history.state_dict(),
         }
-        torch.save(state, f"{path}.kcd")
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_whole(Path(f"{path}.kcd"), content.getvalue())
 
     def load(self, path: Any) -> None:
-        """Called after the host loaded: a teacher, too, which has no such file beside it."""
-        if Path(f"{path}.kcd").is_file():
-            self._loaded = torch.load(f"{path}.kcd", map_location="cpu", weights_only=True)
+        """Called after the host loaded: a teacher, too, which has no such file beside it.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint is not the one that the file was written beside.
+        """
+        if not Path(f"{path}.kcd").is_file():
+            return
+        state = torch.load(f"{path}.kcd", map_location="cpu", weights_only=True)
+        if state.get("checkpoint") != _fingerprint(path):
+            raise ValueError(
+                f"{path}.kcd belongs to another checkpoint than {path} is now (one that was overwritten by a run "
+                "without KCD, or by one that was killed before it wrote the new state): resume from another "
+                "checkpoint, or delete that file to begin anew with the full set"
+            )
+        self._loaded = state
 
     def restore(self, hosted: HostedLoader) -> None:
         """Give a loader the state that was loaded, if it is of its size.
@@ -84,3 +105,11 @@ class Checkpoints:
             "schedule": self._engine.schedule.state_dict(),
             **{name: getattr(settings, name) for name in names},
         }
+
+
+def _fingerprint(path: Any) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -78,5 +78,5 @@ def run_in_child() -> dict[str, Any]:
     settings = Settings.from_environment()
     from .profiles import find
 
-    install(settings, find(Path(script), settings.profile))
+    install(settings, find(Path(script), settings.profile), spawned=True)
     return runpy.run_path(script, run_name="__mp_main__")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 __all__ = ["Profile", "find", "option", "profiles"]
 
-MODULES = ("simkd", "repdistiller", "sskd", "reviewkd", "mdistiller")
+MODULES = ("simkd", "repdistiller", "sskd", "reviewkd", "reviewkd_imagenet", "mdistiller")
 
 Arguments = Sequence[str]
 
@@ -101,20 +101,27 @@ def find(script: Path, name: str | None = None) -> Profile:
                 return profile
         raise ValueError(f"there is no profile {name!r}; there are {', '.join(p.name for p in known)}")
     script = script.resolve()
-    for profile in known:
-        depth = profile.script.count("/")
-        root = script.parents[depth] if len(script.parents) > depth else script.parent
-        if profile.knows(root):
-            if script == (root / profile.script).resolve():
-                return profile
-            raise ValueError(
-                f"{script.name} is not the script that trains a student in {profile.title}: that is {profile.script}"
-            )
+    near = [(profile, _root(script, profile)) for profile in known]
+    near = [(profile, root) for profile, root in near if profile.knows(root)]
+    for profile, root in near:
+        if script == (root / profile.script).resolve():
+            return profile
+    if near:
+        scripts = " or ".join(dict.fromkeys(profile.script for profile, _ in near))
+        raise ValueError(
+            f"{script.name} is not the script that trains a student in {near[0][0].title}: that is {scripts}"
+        )
     raise ValueError(
         f"no profile knows the repository of {script}. Known are {', '.join(p.title for p in known)}. To add one is "
         "to write a module of a few dozen lines (docs/adapters.md); for a training loop of your own, three lines with "
         "kcd_core.wrap_loader do (README.md). If it is a known repository that was changed, name it with --profile"
     )
+
+
+def _root(script: Path, profile: Profile) -> Path:
+    """Where the repository's root would be, if ``script`` lay in it as the profile's does."""
+    depth = profile.script.count("/")
+    return script.parents[depth] if len(script.parents) > depth else script.parent
 
 
 def option(arguments: Arguments, *names: str, default: str = "") -> str:

@@ -29,7 +29,9 @@ PROFILE = Profile("mini", "Mini", "train.py", (), "torch.nn.functional.cross_ent
 def hosted(n: int = 40, batch_size: int = 8, **loading: Any) -> HostedLoader:
     data = TensorDataset(torch.arange(n).float().unsqueeze(1), torch.arange(n) % 3)
     loader = DataLoader(data, batch_size=batch_size, **(loading or {"shuffle": True}))
-    return HostedLoader(loader, PROFILE, Settings())
+    train = HostedLoader(loader, PROFILE, Settings())
+    train.host = loader  # type: ignore[attr-defined]  # which keeps it, as a host would
+    return train
 
 
 def keep(train: HostedLoader, size: int) -> None:

@@ -73,6 +73,20 @@ def test_processes_that_the_host_spawns(host: Host) -> None:
     assert sources(host) == original
 
 
+@on("mdistiller")
+def test_workers_that_a_loader_spawns_run_the_block_too(host: Host) -> None:
+    (host.folder / "tools" / "mdistiller").symlink_to(host.folder / "mdistiller")
+    assert main(["patch", str(host.folder), *ONCE]) == 0
+    script = host.folder / "tools" / "train.py"
+    line = b"open('ran', 'a').write(__name__ + ' ')  # the block's last line\n# <<< kcd patch"
+    script.write_bytes(script.read_bytes().replace(b"# <<< kcd patch", line))
+    output, items = host.run("tools/train.py", "--epochs", "3", "--context", "spawn")
+    check(items, SIZES[:3])
+    # Persistent workers are renewed with every new set, and no oftener.
+    assert (host.folder / "ran").read_text().split() == ["__main__", *["__mp_main__"] * 3]
+    assert output.count("kcd: mdistiller") == 1
+
+
 @on("repdistiller")
 def test_nothing_changes_at_ratio_one(host: Host) -> None:
     command = ("train_student.py", "--epochs", "3")

@@ -205,6 +205,21 @@ def test_with_everything_kept_the_weights_are_those_of_the_plain_run(
 
 
 @on("repdistiller")
+@pytest.mark.parametrize("anew", ["loader", "data"])
+def test_a_loader_that_is_made_anew_for_every_epoch_is_followed(host: Host, anew: str) -> None:
+    output, items = host.kcd(*ONCE, "train_student.py", "--anew", anew)
+    check(items, SIZES)
+    assert "WARNING" not in output
+
+
+@on("repdistiller")
+def test_loaders_that_can_not_be_followed_are_not_passed_over_in_silence(host: Host) -> None:
+    output, items = host.kcd(*ONCE, "train_student.py", "--anew", "beside", "--epochs", "2")
+    assert [len(set(indices([i for i in items if i.get("epoch") == e]))) for e in (1, 2)] == [N, N]
+    assert "WARNING: a student is being trained on another loader" in output
+
+
+@on("repdistiller")
 def test_shims_can_be_left_out(host: Host) -> None:
     output, _ = host.kcd("--no-shim", "tensorboard_logger", "train_student.py", ok=False)
     assert "No module named 'tensorboard_logger'" in output
@@ -243,6 +258,24 @@ def test_labels_that_are_not_the_batchs_stop_the_run(host: Host) -> None:
     assert len(items) <= 3
 
 
+@on("reviewkd")
+def test_reviewkds_imagenet_script_needs_apex(host: Host) -> None:
+    script = ("ImageNet/imagenet_amp.py", "folder")
+    output, items = host.kcd(*ONCE, script[0], script[1], ok=False)
+    assert "needs NVIDIA's apex" in output
+    assert "Traceback" not in output
+    assert not items
+    (host.folder / "ImageNet" / "apex").mkdir()
+    (host.folder / "ImageNet" / "apex" / "__init__.py").touch()
+    (host.folder / "ImageNet" / "apex" / "amp.py").write_text("def initialize(*both):\n    return both\n")
+    output, items = host.kcd(*ONCE, *script, ok=False)  # PIL's images have no mixture
+    assert "field 0 can't be mixed" in output
+    assert "--mixing none" in output
+    assert not items
+    output, items = host.kcd(*ONCE, "--mixing", "none", *script)
+    check(items, SIZES[:3], mixing="none")
+
+
 @on("simkd")
 def test_simkd_is_observed_where_it_predicts(host: Host) -> None:
     output, items = host.kcd(*ONCE, "train_student.py", "--distill", "simkd")
@@ -258,7 +291,9 @@ def test_batches_the_host_skips_are_not_observed(host: Host) -> None:
 
 @on("simkd")
 def test_processes_that_the_host_spawns(host: Host) -> None:
-    output, items = host.kcd(*ONCE, "train_student.py", "--multiprocessing-distributed")
+    output, items = host.kcd(
+        *ONCE, "--history", "h.json", "train_student.py", "--multiprocessing-distributed"
+    )
     (other,) = host.folder.glob("record1.1")
     both = [items, list(np.load(other, allow_pickle=True))]
     merged: Items = []
@@ -275,7 +310,18 @@ def test_processes_that_the_host_spawns(host: Host) -> None:
             for name in ("index", "image", "logits"):
                 item[name] = np.concatenate([item[name], item[name]])
     check(merged, SIZES, ranks=2)
-    assert output.count("stage 1 after epoch 1") == 1
+    # Said once, although at the end no process group is left to ask for a rank.
+    for text in (
+        "kcd: SimKD",
+        "the student trains on",
+        "stage 1 after epoch 1",
+        "samples drawn by the first of 2",
+    ):
+        assert output.count(text) == 1
+    saved, full = sum(N - size for size in SIZES), N * len(SIZES)
+    assert f"{saved} of {full} samples saved so far" in output
+    summary = json.loads((host.folder / "h.json").read_text())["summary"]
+    assert (summary["saved"], summary["processes"]) == (saved, 2)
 
 
 @on("simkd")
@@ -302,6 +348,42 @@ def test_mdistiller_resumes_with_its_set(host: Host) -> None:
     assert "resumed after epoch 3" in output
     check(first + second, SIZES)
     assert not list(host.folder.glob("out/student_*.kcd"))
+
+
+MDISTILLER = (
+    "-c",
+    "import sys; sys.path.append('.'); from kcd_adapters.cli import main; sys.exit(main())",
+    "run",
+)
+
+
+@on("mdistiller")
+def test_what_can_not_be_mixed_fails_at_the_first_batch(host: Host) -> None:
+    script = ("tools/train.py", "--whole-numbers")
+    output, items = host.run(*MDISTILLER, *ONCE, *script, ok=False)
+    assert "integers are never mixed" in output
+    assert "--mixing none" in output
+    assert not items
+    host.run(*MDISTILLER, *ONCE, "--mixing", "none", *script, "--epochs", "2")
+
+
+@on("mdistiller")
+def test_a_checkpoint_that_was_overwritten_is_not_resumed_with_an_old_set(host: Host) -> None:
+    script = ("tools/train.py", "--cfg", "configs/cifar100/kd.yaml")
+    host.run(*MDISTILLER, *ONCE, *script, "--epochs", "2")
+    with (host.folder / "out" / "latest").open("ab") as file:
+        file.write(b"another")
+    output, items = host.run(*MDISTILLER, *ONCE, *script, "--resume", ok=False)
+    assert "belongs to another checkpoint" in output
+    assert not items
+
+
+@on("mdistiller")
+def test_spawned_workers(host: Host) -> None:
+    script = ("tools/train.py", "--epochs", "3", "--context", "spawn")
+    output, items = host.run(*MDISTILLER, *ONCE, *script)
+    check(items, SIZES[:3])
+    assert output.count("kcd: mdistiller") == 1
 
 
 def test_unknown_repositories_and_scripts_are_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataset.cifar100 import get_cifar100_dataloaders, get_cifar100_dataloaders_
 from helper.loops import train_distill as train
 from helper.loops import validate
 from helper.pretrain import init
+from torch.utils.data import DataLoader
 
 
 def main():
@@ -20,6 +21,7 @@ def main():
     parser.add_argument("--init_epochs", type=int, default=2)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--num_workers", type=int, default=0)
+    parser.add_argument("--anew", default="", choices=["", "loader", "data", "beside"])
     opt = parser.parse_args()
     mini.seed()
     logger = tb_logger.Logger(logdir="tb", flush_secs=2)
@@ -37,7 +39,14 @@ def main():
         init(model_s, model_t, None, None, train_loader, logger, opt)
     optimizer = mini.optimizer(model_s)
     criteria = [torch.nn.CrossEntropyLoss(), torch.nn.KLDivLoss(reduction="batchmean"), criterion_kd]
+    loaders = []
     for epoch in range(1, opt.epochs + 1):
+        if opt.anew == "loader":
+            train_loader = DataLoader(train_loader.dataset, batch_size=opt.batch_size, shuffle=True)
+        elif opt.anew:
+            if opt.anew == "beside":
+                loaders.append(train_loader)
+            train_loader, _, _ = get_cifar100_dataloaders(opt.batch_size, opt.num_workers, is_instance=True)
         acc, loss = train(epoch, train_loader, [model_s, model_t], criteria, optimizer, opt)
         logger.log_value("train_acc", acc, epoch)
         logger.log_value("train_loss", loss, epoch)

@@ -48,6 +48,8 @@ def main_worker(rank, opt):
             sampler.set_epoch(epoch)
         loss = train(epoch, loader, [model_s, projector, model_t], dataset, optimizer, opt)
         logger.log_value("train_loss", loss, epoch)
+    if opt.multiprocessing_distributed:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -14,17 +14,36 @@ class Instance(mini.Points):
         return (*super().__getitem__(index), index)
 
 
+class Integers(torch.utils.data.Dataset):
+    """No raw images to mix, and samples that have no mixture."""
+
+    def __getitem__(self, index):
+        return torch.from_numpy(mini.images()[index]), mini.labels()[index], index
+
+    def __len__(self):
+        return mini.N
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--cfg", default="")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--context", default=None)
+    parser.add_argument("--whole-numbers", action="store_true")
     args = parser.parse_args()
     mini.seed()
     import wandb
 
     wandb.init(project="mini")
-    loader = DataLoader(Instance(), batch_size=16, shuffle=True, num_workers=1, persistent_workers=True)
+    loader = DataLoader(
+        Integers() if args.whole_numbers else Instance(),
+        batch_size=16,
+        shuffle=True,
+        num_workers=1,
+        persistent_workers=True,
+        multiprocessing_context=args.context,
+    )
     distiller = torch.nn.DataParallel(mini.model())
     os.makedirs("out", exist_ok=True)
     BaseTrainer("out", distiller, loader).train(args.epochs, resume=args.resume)

@@ -33,7 +33,7 @@ class BaseTrainer:
     def train_iter(self, data, epoch):
         image, target, index = data
         self.optimizer.zero_grad()
-        preds = self.distiller(image)
+        preds = self.distiller(image.float())
         loss = torch.nn.functional.cross_entropy(preds, target)
         loss.backward()
         self.optimizer.step()
