@@ -27,6 +27,7 @@ from .values import cross_entropy, entropy, kd_divergence, margin
 if TYPE_CHECKING:
     from .loader import CondensedLoader, wrap_loader
     from .loss import CondensedLoss
+    from .stream import CondensedStream
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "CondensedLoss",
     "CondensedSampler",
     "CondensedSet",
+    "CondensedStream",
     "KnowledgeValueTracker",
     "ShardedSampler",
     "condense",
@@ -53,7 +55,12 @@ __all__ = [
     "wrap_loader",
 ]
 
-_NEED_TORCH = {"CondensedLoader": "loader", "wrap_loader": "loader", "CondensedLoss": "loss"}
+_NEED_TORCH = {
+    "CondensedLoader": "loader",
+    "wrap_loader": "loader",
+    "CondensedLoss": "loss",
+    "CondensedStream": "stream",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,630 @@
+"""Streams: tar shards of real images, read by several workers, against a dictionary keyed by id."""
+
+import copy
+import datetime
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+import torch
+from helpers import entropy_of
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+import kcd_core as kcd
+
+SCHEDULE = kcd.CondensationSchedule(ratio=0.5, stages=3, period=1)
+SHARDS, PER_SHARD = 5, 48
+SLOTS = 1 << 20
+KEYS = [f"shard{i // PER_SHARD}/digit{i:05d}" for i in range(SHARDS * PER_SHARD)]
+
+
+# -- real images in tar files, and a reader as people write them ------------------------------------------
+
+
+def digits():
+    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn ships the images")
+    return datasets.load_digits().images[: len(KEYS)].astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Binary PGM files of scikit-learn's digits, 48 to a tar."""
+    folder = tmp_path_factory.mktemp("shards")
+    images, paths = digits(), []
+    for number in range(SHARDS):
+        paths.append(str(folder / f"{number}.tar"))
+        with tarfile.open(paths[-1], "w") as tar:
+            for i in range(number * PER_SHARD, (number + 1) * PER_SHARD):
+                data = b"P5 8 8 16\n" + images[i].tobytes()
+                info = tarfile.TarInfo(KEYS[i] + ".pgm")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return paths
+
+
+class Shards(IterableDataset):
+    """Yields (key, encoded image) as they come out of the tars; each worker of each rank reads its own."""
+
+    def __init__(self, paths, rank=0, world=1):
+        self.paths = paths[rank::world]
+
+    def __iter__(self):
+        worker = get_worker_info()
+        mine = self.paths if worker is None else self.paths[worker.id :: worker.num_workers]
+        for path in mine:
+            with tarfile.open(path, "r|") as tar:
+                for member in tar:
+                    data = tar.extractfile(member).read()
+                    yield {"__key__": member.name.removesuffix(".pgm"), "pgm": data}
+
+
+class Decoded(IterableDataset):
+    """The stage after the filter: what was dropped is never decoded."""
+
+    def __init__(self, encoded):
+        self.encoded = encoded
+
+    def __iter__(self):
+        for sample in self.encoded:
+            header, _, pixels = sample["pgm"].partition(b"\n")
+            assert header == b"P5 8 8 16"
+            image = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).reshape(8, 8)
+            yield {"__key__": sample["__key__"], "image": image.float()}
+
+
+def student(images, epoch):
+    """A pretended student that is another one each epoch; computed from the pixels that came through."""
+    weight = np.random.default_rng(epoch).normal(0, 0.03, (64, 10))
+    return torch.from_numpy(np.asarray(images, np.float64).reshape(-1, 64) @ weight)
+
+
+def loader_of(stream, workers=0, method=None, persistent=False, **options):
+    return DataLoader(
+        Decoded(stream), batch_size=16, num_workers=workers, multiprocessing_context=method,
+        persistent_workers=persistent, **options,
+    )  # fmt: skip
+
+
+def run_epoch(stream, loader):
+    """One epoch as in docs/streams.md; gives the ids in the order they came."""
+    drawn = []
+    for batch in loader:
+        drawn += batch["__key__"]
+        stream.record(student(batch["image"], stream.epoch), ids=batch["__key__"])
+    stream.end_epoch()
+    return drawn
+
+
+def condensed(dataset=None, **options):
+    settings = {"key": "__key__", "slots": SLOTS, "schedule": SCHEDULE, **options}
+    return kcd.CondensedStream(dataset, **settings)
+
+
+class Reference:
+    """The method in float64, on a dictionary of all values ever recorded."""
+
+    def __init__(self, schedule=SCHEDULE, alpha=0.03):
+        self.recorded, self.dropped = defaultdict(list), set()
+        self.schedule, self.alpha = schedule, alpha
+
+    def record(self, ids, values):
+        for i, value in zip(ids, values, strict=True):
+            self.recorded[i].append(float(value))
+
+    def stage(self, tie=lambda i: i):
+        scores = {i: math.fsum(v) / len(v) * len(v) ** self.alpha for i, v in self.recorded.items()}
+        ranking = sorted(scores, key=lambda i: (-scores[i], tie(i)))
+        target = self.schedule.target(len(ranking), len(ranking) - len(self.dropped))
+        self.dropped = set(ranking[target:])
+
+
+def reference_epochs(epochs):
+    """The ids that each epoch should draw."""
+    images, reference = dict(zip(KEYS, digits(), strict=True)), Reference()
+    for epoch in range(1, epochs + 1):
+        drawn = [key for key in KEYS if key not in reference.dropped]
+        yield set(drawn)
+        reference.record(drawn, entropy_of(student([images[key] for key in drawn], epoch)))
+        reference.stage()
+
+
+def test_no_two_of_these_ids_share_a_slot():
+    """What the comparisons by id below rest on."""
+    assert len(set(condensed().slots_of(KEYS).tolist())) == len(KEYS)
+
+
+# -- drawing ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("workers", "method", "persistent"),
+    [
+        (0, None, False),
+        (2, "fork", False),
+        (2, "fork", True),
+        (2, "spawn", True),
+    ],
+)
+def test_each_epoch_draws_what_a_dictionary_of_all_values_says(shards, workers, method, persistent):
+    stream = condensed(Shards(shards))
+    loader = loader_of(stream, workers, method, persistent)
+    for expected in reference_epochs(5):
+        drawn = run_epoch(stream, loader)
+        assert len(drawn) == len(set(drawn))
+        assert set(drawn) == expected
+    assert [r["kept"] for r in stream.history] == [200, 160, 120, 120, 120]
+    assert [r["dropped"] for r in stream.history] == [40, 40, 40, 0, 0]
+    assert stream.share == 0.5
+
+
+def test_a_stage_within_an_iteration_is_seen_after_the_batches_already_asked_for(shards):
+    stream = condensed(Shards(shards[:1] * 10), schedule=kcd.CondensationSchedule(0.2, 1, 1))
+    batches = iter(loader_of(stream, 1, "fork", prefetch_factor=3))
+    for _ in range(4):
+        batch = next(batches)
+        stream.record(student(batch["image"], 1), ids=batch["__key__"])
+    chosen = stream.end_epoch()
+    assert len(chosen.kept) == 48 - int(48 * 0.8)
+    for _ in range(3):
+        next(batches)
+    rest = [key for batch in batches for key in batch["__key__"]]
+    assert rest
+    assert set(chosen.kept.tolist()) == set(stream.slots_of(rest).tolist())
+
+
+def test_a_killed_worker_leaves_no_harm(shards):
+    stream = condensed(Shards(shards))
+    run_epoch(stream, loader_of(stream))
+    _, expected = reference_epochs(2)
+    loader = loader_of(stream, 2, "fork", persistent=True)
+    batches = iter(loader)
+    next(batches)
+
+    def kill_and_read_on(loader, batches):
+        worker = loader._iterator._workers[0]
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join(30)
+        list(batches)
+
+    with pytest.raises((RuntimeError, EOFError)):  # torch's, from wherever SIGCHLD finds it
+        kill_and_read_on(loader, batches)
+    del batches, loader
+    assert set(run_epoch(stream, loader_of(stream, 2, "fork"))) == expected
+
+
+def test_keep_is_a_filter_of_its_own_and_sees_the_same_set():
+    stream = condensed(schedule=kcd.CondensationSchedule(0.5, 1, 1))
+    samples = [{"__key__": i} for i in range(6)]
+    assert list(filter(stream.keep, samples)) == samples
+    logits = np.zeros((6, 2))
+    logits[:, 0] = [0, 9, 1, 8, 2, 7]
+    stream.record(logits, ids=range(6))
+    stream.end_epoch()
+    assert [s["__key__"] for s in samples if stream.keep(s)] == [0, 2, 4]
+    assert stream.is_kept(range(6)).tolist() == [True, False] * 3
+    assert stream.is_kept(["never", b"seen", 77]).all()
+    with pytest.raises(TypeError, match="given no dataset"):
+        iter(stream)
+
+
+@pytest.mark.parametrize("key", [1, "name", len])
+def test_keys(key):
+    samples = {1: [("a", 5), ("b", 6)], "name": [{"name": 5}, {"name": 6}], len: ["x" * 5, "x" * 6]}[key]
+    stream = condensed(samples, key=key, schedule=kcd.CondensationSchedule(0.5, 1, 1))
+    assert list(stream) == samples
+    stream.record([[0.0, 9.0], [0.0, 0.0]], ids=[5, 6])
+    stream.end_epoch()
+    assert list(stream) == samples[1:]
+
+
+# -- ids and slots ----------------------------------------------------------------------------------------
+
+IDS = ["", "a", "größe", "\udc80", b"a", b"\x00\xff", 0, 1, -1, 2**63 - 1, -(2**63), 2**64 - 1]
+
+
+def splitmix(x):
+    x = (x + 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31)
+
+
+def slot_of(i, slots, seed=0):
+    """The same from the description alone."""
+    salt = hashlib.blake2b(str(seed).encode(), digest_size=16).digest()
+    if isinstance(i, int):
+        return splitmix(i % 2**64 ^ int.from_bytes(salt[:8], "little")) % slots
+    data = i if isinstance(i, bytes) else i.encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(data, digest_size=8, salt=salt).digest()
+    return int.from_bytes(digest, "little") % slots
+
+
+ids_of_any_kind = st.text() | st.binary() | st.integers(-(2**63), 2**64 - 1)
+
+
+@given(st.lists(ids_of_any_kind), st.integers(1, 10**12), st.integers(0, 2**70))
+def test_a_slot_is_a_function_of_id_seed_and_size_alone(ids, slots, seed):
+    # Not the stream itself, whose table would be as large as it says.
+    from kcd_core.stream import StreamFilter
+
+    stream = StreamFilter(None, len, slots, seed, torch.zeros(1, dtype=torch.uint8))
+    assert stream.slots_of(ids).tolist() == [slot_of(i, slots, seed) for i in ids]
+
+
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1), st.integers(1, 10**6))
+def test_integers_are_hashed_alike_whatever_holds_them(ids, slots):
+    stream = condensed(slots=slots)
+    expected = stream.slots_of(ids).tolist()
+    held = [np.array(ids, np.int64), np.array(ids, np.int32), np.array(ids).astype(np.uint64)]
+    held += [torch.tensor(ids), torch.tensor(ids, dtype=torch.int32), np.array(ids, object), tuple(ids)]
+    held += [list(np.array(ids)), list(torch.tensor(ids)), iter(ids)]
+    for one in held:
+        assert stream.slots_of(one).tolist() == expected
+
+
+def test_text_is_hashed_alike_whatever_holds_it():
+    stream = condensed()
+    words = ["one", "two", "größe"]
+    expected = stream.slots_of(words).tolist()
+    for held in (np.array(words), np.array(words, object), [w.encode() for w in words], map(np.str_, words)):
+        assert stream.slots_of(held).tolist() == expected
+    assert stream.slots_of(["5"]) != stream.slots_of([5])
+
+
+def test_slots_are_those_of_every_process():
+    code = (
+        "import kcd_core as kcd\n"
+        f"s = kcd.CondensedStream(key='k', slots=10**6, schedule=kcd.CondensationSchedule(), seed=3)\n"
+        f"print(s.slots_of({IDS!r}).tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": "12345", "PYTHONIOENCODING": "utf-8:surrogatepass"},
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    assert json.loads(done.stdout) == [slot_of(i, 10**6, 3) for i in IDS]
+
+
+@pytest.mark.parametrize("load", [0.02, 0.1, 1.0, 3.0])
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [f"n{i // 100:08d}/{i}.jpg" for i in range(20_000)],
+        np.arange(20_000),
+        np.arange(20_000) << 32,
+    ],
+    ids=["text", "integers", "multiples of 2**32"],
+)
+def test_as_many_ids_share_a_slot_as_the_formula_says(ids, load):
+    n = len(ids)
+    slots = round(n / load)
+    stream = condensed(slots=slots)
+    taken = Counter(stream.slots_of(ids).tolist())
+    sharing = sum(many for many in taken.values() if many > 1) / n
+    formula = 1 - math.exp(-n / slots)
+    margin = 6 * math.sqrt(
+        formula * (1 - formula) / n
+    )  # collisions come in pairs: somewhat wider than n coins
+    assert abs(sharing - formula) < margin
+    assert abs(len(taken) / slots - formula) < margin  # so how full the table is says how many share
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "text"),
+    [
+        ([1.0, 2.0], TypeError, "str, bytes or integer"),
+        ([None, 1], TypeError, "None"),
+        ([True, False], TypeError, "bool"),
+        ([("a",), ("b",)], TypeError, "tuple"),
+        (np.array([1.0, 2.0]), TypeError, "float"),
+        (torch.tensor([1.0, 2.0], requires_grad=True), TypeError, "float"),
+        (torch.tensor([True, False]), TypeError, "bool"),
+        ("ab", TypeError, "one id per sample"),
+        (7, TypeError, "one id per sample"),
+        (torch.tensor(7), ValueError, r"\[B\]"),
+        (torch.tensor([[1, 2]]), ValueError, r"\[B\]"),
+        ([2**64, 1], ValueError, "64 bits"),
+        ([1], ValueError, "2 rows for 1 ids"),
+        ([1, 2, 3], ValueError, "2 rows for 3 ids"),
+        (torch.zeros(2, dtype=torch.int64, device="meta"), TypeError, "ids are on meta"),
+    ],
+)
+def test_wrong_ids_raise_and_nothing_is_recorded(ids, error, text):
+    stream = condensed(slots=100)
+    with pytest.raises(error, match=text):
+        stream.record(torch.zeros(2, 5), ids=ids)
+    assert stream.tracker.count.sum() == 0
+
+
+def test_a_sample_with_a_wrong_id_raises_where_it_is_read():
+    with pytest.raises(TypeError, match="got None"):
+        list(condensed([{"__key__": None}]))
+    with pytest.raises(KeyError, match="__key__"):
+        list(condensed([{"key": 1}]))
+
+
+# -- condensing -------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 60), st.integers(0, 1000)), max_size=40), min_size=1, max_size=5
+    ),
+    st.integers(1, 50),
+    st.floats(0.05, 1.0),
+)
+def test_ids_in_one_slot_share_mean_and_fate(epochs, slots, ratio):
+    """Any recordings, collisions and ties: the reference is keyed by slot here. New ids come at any time."""
+    schedule = kcd.CondensationSchedule(ratio=ratio, stages=2, period=1)
+    stream, reference = condensed(slots=slots, schedule=schedule), Reference(schedule)
+    for recordings in epochs:
+        recordings = [(i, v) for i, v in recordings if stream.keep({"__key__": i})]
+        ids, values = [i for i, _ in recordings], [v / 1024 for _, v in recordings]  # exact in fixed point
+        stream.tracker.record(stream.slots_of(ids), values)
+        reference.record([slot_of(i, slots) for i in ids], values)
+        if not reference.recorded:
+            continue
+        stream._condense()
+        reference.stage()
+        for i in range(80):
+            assert stream.keep({"__key__": i}) == (slot_of(i, slots) not in reference.dropped)
+        assert stream.history.num_samples == len(reference.recorded)
+        kept = len(reference.recorded) - len(reference.dropped)
+        assert (stream.history[-1]["kept"], stream.share) == (kept, kept / len(reference.recorded))
+
+
+def test_what_was_never_recorded_is_kept_and_not_counted():
+    stream = condensed(slots=10**6, schedule=kcd.CondensationSchedule(0.5, 1, 1))
+    logits = np.zeros((10, 3))
+    logits[:, 0] = range(1, 11)
+    stream.record(logits, ids=[f"id{i}" for i in range(10)])
+    chosen = stream.end_epoch()
+    assert len(chosen.kept) == len(chosen.dropped) == 5
+    assert chosen.num_samples == 10**6
+    assert stream.is_kept([f"id{i}" for i in range(1000)]).tolist() == [True] * 5 + [False] * 5 + [True] * 990
+    # Newcomers count from then on, and push out what they outrank.
+    stream.record(np.zeros((10, 3)), ids=[f"id{i}" for i in range(10, 20)])
+    stream.end_epoch()
+    assert stream.is_kept([f"id{i}" for i in range(20)]).tolist() == [False] * 10 + [True] * 10
+    assert [(r["kept"], r["dropped"], r["unseen"]) for r in stream.history] == [(5, 5, 0), (10, 5, 0)]
+    assert stream.share == 0.5
+
+
+def test_a_selection_of_ones_own():
+    def lowest(value, count, kept, target, generator):
+        assert len(value) == 4  # the recorded ones
+        assert (count == 1).all()
+        assert kept.tolist() == [0, 1, 2, 3]
+        assert generator.integers(100) == np.random.default_rng([0, 1]).integers(100)
+        return kcd.CondensedSet(kept=np.sort(np.argsort(value)[:target]), num_samples=4)
+
+    stream = condensed(slots=1000, schedule=kcd.CondensationSchedule(0.5, 1, 1), select=lowest)
+    stream.record(np.array([[0.0, 1], [0.0, 2], [0.0, 3], [0.0, 4]]), ids=range(4))
+    stream.end_epoch()
+    assert stream.is_kept(range(4)).tolist() == [False, False, True, True]
+
+
+def test_values_and_what_they_need():
+    stream = condensed(slots=100, value="cross_entropy")
+    logits = torch.tensor([[0.0, 3.0], [1.0, 0.0]])
+    stream.record(logits, ids=["a", "b"], targets=torch.tensor([0, 1]))
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]), reduction="none")
+    assert stream.tracker.value[stream.slots_of(["a", "b"])] == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+def test_warnings_come_once_and_after_all_is_done():
+    stream = condensed(slots=4, schedule=kcd.CondensationSchedule(0.5, 1, 2))
+    with pytest.warns(UserWarning, match="nothing was recorded"):
+        stream.end_epoch()
+    stream.record(np.zeros((20, 2)), ids=range(20))
+    with pytest.warns(UserWarning, match="more than 50% of the 4 slots are taken"):
+        stream.end_epoch()
+    assert (stream.epoch, stream.stage) == (3, 1)
+    for _ in range(4):
+        stream.end_epoch()
+
+
+def test_a_stage_without_a_recording_raises_and_changes_nothing():
+    stream = condensed(slots=10)
+    with pytest.raises(RuntimeError, match="no value was ever recorded"):
+        stream.end_epoch()
+    assert (stream.epoch, stream.stage, len(stream.history)) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"dataset": (x for x in [1])}, TypeError, "iterated anew each epoch, got generator"),
+        ({"dataset": torch.utils.data.TensorDataset(torch.zeros(3))}, TypeError, "use wrap_loader"),
+        ({"schedule": 0.7}, TypeError, "schedule must be"),
+        ({"slots": 0}, ValueError, "slots must be at least 1"),
+        ({"slots": 2.0}, TypeError, "slots must be an integer"),
+        ({"seed": -1}, ValueError, "seed must be"),
+        ({"key": None}, TypeError, "key must be"),
+        ({"alpha": -1}, ValueError, "alpha must be"),
+        ({"value": "loss"}, ValueError, "value"),
+        ({"on_nonfinite": "stop"}, ValueError, "on_nonfinite"),
+    ],
+)
+def test_wrong_settings_raise(options, error, text):
+    with pytest.raises(error, match=text):
+        condensed(**options)
+
+
+# -- states and copies ------------------------------------------------------------------------------------
+
+
+def test_resumed_runs_end_in_the_same_set(shards, tmp_path):
+    stream = condensed(Shards(shards))
+    loader = loader_of(stream)
+    run_epoch(stream, loader)
+    run_epoch(stream, loader)
+    torch.save(stream.state_dict(), tmp_path / "state.pt")
+    resumed = condensed(Shards(shards))
+    resumed_loader = loader_of(resumed, 2, "fork", persistent=True)
+    next(iter(resumed_loader))  # its workers run before the state is there
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for _ in range(2):
+        assert sorted(run_epoch(resumed, resumed_loader)) == sorted(run_epoch(stream, loader))
+    assert resumed.history.to_json() == stream.history.to_json()
+    assert (resumed.tracker.value == stream.tracker.value)[resumed.tracker.count > 0].all()
+
+
+def test_a_state_is_a_copy():
+    stream = condensed(slots=16)
+    stream.record(np.eye(4), ids=range(4))
+    stream.end_epoch()
+    state = stream.state_dict()
+    before = copy.deepcopy(state)
+    stream.record(np.eye(4), ids=range(4, 8))
+    stream.end_epoch()
+    assert torch.equal(state["dropped"], before["dropped"])
+    assert torch.equal(state["tracker"]["total"], before["tracker"]["total"])
+    assert state["history"] == before["history"]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"version": 0}, "version"),
+        ({"slots": 17}, "slots"),
+        ({"seed": 1}, "seed"),
+        ({"key": "itemgetter('id')"}, "key"),
+        ({"alpha": 0.5}, "alpha"),
+        ({"rank": 1}, "rank"),
+        ({"schedule": {}}, "schedule"),
+        ({"epoch": 0}, "epoch"),
+        ({"stage": -1}, "stage"),
+        ({"stage": 2}, "stage 2 with a history of 1"),
+        ({"dropped": torch.zeros(3, dtype=torch.uint8)}, "dropped must be uint8"),
+        ({"dropped": torch.zeros(2, dtype=torch.int64)}, "dropped must be uint8"),
+        ({"tracker": {}}, "not a tracker state"),
+        ({"history": {}}, "not a history state"),
+        ({"history": {"num_samples": 99, "records": []}}, "history"),
+    ],
+)
+def test_what_is_no_state_is_refused_and_changes_nothing(change, text):
+    stream = condensed(slots=16)
+    stream.record(np.eye(3), ids=range(3))
+    stream.end_epoch()
+    state = stream.state_dict()
+    with pytest.raises(ValueError, match=text):
+        stream.load_state_dict({**copy.deepcopy(state), **change})
+    with pytest.raises(ValueError, match=text if text in state else "dropped|tracker|history|stage"):
+        stream.load_state_dict({k: v for k, v in state.items() if k not in change})
+    after = stream.state_dict()
+    assert repr(after) == repr(state)
+
+
+def test_a_copy_is_the_filter_alone():
+    stream = condensed(slots=10**6, schedule=kcd.CondensationSchedule(0.5, 1, 1))
+    stream.record(np.array([[0.0, 9], [0.0, 0]]), ids=["a", "b"])
+    stream.end_epoch()
+    data = pickle.dumps(stream)
+    assert len(data) < 10**6 // 8 + 10_000  # the bits, and not the values
+    for other in (
+        pickle.loads(data),
+        copy.deepcopy(stream),
+        pickle.loads(pickle.dumps(stream.keep)).__self__,
+    ):
+        assert [other.keep({"__key__": i}) for i in "abc"] == [False, True, True]
+        assert not hasattr(other, "record")
+
+
+# -- several ranks ----------------------------------------------------------------------------------------
+
+
+def work(rank, world, folder, paths):
+    import warnings
+
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world,
+        timeout=datetime.timedelta(seconds=30),
+    )  # fmt: skip
+    stream, drawn = condensed(Shards(paths, rank, world)), []
+    loader = loader_of(stream)
+    drawn = [run_epoch(stream, loader) for _ in range(4)]
+    errors = []
+    for options in ({"seed": 1}, {"slots": SLOTS + 1}, {"value": "margin"}, {"key": "id"}):
+        other = condensed(**(options if rank else {}))
+        other.record(np.eye(3), ids=range(3))
+        with pytest.raises(RuntimeError, match="ranks disagree") as caught:
+            other.end_epoch()
+        errors.append([str(caught.value), other.epoch, other.stage])
+    result = {"drawn": drawn, "errors": errors, "rank": stream.state_dict()["rank"]}
+    (folder / f"rank{rank}.json").write_text(json.dumps(result))
+    torch.distributed.barrier()  # torch 2.2 can wait forever for a rank that left first
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_two_ranks_draw_what_one_process_does(shards, tmp_path):
+    """Five shards for two ranks: they read different numbers of samples, and meet once a stage."""
+    processes = torch.multiprocessing.start_processes(
+        work, (2, tmp_path, shards), nprocs=2, join=False, start_method="spawn"
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not processes.join(timeout=1):  # raises what a rank raised
+            assert time.monotonic() < deadline, "the ranks hang"
+    finally:
+        for process in processes.processes:
+            process.kill()
+            process.join()
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    for epoch, expected in enumerate(reference_epochs(4)):
+        first, second = (rank["drawn"][epoch] for rank in ranks)
+        assert len(first) != len(second)
+        assert sorted(first + second) == sorted(expected)
+    for number, rank in enumerate(ranks):
+        assert rank["rank"] == number
+        for message, epoch, stage in rank["errors"]:
+            assert "rank(s) [1] differ from rank 0" in message
+            assert (epoch, stage) == (1, 0)
+
+
+# -- webdataset's own classes -----------------------------------------------------------------------------
+
+
+def pgm(data):
+    return torch.frombuffer(bytearray(data.partition(b"\n")[2]), dtype=torch.uint8).float()
+
+
+# webdataset leaves the closing of its shards to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(("workers", "method"), [(0, None), (2, "fork"), (2, "spawn")])
+def test_webdataset(shards, workers, method):
+    wds = pytest.importorskip("webdataset", reason="webdataset is not installed; kcd does not need it")
+    stream = condensed()
+    pipeline = wds.WebDataset(shards, shardshuffle=False).select(stream.keep).map_dict(pgm=pgm)
+    pipeline = pipeline.to_tuple("__key__", "pgm").batched(16)
+    loader = wds.WebLoader(
+        pipeline, batch_size=None, num_workers=workers, multiprocessing_context=method,
+        persistent_workers=workers > 0,
+    )  # fmt: skip
+    for expected in reference_epochs(4):
+        drawn = []
+        for keys, images in loader:
+            drawn += keys
+            stream.record(student(images, stream.epoch), ids=keys)
+        stream.end_epoch()
+        assert len(drawn) == len(set(drawn))
+        assert set(drawn) == expected
