@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check bench study dist clean
+.PHONY: demo test lint check bench study paper-table dist clean
 
 demo: $(VENV)/.done
 	$(BIN)/kcd demo
@@ -26,6 +26,11 @@ bench: $(VENV)/.done
 # About an hour on two cores; goes on where it was interrupted.
 study: $(VENV)/.done
 	$(BIN)/python benchmarks/study.py
+
+# A GPU, CIFAR-100, teachers and two checkouts: `make paper-table ARGS='--help'`; to try it, ARGS='--smoke DIR'.
+paper-table: $(VENV)/.done
+	$(BIN)/python -m pip install --quiet -c constraints.txt torchvision tensorboardX
+	$(BIN)/python benchmarks/paper_table.py $(ARGS)
 
 # Builds both archives, installs each into an empty folder, and imports from there.
 dist: $(VENV)/.done
