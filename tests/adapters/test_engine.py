@@ -91,6 +91,27 @@ def test_loaders_that_do_not_shuffle_are_not_the_students() -> None:
     assert engine.hosted(DataLoader(range(8))) is None  # type: ignore[arg-type]
 
 
+def test_a_new_loader_is_followed_over_the_same_data_once_the_old_one_is_gone() -> None:
+    engine, train = Engine(Settings(), PROFILE, []), hosted()
+    engine.train = train
+    keep(train, 20)
+    second = DataLoader(train.dataset, batch_size=4, shuffle=True)
+    assert engine.hosted(second) is None  # beside the first, which lives
+    del train.host  # type: ignore[attr-defined]
+    for other in (
+        DataLoader(train.dataset, batch_size=4),
+        DataLoader(TensorDataset(torch.zeros(5, 1)), shuffle=True),
+    ):
+        assert engine.hosted(other) is None
+    again = TensorDataset(*train.dataset.tensors)
+    with pytest.raises(RuntimeError, match="do not show that its samples are those of the one before"):
+        engine.hosted(DataLoader(again, shuffle=True))
+    assert engine.hosted(second) is train
+    batches = [x.flatten().tolist() for x, _ in engine.start(train)]
+    assert [len(batch) for batch in batches] == [4] * 5
+    assert sorted(i for batch in batches for i in batch) == list(range(0, 40, 2))
+
+
 # -- observing -----------------------------------------------------------------------------------------
 
 
