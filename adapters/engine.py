@@ -122,6 +122,7 @@ class Engine:
         self.train: HostedLoader | None = None
         self.epochs = self.drawn = self.observed = 0  # of the passes that ended; samples of this process
         self.saved = 0  # samples of all processes
+        self._hosted: weakref.WeakKeyDictionary[DataLoader[Any], HostedLoader] = weakref.WeakKeyDictionary()
         self._candidates: weakref.WeakSet[HostedLoader] = weakref.WeakSet()
         self._checked = 0  # batches compared at once
         self._moved = False  # whether the tracker is where the predictions are
@@ -136,7 +137,7 @@ class Engine:
 
     def hosted(self, loader: DataLoader[Any]) -> HostedLoader | None:
         """The hosted loader for one of the host's that may be the student's."""
-        hosted: HostedLoader | None = loader.__dict__.get("_kcd_hosted")
+        hosted = self._hosted.get(loader)
         if hosted is not None:
             return hosted if self.train in (None, hosted) else None
         try:
@@ -147,7 +148,7 @@ class Engine:
         except (TypeError, ValueError):  # ordered, iterable-style, empty, one of ours
             return None
         if hosted is not None:
-            loader.__dict__["_kcd_hosted"] = hosted
+            self._hosted[loader] = hosted
             if self.train is None:
                 self._candidates.add(hosted)
                 self.checkpoints.restore(hosted)
