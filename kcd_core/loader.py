@@ -21,7 +21,7 @@ from .mixing import Mixer, is_built_in
 from .sampler import CheckedState as SamplerState
 from .sampler import CondensedSampler, fingerprint
 from .schedule import CondensationSchedule
-from .sharded import ShardedSampler, ShardedSet, sharded_stage
+from .sharded import ShardedSampler, ShardedSet, condense_sharded, for_history
 from .tracker import CheckedState as TrackerState
 from .tracker import KnowledgeValueTracker, check_same, state_int, summed
 from .values import Value, value_name
@@ -336,8 +336,8 @@ class CondensedLoader:
         Raises
         ------
         RuntimeError
-            If a stage is due and nothing was ever recorded; or if ranks disagree in their settings.
-            Nothing is changed then.
+            If a stage is due and nothing was ever recorded; or if ranks disagree in their settings, or one
+            is gone. Nothing is changed then.
 
         Warns
         -----
@@ -349,11 +349,12 @@ class CondensedLoader:
         if due or not self._agreed:
             self._check_agreement()
         if due:
-            unseen: int | None = None
+            seen: dict[str, Any]
             if isinstance(self.sampler, ShardedSampler):
-                chosen, value, count, unseen = sharded_stage(
+                chosen = condense_sharded(
                     self.tracker, self.sampler, self.schedule, alpha=self._alpha, min_weight=self._min_weight
                 )
+                seen = for_history(self.tracker, self.sampler)
             else:
                 chosen, value, count = condense_stage(
                     self.tracker,
@@ -363,14 +364,13 @@ class CondensedLoader:
                     min_weight=self._min_weight,
                     select=self._select,
                 )
+                seen = {"value": value, "count": count}
             self.history.append(
                 chosen,
-                value,
-                count,
+                **seen,
                 epoch=self.epoch,
                 alpha=self._alpha,
                 mixing=self.sampler.mixing is not None,
-                unseen=unseen,
             )
         epoch, silent = self.epoch, not self._seen and not self._warned
         self.epoch += 1

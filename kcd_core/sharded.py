@@ -249,19 +249,6 @@ def condense_sharded(
         If there are not as many ranks as the sampler draws for, or nothing was ever recorded on any of them.
         Nothing is changed then.
     """
-    return sharded_stage(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight)[0]
-
-
-def sharded_stage(
-    tracker: KnowledgeValueTracker,
-    sampler: ShardedSampler,
-    schedule: CondensationSchedule,
-    *,
-    alpha: float,
-    min_weight: float,
-) -> tuple[ShardedSet, npt.NDArray[np.float64], npt.NDArray[np.int32], int]:
-    """`condense_sharded`, with what a history asks for: values and counts of every k-th point of all ranks, and
-    how many points were never recorded."""
     alpha, min_weight = check_settings(alpha, min_weight)
     length = sampler.stop - sampler.start
     if tracker.num_samples != length:
@@ -285,10 +272,9 @@ def sharded_stage(
         stage=sampler.stage + 1,
         mixing=sampler.mixing is not None,
     )
-    chosen, recorded = over_ranks(stage)
+    chosen = over_ranks(stage)
     sampler.install(chosen)
-    value, count = _some_of_all(tracker, sampler)
-    return chosen, value, count, sampler.num_samples - recorded
+    return chosen
 
 
 class ShardedSampler(CondensedSampler):
@@ -466,24 +452,23 @@ def _check_sizes(sizes: Indices) -> None:
         )
 
 
-def _stage(score: TrackerScores, **settings: Any) -> Counting[tuple[ShardedSet, int]]:
-    recorded = int((yield np.array([score.recorded()]))[0])
-    if recorded == 0:
+def _stage(score: TrackerScores, **settings: Any) -> Counting[ShardedSet]:
+    if not (yield np.array([score.recorded()])).any():
         raise RuntimeError(
             "a stage ends, but no value was ever recorded: call record(student_logits) after the "
             "student's forward pass"
         )
-    return (yield from condense_shard(score, **settings)), recorded
+    return (yield from condense_shard(score, **settings))
 
 
-def _some_of_all(
-    tracker: KnowledgeValueTracker, sampler: ShardedSampler
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
-    """Values and counts of every k-th point of all ranks: the points that a history looks at."""
+def for_history(tracker: KnowledgeValueTracker, sampler: ShardedSampler) -> dict[str, Any]:
+    """Arguments for `CondensationHistory.append`: every k-th point of all ranks, which it looks at, 16 MB at most."""
     every = -(-sampler.num_samples // MOST)
     first = -(-sampler.start // every)
     total, count = tracker.sums(slice(first * every - sampler.start, None, every))
     table = np.zeros((2, -(-sampler.num_samples // every)), np.int64)
     table[:, first : first + len(total)] = total, count
-    (table,) = distributed.sum_over_ranks(table)
-    return tracker.mean(table[0], table[1].astype(np.int32)), table[1].astype(np.int32)
+    recorded = np.array([TrackerScores(tracker, 0.0).recorded()])
+    (total, count), (seen,) = distributed.sum_over_ranks(table, recorded)
+    value = tracker.mean(total, count.astype(np.int32))
+    return {"value": value, "count": count, "unseen": sampler.num_samples - int(seen)}
