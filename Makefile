@@ -22,6 +22,7 @@ bench: $(VENV)/.done
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/streams.py
 
 # About an hour on two cores; goes on where it was interrupted.
 study: $(VENV)/.done

@@ -177,7 +177,9 @@ def understand(loader: Any, seed: int) -> tuple[tuple[int, bool], dict[str, Any]
             )
     dataset, batch_sampler = loader.dataset, loader.batch_sampler
     if isinstance(dataset, IterableDataset):
-        raise TypeError("an IterableDataset has no indices to choose from" + MANUAL)
+        raise TypeError(
+            "an IterableDataset has no indices to choose from; CondensedStream goes by ids" + MANUAL
+        )
     if batch_sampler is None:
         raise TypeError("loader has batch_size=None: it yields single samples, not batches" + MANUAL)
     if type(batch_sampler) is not BatchSampler:

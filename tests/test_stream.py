@@ -8,12 +8,14 @@ import json
 import math
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -598,6 +600,27 @@ def test_two_ranks_draw_what_one_process_does(shards, tmp_path):
         for message, epoch, stage in rank["errors"]:
             assert "rank(s) [1] differ from rank 0" in message
             assert (epoch, stage) == (1, 0)
+
+
+# -- the documentation ------------------------------------------------------------------------------------
+
+
+def test_the_example_in_the_documentation_runs(shards):
+    text = (Path(__file__).parent.parent / "docs" / "streams.md").read_text(encoding="utf-8")
+    example = re.search(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL).group(1)
+    names = {
+        "kcd": kcd,
+        "DataLoader": DataLoader,
+        "paths": shards,
+        "Shards": lambda paths: Decoded(Shards(paths)),
+    }
+    names["student"] = lambda images: student(images, 1)
+    exec(compile(example, "streams.md", "exec"), names)
+    stream = names["stream"]
+    taken = len({slot_of(key, 10_000) for key in KEYS})
+    sizes = [stream.schedule.size(taken, epoch) for epoch in (3, 5, 7, 9, 11, 13)]
+    assert [r["kept"] for r in stream.history] == sizes
+    assert stream.share == sizes[-1] / taken
 
 
 # -- webdataset's own classes -----------------------------------------------------------------------------
