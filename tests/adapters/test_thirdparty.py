@@ -16,6 +16,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -182,9 +183,18 @@ def prepare(tmp_path_factory: pytest.TempPathFactory) -> Prepare:
     return prepare
 
 
-def command(name: str, folder: Path, trace: Path, mode: tuple[str, ...], arguments: str) -> str:
+def command(
+    name: str,
+    folder: Path,
+    trace: Path,
+    mode: tuple[str, ...],
+    arguments: str,
+    *,
+    status: int = 0,
+    **variables: str,
+) -> str:
     cwd = folder / "CIFAR-100" if name == "ReviewKD" else folder
-    env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONWARNINGS": "ignore"}
+    env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONWARNINGS": "ignore", **variables}
     if HOSTS[name][2]:
         env["FAKE_CUDA"] = "1"
     done = subprocess.run(
@@ -196,7 +206,7 @@ def command(name: str, folder: Path, trace: Path, mode: tuple[str, ...], argumen
         timeout=900,
         check=False,
     )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert done.returncode == status, (done.stdout + done.stderr)[-4000:]
     return done.stdout
 
 
@@ -255,4 +265,36 @@ def test_with_everything_kept_repdistillers_weights_are_those_of_the_plain_run(
         (path,) = folder.glob(f"save/student_model/*{method}*_{trial}/resnet8_last.pth")
         states.append(torch.load(path, weights_only=False)["model"])
     for weight, mine in zip(states[0].values(), states[1].values(), strict=True):
+        assert torch.equal(weight, mine)
+
+
+def test_mdistiller_that_was_killed_goes_on_as_if_it_had_not_been(prepare: Prepare, tmp_path: Path) -> None:
+    """Killed in its third epoch, and resumed by its own option from the checkpoint of the second."""
+    import torch
+
+    name, options = "mdistiller", ("kcd", "run", "--ratio", "0.7", "--stages", "3", "--period", "1")
+    folder, _ = prepare(name)
+    script = (
+        "tools/train.py --cfg configs/cifar100/kd.yaml {} SOLVER.EPOCHS 4 DATASET.NUM_WORKERS 1 LOG.PREFIX {}"
+    )
+
+    def run(trace: str, resume: str, out: str, **more: Any) -> tuple[str, list[Any]]:
+        path = tmp_path / trace
+        output = command(name, folder, path, options, script.format(resume, out), SEED_PASSES="1", **more)
+        return output, list(np.load(path, allow_pickle=True)) if path.exists() else []
+
+    def weights(out: str) -> dict[str, torch.Tensor]:
+        (path,) = (folder / out).rglob("latest")
+        state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=False)["model"]
+        return state
+
+    _, whole = run("whole", "", "uninterrupted")
+    _, nothing = run("killed", "", "interrupted", KILL_IN="3", status=-signal.SIGKILL)
+    assert not nothing
+    output, rest = run("rest", "--resume", "interrupted")
+    assert "kcd: resumed after epoch 2" in output
+    assert [len(drawn(one)) for one in whole] == [300, 270, 240, 210]
+    assert [one["keys"] for one in rest] == [one["keys"] for one in whole[2:]]  # and the mix recipes
+    assert any(not isinstance(key, int) for batch in rest[0]["keys"] for key in batch)
+    for weight, mine in zip(weights("uninterrupted").values(), weights("interrupted").values(), strict=True):
         assert torch.equal(weight, mine)

@@ -4,12 +4,15 @@
     python traced.py TRACE plain SCRIPT ARGS...          (the shims, but no KCD)
 
 For tests alone: a fake CIFAR-100 passes torchvision's integrity check, random numbers are seeded, and
-where there is no CUDA, ``.cuda()`` is the identity for hosts that hard-code it (FAKE_CUDA=1).
+where there is no CUDA, ``.cuda()`` is the identity for hosts that hard-code it (FAKE_CUDA=1). With
+SEED_PASSES=1 they are seeded before every pass as well, as no host that resumes does it; with KILL_IN=N the
+process kills itself in the middle of its Nth pass.
 """
 
 import os
 import random
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -30,6 +33,8 @@ def trace():
 
     def traced_start(self):
         PASSES.append({"keys": [], "observed": []})
+        if "SEED_PASSES" in os.environ:
+            seed(100 + torch.utils.data.DataLoader._kcd_engine.epochs)
         return start(self)
 
     def traced_batches(self):
@@ -43,6 +48,8 @@ def trace():
     def traced_record(self, loader, indices, prediction, targets):
         logits = prediction.detach().double().cpu().numpy()
         PASSES[-1]["observed"].append((indices.tolist(), logits, targets.cpu().numpy()))
+        if len(PASSES) == int(os.environ.get("KILL_IN", 0)) and len(PASSES[-1]["observed"]) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
         return record(self, loader, indices, prediction, targets)
 
     hosted.HostedLoader.start = traced_start
@@ -66,10 +73,14 @@ def fake_cuda():
     torch.cuda.is_available = is_available
 
 
+def seed(number):
+    torch.manual_seed(number)
+    np.random.seed(number)  # noqa: NPY002 -- the hosts use it
+    random.seed(number)
+
+
 def seeded(path, run_name):
-    torch.manual_seed(7)
-    np.random.seed(7)  # noqa: NPY002 -- the hosts use it
-    random.seed(7)
+    seed(7)
     return ORIGINAL(path, run_name=run_name)
 
 
