@@ -25,6 +25,7 @@ from .sampler import CondensedSampler, _mix_int, _permute, _round_keys, fingerpr
 from .schedule import CondensationSchedule
 from .selection import Indices, Scores, blocks, rank_scores
 from .tracker import KnowledgeValueTracker, check_same
+from .values import value_name
 
 __all__ = ["Members", "ShardedSampler", "ShardedSet", "bounds", "condense_shard", "condense_sharded"]
 
@@ -246,9 +247,33 @@ def condense_sharded(
         If ``tracker`` is not of the slice's length, ``alpha`` is so large that a score is not finite, or a
         rank would keep no sample.
     RuntimeError
-        If there are not as many ranks as the sampler draws for, or nothing was ever recorded on any of them.
-        Nothing is changed then.
+        If ranks disagree in anything that decides the set, there are not as many as the sampler draws for, or
+        nothing was ever recorded on any of them. On every rank; nothing is changed then.
     """
+    settings = {
+        "num_samples": sampler.num_samples,
+        "value": value_name(tracker._function),
+        "schedule": schedule.state_dict(),
+        "alpha": alpha,
+        "min_weight": min_weight,
+        "seed": sampler.seed,
+        "mixing": sampler.mixing,
+        "num_replicas": sampler.num_replicas,
+        "set": sampler.fingerprint(),
+    }
+    distributed.check_agreement(settings, shard=sampler.rank, shards=sampler.num_replicas)
+    chosen = over_ranks(_stage(tracker, sampler, schedule, alpha, min_weight))
+    sampler.install(chosen)
+    return chosen
+
+
+def _stage(
+    tracker: KnowledgeValueTracker,
+    sampler: ShardedSampler,
+    schedule: CondensationSchedule,
+    alpha: float,
+    min_weight: float,
+) -> Counting[ShardedSet]:
     alpha, min_weight = check_settings(alpha, min_weight)
     length = sampler.stop - sampler.start
     if tracker.num_samples != length:
@@ -261,20 +286,25 @@ def condense_sharded(
             f"the sampler draws for rank {sampler.rank} of {sampler.num_replicas}, and the process group has "
             f"{distributed.world_size()} ranks"
         )
-    stage = _stage(
-        TrackerScores(tracker, alpha),
-        num_samples=sampler.num_samples,
-        rank=sampler.rank,
-        ranks=sampler.num_replicas,
-        previous=sampler.num_kept,
-        target=schedule.target(sampler.num_samples, sampler.num_kept),
-        min_weight=min_weight,
-        stage=sampler.stage + 1,
-        mixing=sampler.mixing is not None,
+    score = TrackerScores(tracker, alpha)
+    if not (yield np.array([score.recorded()])).any():
+        raise RuntimeError(
+            "a stage ends, but no value was ever recorded: call record(student_logits) after the "
+            "student's forward pass"
+        )
+    return (
+        yield from condense_shard(
+            score,
+            num_samples=sampler.num_samples,
+            rank=sampler.rank,
+            ranks=sampler.num_replicas,
+            previous=sampler.num_kept,
+            target=schedule.target(sampler.num_samples, sampler.num_kept),
+            min_weight=min_weight,
+            stage=sampler.stage + 1,
+            mixing=sampler.mixing is not None,
+        )
     )
-    chosen = over_ranks(stage)
-    sampler.install(chosen)
-    return chosen
 
 
 class ShardedSampler(CondensedSampler):
@@ -450,15 +480,6 @@ def _check_sizes(sizes: Indices) -> None:
             f"rank(s) {np.flatnonzero(sizes == 0).tolist()} would keep none of their samples and have nothing to "
             "draw: neighbours in the data set are too alike to share it out in slices; put it in random order once"
         )
-
-
-def _stage(score: TrackerScores, **settings: Any) -> Counting[ShardedSet]:
-    if not (yield np.array([score.recorded()])).any():
-        raise RuntimeError(
-            "a stage ends, but no value was ever recorded: call record(student_logits) after the "
-            "student's forward pass"
-        )
-    return (yield from condense_shard(score, **settings))
 
 
 def for_history(tracker: KnowledgeValueTracker, sampler: ShardedSampler) -> dict[str, Any]:

@@ -341,6 +341,16 @@ def one_rank_fails(rank: int, world: int) -> Any:
         return [type(error).__name__, str(error), sampler.stage]
 
 
+def disagree(rank: int, world: int, **setting: Any) -> Any:
+    sampler = kcd.ShardedSampler(N, seed=5)
+    tracker = kcd.KnowledgeValueTracker(sampler.stop - sampler.start)
+    tracker.record([0], [1.0])
+    try:
+        kcd.condense_sharded(tracker, sampler, SCHEDULE, **(setting if rank == world - 1 else {}))
+    except RuntimeError as error:
+        return [str(error), sampler.stage]
+
+
 def foreign(rank: int, world: int) -> Any:
     loader = sharded_loader()
     foreigner = loader.sampler.stop % N
@@ -362,6 +372,7 @@ def work(rank: int, world: int, folder: Any) -> None:
         "off": train(rank, None, False),
         "resumed": train(rank, "cumulative", True),
         "fails": one_rank_fails(rank, world),
+        "disagrees": disagree(rank, world, alpha=0.5),
         "foreign": foreign(rank, world),
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(result))
@@ -438,6 +449,13 @@ def test_a_rank_that_fails_takes_the_others_along(ranks: Any) -> None:
     for kind, message, stage in others:
         assert (kind, stage) == ("RuntimeError", 0)
         assert f"rank(s) [{len(ranks) - 1}] could not go on" in message
+
+
+def test_ranks_that_disagree_are_told_so(ranks: Any) -> None:
+    for rank in ranks:
+        message, stage = rank["disagrees"]
+        assert f"rank(s) [{len(ranks) - 1}] differ from rank 0" in message
+        assert stage == 0
 
 
 def test_a_sample_of_another_rank_is_refused(ranks: Any) -> None:
