@@ -18,6 +18,7 @@ from ._arrays import checked_int, to_numpy
 from .schedule import CondensationSchedule, checked_float
 from .selection import rank_scores, rank_window, scores_at_ranks, top
 from .tracker import KnowledgeValueTracker, Sums
+from .values import value_name
 
 __all__ = ["CondensedSet", "Select", "condense", "condense_step"]
 
@@ -251,11 +252,25 @@ def condense_step(
     ValueError
         If tracker and sampler differ in ``num_samples``, or ``select`` breaks its promise.
     RuntimeError
-        If nothing was ever recorded on any rank, or the sampler draws for several ranks and no
-        process group is initialised. Nothing is changed then.
+        If nothing was ever recorded on any rank; if ranks disagree in anything that decides the set, or one
+        is gone; or if the sampler draws for several ranks and no process group is initialised. Nothing is
+        changed then.
     TypeError
         If the sampler draws from a slice: see `condense_sharded`.
     """
+    if distributed.world_size() > 1:
+        settings = {
+            "num_samples": tracker.num_samples,
+            "value": value_name(tracker._function),
+            "schedule": schedule.state_dict(),
+            "alpha": alpha,
+            "min_weight": min_weight,
+            "select": value_name(select) if select else None,
+            "seed": getattr(sampler, "seed", None),
+            "set": sampler.fingerprint() if hasattr(sampler, "fingerprint") else len(sampler.kept),
+        }
+        shards = getattr(sampler, "num_replicas", 1)
+        distributed.check_agreement(settings, shard=getattr(sampler, "rank", 0), shards=shards)
     return condense_stage(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight, select=select)[0]
 
 

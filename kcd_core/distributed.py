@@ -71,6 +71,9 @@ def check_agreement(what: dict[str, Any], *, shard: int, shards: int) -> None:
     dist = _group()
     if dist is None or world_size() == 1:
         return
+    from . import __version__
+
+    what = {**what, "kcd_core": __version__}
     mine = np.frombuffer(hashlib.sha256(repr(sorted(what.items())).encode()).digest(), np.int64)
     table = np.zeros((world_size(), len(mine) + 1), np.int64)
     table[rank(), :-1], table[rank(), -1] = mine, shard
@@ -96,6 +99,12 @@ def _communicate(dist: Any, x: npt.NDArray[Any], operation: Any) -> npt.NDArray[
     tensor = torch.tensor(x)
     if dist.get_backend() == "nccl":
         tensor = tensor.cuda()
-    operation(tensor)
-    result: npt.NDArray[Any] = tensor.cpu().numpy()
+    try:
+        operation(tensor)
+        result: npt.NDArray[Any] = tensor.cpu().numpy()
+    except RuntimeError as error:  # as gloo and NCCL say that a peer is gone, or their timeout is over
+        raise RuntimeError(
+            f"rank {rank()} waited in vain for the other ranks: one has died, or did not call end_epoch() (or "
+            f"condense_step()) within the process group's timeout. Start again from the last checkpoint. ({error})"
+        ) from error
     return result

@@ -1,13 +1,20 @@
 """Real processes over gloo: the set is that of one process that recorded everything."""
 
 import datetime
+import functools
 import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import Naive, Plain, entropy_of, index_of, logits_of, run_epoch, wrap
+from helpers import Naive, Plain, entropy_of, identical_state, index_of, logits_of, run_epoch, wrap
 from torch.utils.data import DataLoader, DistributedSampler
 
 import kcd_core as kcd
@@ -25,11 +32,11 @@ SCHEDULE = kcd.CondensationSchedule(ratio=0.5, stages=3, period=1)
 
 
 def rank_loader(
-    rank, world, *, cut=False, seed=5, schedule=SCHEDULE, batch_size=3, shard=None, kept=None, **options
+    rank, world, *, n=N, cut=False, seed=5, schedule=SCHEDULE, batch_size=3, shard=None, kept=None, **options
 ):
-    sampler = DistributedSampler(range(N), rank=shard, shuffle=True, seed=seed, drop_last=cut)
+    sampler = DistributedSampler(range(n), rank=shard, shuffle=True, seed=seed, drop_last=cut)
     assert (sampler.rank, sampler.num_replicas) == (rank if shard is None else shard, world)
-    loader = DataLoader(Plain(N), batch_size=batch_size, sampler=sampler)
+    loader = DataLoader(Plain(n), batch_size=batch_size, sampler=sampler)
     loader = kcd.wrap_loader(loader, schedule=schedule, **options)
     if kept is not None:
         loader.sampler.install(kcd.CondensedSet(np.array(kept), N))
@@ -54,14 +61,63 @@ def train(rank, world, cut):
     return {"promised": promised, "epochs": log}
 
 
-def disagree(rank, world, **options):
-    loader = rank_loader(rank, world, **(options if rank == world - 1 else {}))
+def disagree(rank, world, *, version=None, **options):
+    odd = rank == world - 1
+    loader = rank_loader(rank, world, **(options if odd else {}))
     run_epoch(loader, end=False)
+    with pytest.MonkeyPatch.context() as patch:
+        if odd and version:
+            patch.setattr(kcd, "__version__", version)
+        return refusal(loader)
+
+
+def disagree_later(rank, world):
+    """After an epoch in which all was well."""
+    loader = rank_loader(rank, world, schedule=kcd.CondensationSchedule(ratio=0.5, stages=3, period=2))
+    run_epoch(loader)
+    run_epoch(loader, end=False)
+    if rank == world - 1:
+        loader.sampler.install(kcd.CondensedSet(np.array([1, 2, 3]), N))
+    return refusal(loader)
+
+
+def refusal(loader):
     try:
         loader.end_epoch()
     except RuntimeError as error:
         return [str(error), loader.epoch, loader.sampler.stage, len(loader.history)]
     return None
+
+
+def disagree_by_hand(rank, world, n=N, seed=1, ratio=0.5, value="entropy"):
+    """Without a loader, where nothing was compared before the stage."""
+    if rank < world - 1:
+        n, seed, ratio, value = N, 1, 0.5, "entropy"
+    sampler, tracker = kcd.CondensedSampler(n, seed=seed), kcd.KnowledgeValueTracker(n, value=value)
+    tracker.record([0], [1.0])
+    try:
+        kcd.condense_step(tracker, sampler, kcd.CondensationSchedule(ratio=ratio, stages=3, period=1))
+    except RuntimeError as error:
+        return [str(error), sampler.stage]
+    return None
+
+
+def same_recordings(rank, world):
+    """A fixed list of recordings, dealt out to the ranks."""
+    tracker, sampler, log = kcd.KnowledgeValueTracker(N), kcd.CondensedSampler(N), []
+    for stage in range(3):
+        indices, values = recordings(stage)
+        for at in range(rank, len(indices), world):
+            tracker.record(indices[at : at + 1], values[at : at + 1])
+        chosen = kcd.condense_step(tracker, sampler, SCHEDULE)
+        log.append([x.tolist() for x in (chosen.kept, chosen.tail, chosen.dropped, chosen.weights)])
+    return log
+
+
+def recordings(stage):
+    """With ties, and points that are never recorded."""
+    rng = np.random.default_rng(stage)
+    return rng.integers(0, N - 2, 97), np.append(rng.integers(0, 5, 57) / 4, rng.normal(1, 3, 40))
 
 
 def too_large(rank, world):
@@ -141,40 +197,65 @@ def work(rank, world, folder):
     result = {
         "padded": train(rank, world, cut=False),
         "cut": train(rank, world, cut=True),
-        "seed": disagree(rank, world, seed=6),
-        "schedule": disagree(rank, world, schedule=kcd.CondensationSchedule(ratio=0.6, stages=3, period=1)),
-        "batch size": disagree(rank, world, batch_size=4),
-        "value": disagree(rank, world, value="margin"),
-        "shard": disagree(rank, world, shard=0),
-        "kept": disagree(rank, world, kept=[1, 2, 3]),
-        "too large": too_large(rank, world),
-        "one rank fails": one_rank_fails(rank, world),
-        "one rank records": one_rank_records(rank, world),
-        "nobody records": nobody_records(rank, world),
+        "same recordings": same_recordings(rank, world),
         "by hand": by_hand(rank, world),
         "sums": sums(rank, world),
     }
+    if world > 1:
+        other = kcd.CondensationSchedule(ratio=0.6, stages=3, period=1)
+        rarer = kcd.CondensationSchedule(ratio=0.5, stages=3, period=2)
+        result |= {
+            "seed": disagree(rank, world, seed=6),
+            "schedule": disagree(rank, world, schedule=other),
+            "period": disagree(rank, world, schedule=rarer),
+            "length": disagree(rank, world, n=N + 9),
+            "version": disagree(rank, world, version="0.0.9"),
+            "batch size": disagree(rank, world, batch_size=4),
+            "value": disagree(rank, world, value="margin"),
+            "shard": disagree(rank, world, shard=0),
+            "kept": disagree(rank, world, kept=[1, 2, 3]),
+            "later": disagree_later(rank, world),
+            "length by hand": disagree_by_hand(rank, world, n=N + 9),
+            "seed by hand": disagree_by_hand(rank, world, seed=2),
+            "schedule by hand": disagree_by_hand(rank, world, ratio=0.6),
+            "value by hand": disagree_by_hand(rank, world, value="margin"),
+            "too large": too_large(rank, world),
+            "one rank fails": one_rank_fails(rank, world),
+            "one rank records": one_rank_records(rank, world),
+            "nobody records": nobody_records(rank, world),
+        }
     (folder / f"rank{rank}.json").write_text(json.dumps(result))
     torch.distributed.barrier()  # torch 2.2 can wait forever for a rank that left first
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def ranks(request, tmp_path_factory):
+@functools.cache
+def seen_by_ranks(world):
     """What every rank saw, lowest first."""
-    world, folder = request.param, tmp_path_factory.mktemp("ranks")
-    processes = torch.multiprocessing.start_processes(
-        work, (world, folder), nprocs=world, join=False, start_method="spawn"
-    )
-    try:
-        deadline = time.monotonic() + 90
-        while not processes.join(timeout=1):  # raises what a rank raised
-            assert time.monotonic() < deadline, "the ranks hang"
-    finally:
-        for process in processes.processes:
-            process.kill()
-            process.join()
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(world)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        processes = torch.multiprocessing.start_processes(
+            work, (world, folder), nprocs=world, join=False, start_method="spawn"
+        )
+        try:
+            deadline = time.monotonic() + 240
+            while not processes.join(timeout=1):  # raises what a rank raised
+                assert time.monotonic() < deadline, "the ranks hang"
+        finally:
+            for process in processes.processes:
+                process.kill()
+                process.join()
+        return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(world)]
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3, 4])
+def ranks(request):
+    return seen_by_ranks(request.param)
+
+
+@pytest.fixture(scope="module", params=[2, 3, 4])
+def several(request):
+    return seen_by_ranks(request.param)
 
 
 # -- and what it should have done -------------------------------------------------------------------------
@@ -204,6 +285,17 @@ def test_ranks_that_draw_everything_choose_as_one_loader(ranks):
         assert ranks[0]["padded"]["epochs"][epoch]["sets"][0] == loader.sampler.kept.tolist()
 
 
+def test_the_same_recordings_give_the_same_sets_on_any_number_of_ranks(ranks):
+    naive, log = Naive(N, SCHEDULE), []
+    for stage in range(3):
+        naive.record(*recordings(stage))
+        naive.stage()
+        log.append([naive.kept, naive.tail, naive.dropped])
+    for rank in ranks:
+        assert [stage[:3] for stage in rank["same recordings"]] == log
+        assert rank["same recordings"] == ranks[0]["same recordings"]
+
+
 @pytest.mark.parametrize("how", ["padded", "cut"])
 def test_ranks_have_equal_lengths(ranks, how):
     world = len(ranks)
@@ -229,26 +321,26 @@ def test_padding_is_counted_once(ranks):
         recorded = sorted(i for s in seen for i in s["recorded"])
         assert recorded == sorted({i for s in seen for i in s["drawn"]})
     drawn = sum(len(rank["padded"]["epochs"][0]["drawn"]) for rank in ranks)
-    assert drawn == {2: 24, 3: 24}[len(ranks)]  # so there was padding
+    assert drawn == {1: 23, 2: 24, 3: 24, 4: 24}[len(ranks)]  # so there was padding
 
 
-@pytest.mark.parametrize("setting", ["seed", "schedule"])
-def test_disagreement_raises_on_every_rank_and_changes_nothing(ranks, setting):
-    for number, rank in enumerate(ranks):
+@pytest.mark.parametrize("setting", ["seed", "schedule", "period", "length", "version"])
+def test_disagreement_raises_on_every_rank_and_changes_nothing(several, setting):
+    for number, rank in enumerate(several):
         message, epoch, stage, history = rank[setting]
-        assert f"rank(s) [{len(ranks) - 1}] differ from rank 0" in message
+        assert f"rank(s) [{len(several) - 1}] differ from rank 0" in message
         assert f"on rank {number}" in message
         assert (epoch, stage, history) == (1, 0, 0)
 
 
-def test_recordings_of_one_rank_are_everybodys(ranks):
-    kept = [rank["one rank records"] for rank in ranks]
+def test_recordings_of_one_rank_are_everybodys(several):
+    kept = [rank["one rank records"] for rank in several]
     assert all(k == kept[0] for k in kept)
     assert len(kept[0]) == SCHEDULE.target(N, N)
 
 
-def test_nothing_recorded_raises_on_every_rank(ranks):
-    for rank in ranks:
+def test_nothing_recorded_raises_on_every_rank(several):
+    for rank in several:
         message, epoch = rank["nobody records"]
         assert "no value was ever recorded" in message
         assert epoch == 1
@@ -281,27 +373,155 @@ def test_without_a_process_group_nothing_is_asked():
     distributed.check_agreement({"seed": 1}, shard=0, shards=1)
 
 
-@pytest.mark.parametrize("what", ["batch size", "value", "kept"])
-def test_more_that_ranks_can_disagree_in(ranks, what):
-    for rank in ranks:
+@pytest.mark.parametrize("what", ["batch size", "value", "kept", "later"])
+def test_more_that_ranks_can_disagree_in(several, what):
+    for rank in several:
         message, epoch, *_ = rank[what]
-        assert f"rank(s) [{len(ranks) - 1}] differ from rank 0" in message
-        assert epoch == 1
+        assert f"rank(s) [{len(several) - 1}] differ from rank 0" in message
+        assert epoch == (2 if what == "later" else 1)
 
 
-def test_ranks_that_draw_the_same_shard(ranks):
-    for rank in ranks:
+@pytest.mark.parametrize("what", ["length", "seed", "schedule", "value"])
+def test_disagreement_by_hand(several, what):
+    for rank in several:
+        message, stage = rank[f"{what} by hand"]
+        assert f"rank(s) [{len(several) - 1}] differ from rank 0" in message
+        assert stage == 0
+
+
+def test_ranks_that_draw_the_same_shard(several):
+    for rank in several:
         assert "must draw each of the" in rank["shard"][0]
 
 
-def test_sums_that_are_too_large_together(ranks):
-    assert all("too large to be summed" in rank["too large"] for rank in ranks)
+def test_sums_that_are_too_large_together(several):
+    assert all("too large to be summed" in rank["too large"] for rank in several)
 
 
-def test_a_rank_that_fails_takes_the_others_along(ranks):
-    *others, last = (rank["one rank fails"] for rank in ranks)
+def test_a_rank_that_fails_takes_the_others_along(several):
+    *others, last = (rank["one rank fails"] for rank in several)
     assert last[0] == "ValueError" and "not finite" in last[1]  # noqa: PT018
     for kind, message, stage in others:
         assert kind == "RuntimeError"
-        assert f"rank(s) [{len(ranks) - 1}] could not go on" in message
+        assert f"rank(s) [{len(several) - 1}] could not go on" in message
         assert stage == 0
+
+
+# -- ranks that die ---------------------------------------------------------------------------------------
+
+
+def left_alone(rank, world, how, folder):
+    """Train, without DDP, until another rank is missed; the last rank is the one to go."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world,
+        timeout=datetime.timedelta(seconds=5),
+    )  # fmt: skip
+    loader = rank_loader(rank, world)
+    run_epoch(loader)
+    for step, batch in enumerate(loader):
+        if rank == world - 1 and how == "kill in a step" and step == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        loader.record(logits_of(index_of(batch), loader.epoch))
+    if rank == world - 1:
+        if how == "freeze":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(3)
+    before = loader.state_dict()
+    message = refusal(loader)
+    assert identical_state(loader.state_dict(), before)
+    (folder / f"rank{rank}.json").write_text(json.dumps(message))
+    os._exit(0)  # not to wait for the dead at the end
+
+
+@pytest.mark.parametrize(("how", "world"), [("exit", 2), ("kill in a step", 3), ("freeze", 2)])
+def test_the_others_notice_a_rank_that_is_gone(tmp_path, how, world):
+    spawn = torch.multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=left_alone, args=(rank, world, how, tmp_path)) for rank in range(world)]
+    try:
+        for process in processes:
+            process.start()
+        for process in processes[:-1]:
+            process.join(120)
+            assert process.exitcode == 0, "it hangs, or failed otherwise"
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    for rank in range(world - 1):
+        message, epoch, stage, history = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert f"rank {rank} waited in vain for the other ranks: one has died" in message
+        assert (epoch, stage, history) == (2, 1, 1)
+
+
+# -- another number of ranks, after an interruption -------------------------------------------------------
+
+
+def part_of_a_run(folder, began_with, last):
+    """One of torchrun's processes: go on with what ``began_with`` ranks saved, as far as step ``last``."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    loader, log = rank_loader(rank, world, batch_size=2), []
+    if began_with:
+        loader.load_state_dict(
+            [kcd.load_checkpoint(folder / f"{began_with}-{r}.ckpt") for r in range(began_with)]
+        )
+    for _ in range(loader.epoch, EPOCHS + 1):
+        epoch = loader.epoch
+        for batch in loader:
+            indices = index_of(batch)
+            log.append([epoch, indices])
+            loader.record(logits_of(indices, epoch))
+            if len(log) == last:
+                break
+        else:
+            chosen = loader.end_epoch()
+            log.append([epoch, [x.tolist() for x in (chosen.kept, chosen.tail, chosen.dropped)]])
+        if len(log) == last:
+            break
+    kcd.save_checkpoint(folder / f"{world}-{rank}.ckpt", loader.state_dict())
+    (folder / f"{world}-{rank}.json").write_text(json.dumps(log))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_a_run_goes_on_with_3_then_2_then_1_then_4_ranks(tmp_path):
+    """Within the first epoch, after its last batch, at the start of the third; by torchrun."""
+    drawn, sets, began_with = {}, {}, 0
+    for world, last in ((3, 2), (2, 3), (1, 12), (4, -1)):
+        code = (
+            f"import pathlib, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_distributed as t; "
+            f"t.part_of_a_run(pathlib.Path({str(tmp_path)!r}), {began_with}, {last})"
+        )
+        script = tmp_path / "part.py"
+        script.write_text(code)
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={world}",
+        ]
+        done = subprocess.run([*torchrun, str(script)], capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        logs = [json.loads((tmp_path / f"{world}-{rank}.json").read_text()) for rank in range(world)]
+        for step in zip(*logs, strict=True):
+            epoch = step[0][0]
+            if isinstance(step[0][1][0], list):
+                assert all(x == step[0] for x in step)
+                sets[epoch] = step[0][1]
+            else:
+                drawn.setdefault(epoch, []).extend(
+                    i for group in zip(*(x[1] for x in step), strict=True) for i in group
+                )
+        began_with = world
+    alone, tracker = kcd.CondensedSampler(N, seed=5, num_replicas=1, rank=0), kcd.KnowledgeValueTracker(N)
+    for epoch in range(1, EPOCHS + 1):
+        alone.set_epoch(epoch)
+        order = list(alone)
+        assert drawn[epoch][: len(order)] == order
+        assert len(drawn[epoch]) - len(order) < 4
+        tracker.update(order, logits_of(order, epoch))
+        chosen = kcd.condense_step(tracker, alone, SCHEDULE)
+        assert sets[epoch] == [x.tolist() for x in (chosen.kept, chosen.tail, chosen.dropped)]
