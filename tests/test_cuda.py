@@ -218,6 +218,20 @@ def test_host_indices_are_checked_at_once() -> None:
         assert not tracker._pending
 
 
+def test_recording_by_id_does_not_wait() -> None:
+    stream = kcd.CondensedStream(key="name", slots=N, schedule=kcd.CondensationSchedule())
+    with fake_cuda():
+        ids, logits = [f"image {i}" for i in range(BATCH)], torch.randn(BATCH, CLASSES, device="cuda:0")
+        stream.record(logits, ids=ids)  # moves the table, once
+        assert stream.tracker.device == torch.device("cuda:0")
+        with Watch() as watch:
+            for _ in range(STEPS):
+                stream.record(logits, ids=ids)
+        no_wait(watch)
+        with pytest.raises(TypeError, match="leave them in host memory"):
+            stream.record(logits, ids=torch.arange(BATCH, device="cuda:0"))
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("index_device", ["numpy", "cuda:0"])
 def test_condensed_loss_does_not_wait(reduction: str, index_device: str) -> None:
