@@ -49,7 +49,7 @@ def carry_out(setting: Setting, runs: Sequence[Run], slots: Slots) -> int:
                 for one in [one for one in running if one.process.poll() is not None]:
                     running.remove(one)
                     free.append(one.gpu)
-                    screen.finished(one, one.finish())
+                    screen.finished(one, one.finish(), running)
                 screen.look(running)
         finally:
             for one in running:
@@ -161,33 +161,30 @@ class Screen:
         self.started = self.looked = time.monotonic()
         self.live = sys.stdout.isatty()
 
-    def finished(self, one: Running, result: dict[str, Any] | None) -> None:
+    def finished(self, one: Running, result: dict[str, Any] | None, running: Sequence[Running]) -> None:
         self.done += 1
-        run = one.run
+        run, took = one.run, hours(time.monotonic() - one.started)
         text = f"[{self.done}/{self.runs}] {run.method}, {PAIRS[run.pair].title}, seed {run.seed}: "
         if result is None:
             self.failed += 1
-            text += f"FAILED after {hours(time.monotonic() - one.started)}; see {one.folder / 'log.txt'}"
+            text += f"FAILED after {took}; see {one.folder / 'log.txt'}"
         else:
             text += (
-                f"{result['accuracy']:.2f} % (best {result['best']:.2f}), {result['drawn']:,} samples, "
-                f"{hours(time.monotonic() - one.started)}"
+                f"{result['accuracy']:.2f} % (best {result['best']:.2f}), {result['drawn']:,} samples, {took}"
             )
-        self.say(text + (f"; about {hours(self.left())} to go" if self.done < self.runs else ""))
+        self.say(text + (f"; about {self.left(running)} to go" if self.done < self.runs else ""))
 
-    def left(self, under_way: float = 0) -> float:
-        """Seconds, if what is to come takes as long as what is done."""
-        done = self.done + under_way
-        return (time.monotonic() - self.started) * (self.runs - done) / done if done else 0.0
+    def left(self, running: Sequence[Running]) -> str:
+        """The time to go, if what is to come takes as long as what is done."""
+        done = self.done + sum(one.epochs() for one in running) / self.epochs
+        return hours((time.monotonic() - self.started) * (self.runs - done) / done) if done else "?"
 
     def look(self, running: Sequence[Running]) -> None:
         if not self.live or time.monotonic() - self.looked < 5:
             return
         self.looked = time.monotonic()
-        epochs = [(one, one.epochs()) for one in running]
-        state = ", ".join(f"{one.run.name} {done}/{self.epochs}" for one, done in epochs)
-        left = self.left(sum(done for _, done in epochs) / self.epochs)
-        line = f"{self.done}/{self.runs} done, {self.failed} failed; about {hours(left)} to go; now {state}"
+        state = ", ".join(f"{one.run.name} {one.epochs()}/{self.epochs}" for one in running)
+        line = f"{self.done}/{self.runs} done, {self.failed} failed; about {self.left(running)} to go; now {state}"
         print("\r\033[K" + line[: shutil.get_terminal_size().columns - 1], end="", flush=True)
 
     def say(self, text: str) -> None:

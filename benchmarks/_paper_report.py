@@ -18,7 +18,8 @@ NOTES = """\
 All accuracies are top-1 in percent on the test images. Here: after the last epoch, which RepDistiller's table
 reports, as its script says; mean ± s.d. over seeds. Best: of any epoch, chosen on the test images. Gain: over the
 same method without KCD, paired by seed. Samples: drawn for the student's training, of which SSKD makes four rotations
-each; its teacher's head sees all data before, and is not counted. Share: of what KD draws."""
+each; its teacher's head sees all data before, and is not counted. Share: of what KD draws. SSKD's teachers are
+RepDistiller's, unless --sskd-teachers was given."""
 
 SMOKE = """\
 SMOKE RUN. The data are noise and the teachers untrained, so no accuracy, difference or gain below means anything. It shows

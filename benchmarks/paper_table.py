@@ -71,23 +71,24 @@ def installed(module: str) -> bool:
 
 
 def missing_data(setting: Setting) -> list[str]:
-    problems = []
     folder = setting.data / "cifar-100-python"
-    for name, digest in CIFAR100.items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(
-                f"--data: {path} is not there; unpack cifar-100-python.tar.gz (https://www.cs.toronto.edu/~kriz/cifar.html) "
-                f"in {setting.data}"
-            )
-        elif not setting.smoke and hashlib.md5(path.read_bytes()).hexdigest() != digest:
-            problems.append(f"--data: {path} is not CIFAR-100's: its MD5 sum is another one than {digest}")
-    return problems
+    absent = [name for name in CIFAR100 if not (folder / name).is_file()]
+    if absent:
+        return [
+            f"--data: {folder} lacks {', '.join(absent)}; unpack cifar-100-python.tar.gz "
+            f"(https://www.cs.toronto.edu/~kriz/cifar.html) in {setting.data}"
+        ]
+    return [
+        f"--data: {folder / name} is not CIFAR-100's: its MD5 sum is not {digest}"
+        for name, digest in CIFAR100.items()
+        if not setting.smoke and hashlib.md5((folder / name).read_bytes()).hexdigest() != digest
+    ]
 
 
 def missing_teachers(setting: Setting, runs: Sequence[Run]) -> list[str]:
     fetch = (
-        "in RepDistiller, `sh scripts/fetch_pretrained_teachers.sh` fetches it into save/models (--teachers)"
+        "in RepDistiller, `sh scripts/fetch_pretrained_teachers.sh` fetches it into save/models, and train_teacher.py "
+        "trains one (--teachers)"
     )
     readme = "SSKD's README says where its teachers are and how to name their folders (--sskd-teachers)"
     problems = []

@@ -5,7 +5,6 @@ KCD_THIRDPARTY=~/checkouts python -m pytest tests/test_paper_table.py    (RepDis
 
 import json
 import os
-import pickle
 import random
 import shlex
 import signal
@@ -342,6 +341,13 @@ def test_the_report_has_the_figures_of_the_runs(place):
     assert "\nSMOKE RUN." in page
 
 
+def test_gains_are_of_seeds_that_both_have(place):
+    assert paper_table.main([*place.command, "--methods", "pkt"]) == 0
+    assert paper_table.main([*place.command, "--methods", "kc-pkt", "--seeds", "3"]) == 0
+    pkt, kc_pkt = place.table()["table"]
+    assert (pkt["accuracy"], kc_pkt["accuracy"], kc_pkt["gain"]) == (50, 53, 2)
+
+
 def test_the_table_is_recomputed_without_the_runs(place, capsys):
     assert paper_table.main(place.command) == 0
     capsys.readouterr()
@@ -413,6 +419,16 @@ def test_runs_take_the_gpus_in_turns(place, monkeypatch):
 # -- what is needed ----------------------------------------------------------------------------------------
 
 
+class Code:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
 def test_all_that_is_missing_is_said_before_anything_starts(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(paper_table, "installed", lambda module: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
@@ -421,7 +437,7 @@ def test_all_that_is_missing_is_said_before_anything_starts(tmp_path, capsys, mo
     (folder / "test").write_bytes(b"not it")
     broken = _paper_smoke.checkpoint(tmp_path / "R/save/models", "vgg13")
     broken.parent.mkdir(parents=True)
-    broken.write_bytes(pickle.dumps({"model": sys.exit}))
+    torch.save({"model": Code(tmp_path / "executed")}, broken)
     command = [
         "--repdistiller",
         "R",
@@ -442,18 +458,20 @@ def test_all_that_is_missing_is_said_before_anything_starts(tmp_path, capsys, mo
         "torchvision is not installed",
         "tensorboardX is not installed",
         "no CUDA device",
-        f"{folder / 'train'} is not there",
-        f"{folder / 'test'} is not CIFAR-100's",
+        f"{folder} lacks train, meta; unpack",
         f"{tmp_path}/R/save/models/resnet56_vanilla/ckpt_epoch_240.pth is not there; in RepDistiller",
         f"{broken} can't be read",
     ):
         assert part in said
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "executed").exists(), "a teacher's file is data"
 
+    for name in ("train", "meta"):
+        (folder / name).write_bytes(b"nor this")
     command += ["--methods", "sskd", "--sskd-teachers", "T"]
     assert paper_table.main(command) == 2
     said = capsys.readouterr().err
     assert "RepDistiller;" not in said
+    assert all(f"{folder / name} is not CIFAR-100's" in said for name in ("train", "test", "meta"))
     assert f"{tmp_path}/T/teacher_vgg13_seed0/ckpt/best.pth is not there; SSKD's README" in said
 
 
@@ -474,7 +492,7 @@ def test_options_that_make_no_sense_are_refused(options, capsys):
 
 
 def test_a_run_is_seeded(tmp_path):
-    script = "import random, numpy, torch; print(torch.rand(1).item(), numpy.random.rand(), random.random())"
+    script = "import random, numpy, torch; print('drawn', torch.rand(1).item(), numpy.random.rand(), random.random())"
     for name in ("student.py", "wrapper.py", "cifar.py", "utils.py", "teacher.py"):
         (tmp_path / name).write_text(script if name == "student.py" else "")
 
@@ -486,11 +504,11 @@ def test_a_run_is_seeded(tmp_path):
         "run",
         str(tmp_path / "student.py"),
     ]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    drawn = [line for line in done.stdout.splitlines() if not line.startswith("kcd:")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    (drawn,) = [line for line in done.stdout.splitlines() if line.startswith("drawn")]
     torch.manual_seed(2)
     wanted = torch.rand(1).item(), np.random.RandomState(2).rand(), random.Random(2).random()
-    assert drawn == [" ".join(map(str, wanted))]
+    assert drawn == " ".join(map(str, ("drawn", *wanted)))
 
 
 # -- the real ones -----------------------------------------------------------------------------------------
