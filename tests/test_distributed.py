@@ -61,6 +61,29 @@ def train(rank, world, cut):
     return {"promised": promised, "epochs": log}
 
 
+def sent(rank, world):
+    """Bytes handed to torch.distributed: in the steps of each of four epochs, and at its end. Two are a stage."""
+    loader = rank_loader(rank, world, schedule=kcd.CondensationSchedule(ratio=0.5, stages=3, period=2))
+    dist, calls, log = torch.distributed, [], []
+    names = ["all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "all_to_all", "barrier",
+             "broadcast", "broadcast_object_list", "gather", "isend", "irecv", "recv", "reduce", "scatter", "send"]  # fmt: skip
+
+    def metered(call, tensor, *args, **options):
+        calls.append(tensor.nbytes)
+        return call(tensor, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setattr(dist, name, functools.partial(metered, getattr(dist, name)))
+        for _ in range(4):
+            run_epoch(loader, end=False)
+            steps, calls[:] = sum(calls), []
+            loader.end_epoch()
+            log.append([steps, sum(calls)])
+            calls.clear()
+    return log
+
+
 def disagree(rank, world, *, version=None, **options):
     odd = rank == world - 1
     loader = rank_loader(rank, world, **(options if odd else {}))
@@ -200,6 +223,7 @@ def work(rank, world, folder):
         "same recordings": same_recordings(rank, world),
         "by hand": by_hand(rank, world),
         "sums": sums(rank, world),
+        "sent": sent(rank, world),
     }
     if world > 1:
         other = kcd.CondensationSchedule(ratio=0.6, stages=3, period=1)
@@ -364,6 +388,22 @@ def test_sums_are_exact(ranks):
         total, count = rank["sums"]
         assert total == [world * 2**60 + world * (world - 1) // 2, -(world * (world - 1) // 2)]
         assert count == [world * (world - 1) // 2, world]
+
+
+def test_nothing_is_sent_in_a_step_and_one_reduction_at_a_stages_end(ranks):
+    """And a fingerprint before it, and at the first epoch's end."""
+    world = len(ranks)
+    fingerprints, stage = world * (32 + 8), world * 8 + 12 * N
+    for rank in ranks:
+        if world == 1:
+            assert rank["sent"] == [[0, 0]] * 4
+        else:
+            assert rank["sent"] == [
+                [0, fingerprints],
+                [0, fingerprints + stage],
+                [0, 0],
+                [0, fingerprints + stage],
+            ]
 
 
 def test_without_a_process_group_nothing_is_asked():
