@@ -26,11 +26,12 @@ from kcd_core.condense import condense_stage
 from kcd_core.mixing import mix_arrays
 
 from . import late, shims
-from .files import write_whole
+from .files import check_writable, write_whole
 from .hosted import HostedLoader, differ
 from .profiles import Profile, find
+from .reasons import Reasons, unfit
 from .resume import Checkpoints
-from .settings import Settings
+from .settings import Settings, number
 
 __all__ = ["Engine", "install"]
 
@@ -59,8 +60,8 @@ def install(
     Raises
     ------
     ValueError
-        If no profile knows the script, the command line can't run with KCD (which, and why), or KCD is
-        installed already.
+        If no profile knows the script, the command line can't run with KCD (which, and why), the history
+        can't be written, or KCD is installed already.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if profile is None:
@@ -74,17 +75,28 @@ def install(
             "KCD is installed in this process already (by kcd patch? then run the script itself)"
         )
     engine = Engine(settings, profile, arguments)
+    engine.alone = not spawned
+    if engine.history is not None and not spawned:
+        try:
+            check_writable(engine.history)
+        except OSError as error:
+            raise ValueError(
+                f"--history {settings.history}: {error.strerror or error}; give a file in a folder that exists"
+            ) from None
     say = (lambda text: None) if spawned else engine.say
     say(
         f"{profile.title}, {engine.method} (profile {profile.name}); the student is observed at {profile.observe}"
     )
+    say(str(settings))
     shims.install(profile.shims, settings.no_shims, say)
     late.before_call(profile.observe, engine.observe)
     if profile.checkpoint is not None:
         late.after_call(profile.checkpoint[0], engine.checkpoints.save)
         late.after_call(profile.checkpoint[1], engine.checkpoints.load)
+    late.before_call("multiprocessing.spawn.get_preparation_data", engine.spawning)
     _patch_loader(engine)
-    atexit.register(engine.close)
+    # The interpreter leaves last_type where an exception ended the program.
+    atexit.register(lambda: engine.close(failed=hasattr(sys, "last_type")))
     return engine
 
 
@@ -96,7 +108,7 @@ def _patch_loader(engine: Engine) -> None:
         return iterate(loader) if hosted is None else engine.start(hosted)
 
     def patched_len(loader: DataLoader[Any]) -> int:
-        hosted = engine.hosted(loader) if engine.train else None
+        hosted = engine.hosted(loader) if engine.train or engine.checkpoints.waiting else None
         return length(loader) if hosted is None else len(hosted)
 
     DataLoader._kcd_engine = engine  # type: ignore[attr-defined]
@@ -122,6 +134,16 @@ class Engine:
         self.train: HostedLoader | None = None
         self.epochs = self.drawn = self.observed = 0  # of the passes that ended; samples of this process
         self.saved = 0  # samples of all processes
+        # Absolute from the start: the host may change its working directory.
+        self.history = Path(settings.history).absolute() if settings.history is not None else None
+        self.reasons = (
+            Reasons()
+        )  # for which predictions were passed over; of this pass, once the student is known
+        self._unseen = Reasons()  # for which samples were drawn, but not observed
+        self._refused = Reasons()  # for which loaders were passed over
+        self._any = False  # whether a loader was followed
+        self.alone = True  # whether no other process may be the one that trains
+        self._told = False  # whether it was said that nothing is observed
         self._hosted: weakref.WeakKeyDictionary[DataLoader[Any], HostedLoader] = weakref.WeakKeyDictionary()
         self._candidates: weakref.WeakSet[HostedLoader] = weakref.WeakSet()
         self._checked = 0  # batches compared at once
@@ -130,7 +152,7 @@ class Engine:
         self._elsewhere = 0  # predictions since this pass ended
         self._rank = 0
         self._wrong: Any = None  # labels that differed, counted on the device
-        self._closed = False
+        self._closed = self._plain = False
         self.checkpoints = Checkpoints(self)
 
     # -- drawing -----------------------------------------------------------------------------------
@@ -145,12 +167,14 @@ class Engine:
                 hosted = HostedLoader(loader, self.profile, self.settings)
             elif self.train.loader is None and self.train.follow(loader):
                 hosted = self.train
-        except (TypeError, ValueError):  # ordered, iterable-style, empty, one of ours
+        except (TypeError, ValueError) as error:  # ordered, iterable-style, empty, one of ours
+            self._refused.note(str(error).partition(";")[0])
             return None
         if hosted is not None:
             self._hosted[loader] = hosted
             if self.train is None:
                 self._candidates.add(hosted)
+                self._any = True
                 self.checkpoints.restore(hosted)
         return hosted
 
@@ -160,24 +184,42 @@ class Engine:
         if hosted is self.train:
             self._end_pass()
         self._strangers = self._elsewhere = 0
-        return hosted.start()
+        if self.train is not None:
+            self.reasons.clear()
+        return self._watched(hosted, hosted.start())
+
+    def _watched(self, hosted: HostedLoader, batches: Iterator[Any]) -> Iterator[Any]:
+        yield from batches
+        if self.checkpoints.unconfirmed and hosted is self.train:
+            raise RuntimeError(
+                f"KCD resumed, but nothing was observed in a whole pass over {type(hosted.dataset).__name__}: "
+                f"{self._why()}"
+            )
+        if self.train is None and not self._told:
+            self._told = True
+            self.say(
+                f"nothing was observed in a whole pass over {type(hosted.dataset).__name__}, "
+                f"{hosted.sampler.num_samples} samples: {self._why()}. That is right for a phase before the student's own"
+            )
 
     # -- recording ---------------------------------------------------------------------------------
 
-    def observe(self, prediction: Any = None, targets: Any = None, *_: Any, **named: Any) -> None:
+    def observe(self, *args: Any, **named: Any) -> None:
         """Record a prediction, if it is the student's for a pending batch. Called before the host's function."""
-        prediction = named.get("input", named.get("output")) if prediction is None else prediction
-        targets = named.get("target") if targets is None else targets
-        if not (isinstance(prediction, torch.Tensor) and isinstance(targets, torch.Tensor)):
+        prediction, targets = self.profile.prediction(*args, **named)
+        reason = unfit(prediction, targets)
+        if reason is not None:
+            if self.train is None or reason[0] != "gradient":
+                self.reasons.note(*reason)
             return
-        if not prediction.requires_grad or prediction.ndim != 2 or targets.shape != prediction.shape[:1]:
-            return
-        for hosted in [self.train] if self.train else list(self._candidates):
+        for hosted in self.followed():
             known, rows = hosted.observed, len(prediction)
             found = hosted.match(rows, lambda expected: bool(differ(expected, targets) == 0))
             if found is not None:
                 if self.train is None:
+                    self.checkpoints.refuse(hosted)
                     self.choose(hosted)
+                self.checkpoints.unconfirmed = False
                 indices, expected = found
                 if known:  # else it was compared just now
                     self._compare(expected, targets)
@@ -194,6 +236,35 @@ class Engine:
                         "WARNING: a student is being trained on another loader than the one that was recognised "
                         "(the host makes several?); what it draws is not condensed, and not recorded"
                     )
+        self._pass_over(len(prediction))
+
+    def _pass_over(self, rows: int) -> None:
+        strange = any(
+            len(targets) == rows for one in self.followed() if not one.observed for _, targets in one.pending
+        )
+        if strange:
+            self.reasons.note("strange", "the labels are not those of the batch")
+        else:
+            self.reasons.note("rows", f"no batch of {rows} samples was waiting for its prediction")
+
+    def followed(self) -> list[HostedLoader]:
+        """The loaders that the student may be trained on."""
+        return [self.train] if self.train else list(self._candidates)
+
+    def _why(self) -> str:
+        """Why no prediction was observed."""
+        where, module = self.profile.observe, self.profile.observe.rpartition(".")[0]
+        if self.reasons:
+            text = f"{where} was called, but {self.reasons.leading()}"
+        else:
+            text = f"{where} was never called"
+            if module not in sys.modules:
+                text = f"{module} was never imported"
+        if not self._any:
+            text += (
+                f"; no loader could be followed: {self._refused.leading() or 'no DataLoader was iterated'}"
+            )
+        return text
 
     def _compare(self, expected: torch.Tensor, targets: torch.Tensor) -> None:
         wrong = differ(expected, targets)
@@ -224,6 +295,7 @@ class Engine:
     def choose(self, hosted: HostedLoader) -> None:
         """Settle on a loader as the student's."""
         self.train = hosted
+        self.reasons.clear()
         sampler, dataset = hosted.sampler, hosted.dataset
         how = "raw images" if hosted.mixer is mix_arrays else "samples after their transform"
         mixing = f"mixing {how}, {sampler.mixing}" if sampler.mixing else "no mixing"
@@ -251,6 +323,9 @@ class Engine:
         self.drawn += train.drawn
         self.observed += train.observed
         self.saved += train.sampler.num_samples - train.sampler.num_kept
+        if train.drawn > train.observed:
+            reason = self.reasons.leading() or f"{self.profile.observe} was not called for their batches"
+            self._unseen.note(reason, times=train.drawn - train.observed)
         train.drawn = train.observed = 0
         if self.schedule.due(self.epochs) and not last:
             self._condense(train)
@@ -279,37 +354,73 @@ class Engine:
         self.say(
             f"stage {chosen.stage} after epoch {self.epochs}: {len(chosen.kept)} of {chosen.num_samples} kept, "
             f"{len(chosen.dropped)} dropped, {len(chosen.tail) if train.sampler.mixing else 0} mixed, "
-            f"cut {chosen.cut:.4f}, {self._savings()}{lent}"
+            f"cut {chosen.cut:.4f}, {self._savings(' so far')}{lent}"
         )
         self._write_history(train)
 
-    def _savings(self) -> str:
+    def _savings(self, when: str = "") -> str:
         full = self.epochs * (self.train.sampler.num_samples if self.train else 0)
-        return f"{self.saved} of {full} samples saved so far ({self.saved / max(1, full):.1%})"
+        return f"{self.saved} of {full} samples saved{when} ({self.saved / max(1, full):.1%})"
 
-    def close(self) -> None:
-        """The end of the run: the summary. A stage due now is left out, since nothing trains on it."""
-        if self._closed:
-            return
-        self._closed = True
-        self._end_pass(last=True)
-        if self.train is None:
-            if self._candidates:
+    def close(self, *, failed: bool = False) -> bool:
+        """The end of the run: the summary. A stage due now is left out, since nothing trains on it.
+
+        Parameters
+        ----------
+        failed : bool
+            Whether the host's own script failed, which then is the reason for whatever is missing.
+
+        Returns
+        -------
+        bool
+            False if the script ended well, but nothing was observed: plain training.
+        """
+        if not self._closed:
+            self._closed = True
+            self._end_pass(last=True)
+            if self.train is not None:
+                self._sum_up(self.train, failed)
+            elif not failed and (self._any or self._refused or self.reasons or self.alone):
+                self._plain = True
                 self.say(
-                    f"no prediction of a student was observed at {self.profile.observe}: this run was without KCD"
+                    f"WARNING: this run was without KCD, since no prediction was observed: {self._why()}"
                 )
-            return
-        processes = self.train.sampler.num_replicas
+        return not self._plain
+
+    def _sum_up(self, train: HostedLoader, failed: bool) -> None:
+        processes, done = train.sampler.num_replicas, len(train.history)
         share = f" by the first of {processes} processes" if processes > 1 else ""
         self.say(
-            f"{self.epochs} epochs, {len(self.train.history)} stages, {self.drawn} samples drawn{share}, {self.observed} "
-            f"of them observed, {self._savings()}"
+            f"{number(self.epochs, 'epoch')}, {number(done, 'stage')}, {self.drawn} samples drawn{share}, "
+            f"{self.observed} of them observed, {self._savings()}"
         )
-        self._write_history(self.train)
+        if self._unseen:
+            self.say(f"not observed: {self._unseen.leading()}")
+        if not failed and done < self.settings.stages and self.settings.ratio < 1:
+            self.say(self._short(train, done))
+        if self._write_history(train):
+            self.say(f"history: {self.settings.history}")
 
-    def _write_history(self, train: HostedLoader) -> None:
-        if self.settings.history is None or self.rank > 0:
-            return
+    def _short(self, train: HostedLoader, done: int) -> str:
+        """What to say of a run that ended fewer stages than were asked for."""
+        settings, epochs = self.settings, number(self.epochs, "epoch")
+        if done:
+            share = train.sampler.num_kept / train.sampler.num_samples
+            return (
+                f"{done} of {settings.stages} stages ended in {epochs} with --period {settings.period} (one that is due "
+                f"after the last epoch is left out): the last epoch was trained on {share:.1%}, not yet {settings.ratio:.1%}"
+            )
+        if settings.warmup > self.epochs:
+            why = f"--warmup {settings.warmup} is longer than the {epochs}"
+        elif settings.period > self.epochs:
+            why = f"--period {settings.period} is longer than the {epochs}"
+        else:
+            why = "the first was due after the last epoch, when nothing would train on it"
+        return f"no stage ended: {why}; this was plain training"
+
+    def _write_history(self, train: HostedLoader) -> bool:
+        if self.history is None or self.rank > 0:
+            return False
         content = {
             "run": {"repository": self.profile.title, "method": self.method, "kcd": __version__},
             "settings": asdict(self.settings),
@@ -322,13 +433,22 @@ class Engine:
             },
             "history": train.history.state_dict(),
         }
-        write_whole(Path(self.settings.history), json.dumps(content).encode())
+        try:
+            write_whole(self.history, json.dumps(content).encode())
+        except OSError as error:
+            self.say(f"WARNING: the history can't be written to {self.history}: {error.strerror or error}")
+            return False
+        return True
 
     @property
     def rank(self) -> int:
         """This process's, remembered: at the end, the host's process group may be gone."""
         self._rank = self._rank or distributed.rank()
         return self._rank
+
+    def spawning(self, *_: Any) -> None:
+        """Take note that a process is being spawned."""
+        self.alone = False
 
     def say(self, text: str) -> None:
         """Print a line, on the first rank alone."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
 import tempfile
 from pathlib import Path
 
-__all__ = ["is_leftover", "write_whole"]
+__all__ = ["check_writable", "is_leftover", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes, *, expected: bytes | None = None) -> None:
@@ -47,6 +48,14 @@ def write_whole(path: Path, content: bytes, *, expected: bytes | None = None) ->
         temporary.unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """See now whether `write_whole` could write ``path`` later; an OSError if not."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def is_leftover(name: str) -> bool:

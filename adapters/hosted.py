@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
 from kcd_core import CondensationHistory, KnowledgeValueTracker
 from kcd_core.keyed import KeyBatches, rebuild, understand
-from kcd_core.mixing import Mixer, Steps, default_mixer
+from kcd_core.mixing import Mixer, Steps, default_mixer, mix_samples
 from kcd_core.sampler import CondensedSampler
 
 from .profiles import Profile
@@ -111,6 +111,8 @@ class HostedLoader:
         self._loader = weakref.ref(loader)
         self.dataset = loader.dataset
         self.mixer = default_mixer(loader.dataset)
+        if self.mixer is mix_samples and self._profile.fields is not None:
+            self.mixer = partial(mix_samples, fields=self._profile.fields)
         self.batches = KeyBatches(self.sampler, *batching)
         self.batches.rehearse = self.sampler.mixing is not None and self._settings.ratio < 1
         self._inner: DataLoader[Any] | None = None
@@ -176,8 +178,9 @@ class HostedLoader:
         return self._run(iter(self._inner))  # made here: a DataLoader draws its base seed at iter()
 
     def renew(self) -> None:
-        """Take note that the sampler has a new set: persistent workers know an old view of the data."""
-        self._inner = None
+        """Take note that the sampler has a new set: persistent workers may know an old view of the data."""
+        if self._dataset() is not self.dataset:
+            self._inner = None
 
     def _dataset(self) -> Any:
         dataset, sampler = self.dataset, self.sampler
@@ -189,7 +192,7 @@ class HostedLoader:
         for indices, batch in batches:
             targets = self._targets(batch)
             if targets is not None:
-                self.pending.append((indices, targets))
+                self.pending.append((indices, targets.clone()))  # the host may write to its own
             self.drawn += int((indices >= 0).sum())
             yield batch
         self._exhausted = True
@@ -239,7 +242,9 @@ def _mix(mixer: Mixer, dataset: Any, index: int, steps: Steps) -> Any:
     try:
         return mixer(dataset, index, steps)
     except TypeError as error:
-        raise TypeError(f"{error} (kcd run and kcd patch: --mixing none)") from error
+        raise TypeError(
+            f"{error}. With kcd run and kcd patch: give --mixing none, or let the profile name the images' `fields`"
+        ) from error
 
 
 def differ(expected: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

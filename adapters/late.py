@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -45,13 +46,13 @@ def before_call(function: str, action: Callable[..., None]) -> None:
 
 
 def after_call(function: str, action: Callable[..., None]) -> None:
-    """Run ``action(*args, **kwargs)`` after every call of ``function`` that returned."""
+    """Run ``action(result, *args, **kwargs)`` after every call of ``function`` that returned."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
-            action(*args, **kwargs)
+            action(result, *args, **kwargs)
             return result
 
         return wrapper
@@ -73,30 +74,40 @@ def _replace(function: str, wrap: Callable[[Callable[..., Any]], Callable[..., A
 
 
 class _Finder(MetaPathFinder):
-    """Finds what the others find, and adds the actions to its loader."""
+    """Finds what the others find, and adds the actions to its loader.
+
+    A module may be looked for without being loaded (``importlib.util.find_spec``), also by the other
+    finders: the actions wait until its code has run.
+    """
 
     def __init__(self) -> None:
         self.waiting: dict[str, list[Action]] = {}
+        self._looking: set[tuple[int, str]] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in self.waiting:
+        key = threading.get_ident(), fullname
+        if fullname not in self.waiting or key in self._looking:
             return None
-        for finder in sys.meta_path:
-            if finder is self or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None:
-                if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader, self.waiting.pop(fullname))
-                return spec
+        self._looking.add(key)
+        try:
+            for finder in list(sys.meta_path):
+                if finder is self or not hasattr(finder, "find_spec"):
+                    continue
+                spec = finder.find_spec(fullname, path, target)
+                if spec is not None:
+                    if spec.loader is not None and not isinstance(spec.loader, _Loader):
+                        spec.loader = _Loader(spec.loader, fullname)
+                    return spec
+        finally:
+            self._looking.discard(key)
         return None
 
 
 class _Loader(Loader):
-    def __init__(self, inner: Any, actions: list[Action]) -> None:
-        self._inner, self._actions = inner, actions
+    def __init__(self, inner: Any, name: str) -> None:
+        self._inner, self._name = inner, name
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         module: ModuleType | None = self._inner.create_module(spec)
@@ -104,7 +115,7 @@ class _Loader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._inner.exec_module(module)
-        for action in self._actions:
+        for action in _FINDER.waiting.pop(self._name, ()):
             action(module)
 
     def __getattr__(self, name: str) -> Any:  # get_source and its like, for tracebacks and inspect

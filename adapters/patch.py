@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         return _check(root, args.profile)
     settings = Settings.from_args(args)
-    changes = plan_patch(root, settings)
+    changes = plan_patch(root, settings, replace=args.diff)
     _show(changes)
     if not args.diff:
         for change in changes:
@@ -126,8 +126,10 @@ def run_unpatch(args: argparse.Namespace) -> int:
     return int(any(change.state == EDITED for change in changes))
 
 
-def plan_patch(root: Path, settings: Settings) -> list[Change]:
+def plan_patch(root: Path, settings: Settings, *, replace: bool = False) -> list[Change]:
     """What patching would do, one change for each training script; everything is checked, nothing written.
+
+    ``replace``: exchange a block that has other settings, rather than refuse.
 
     Raises
     ------
@@ -153,6 +155,9 @@ def plan_patch(root: Path, settings: Settings) -> list[Change]:
                 f"{name} was patched by another version of kcd (block format {found.format}, this one writes "
                 f"{block.FORMAT}): unpatch it first"
             )
+        if found.call != lines and replace:
+            changes.append(Change(path, name, before, block.insert(found.rest, lines), PATCHED))
+            continue
         if found.call != lines:
             raise ValueError(
                 f"{name} is patched already, with other settings: edit them there, or unpatch it first"
@@ -201,7 +206,7 @@ def recognise(root: Path, name: str | None) -> tuple[str, tuple[str, ...]]:
     """
     if name is not None:
         profile = find(root, name)
-        return profile.name, (profile.script,)
+        return (name if name.endswith(".py") else profile.name), (profile.script,)
     known = list(profiles())
     for profile in known:
         if profile.knows(root):
@@ -234,6 +239,8 @@ def _found(source: bytes, name: str) -> block.Block | None:
 
 def _root(repo: str) -> Path:
     root = Path(repo)
+    if root.is_file():
+        raise ValueError(f"{repo} is a file: give the repository's root folder")
     if not root.is_dir():
         raise ValueError(f"{repo} is not a folder")
     return root.resolve()

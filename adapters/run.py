@@ -10,26 +10,36 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .block import MARK
 from .settings import VARIABLE, Settings
 
 __all__ = ["configure", "run"]
 
 SCRIPT = "KCD_SCRIPT"
+PLAIN = 3  # the exit status where the script ended well, but KCD had no part in it
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.epilog = "Put kcd's own options before SCRIPT; everything after it belongs to the script."
+    parser.epilog = (
+        "Put kcd's own options before SCRIPT; everything after it belongs to the script. exit status: the script's "
+        "own; 2 refused, and nothing was started; 3 the script ended well, but nothing was observed: plain training."
+    )
     Settings.add_arguments(parser)
     parser.add_argument("script", metavar="SCRIPT", help="the script, as you would give it to python")
-    parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments")
+    rest = parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments")
+    rest.required = False  # there may be none
 
 
 def run(args: argparse.Namespace) -> int:
-    """``kcd run``: the script's own exit status, or 2 where it can't run with KCD."""
+    """``kcd run``: the script's own exit status; 2 where it can't run with KCD, `PLAIN` where it ran without."""
     script = Path(args.script)
     if not script.is_file():
         raise FileNotFoundError(f"there is no script {args.script}")
+    if MARK in script.read_bytes():
+        raise ValueError(
+            f"{args.script} was changed by kcd patch: run it with python, or take the change back with kcd unpatch"
+        )
     settings = Settings.from_args(args)
     from .engine import install  # torch is imported no earlier than needed
     from .profiles import find
@@ -42,14 +52,15 @@ def run(args: argparse.Namespace) -> int:
     _prepare_children(settings, script.resolve())
     try:
         runpy.run_path(str(script.resolve()), run_name="__main__")
-    except SystemExit:
-        engine.close()
-        raise
+    except SystemExit as end:
+        if engine.close(failed=end.code not in (None, 0)):
+            raise
+        return PLAIN
     except Exception:  # the script's own: shown as python shows it, not as one of kcd's
         sys.excepthook(*sys.exc_info())
+        engine.close(failed=True)
         return 1
-    engine.close()
-    return 0
+    return 0 if engine.close() else PLAIN
 
 
 def _prepare_children(settings: Settings, script: Path) -> None:

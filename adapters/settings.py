@@ -12,12 +12,15 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kcd_core import CondensationSchedule
 from kcd_core.condense import check_settings
 
-__all__ = ["VARIABLE", "Settings"]
+from .shims import SHIMS
+
+__all__ = ["VARIABLE", "Settings", "number"]
 
 #: The environment variable that child processes read their settings from, as JSON.
 VARIABLE = "KCD_SETTINGS"
@@ -40,7 +43,7 @@ class Settings:
     negatives : {"kept", "full"}
         Where CRD draws its negatives from: the condensed set, or all data.
     profile : str, optional
-        The profile to use, where it is not to be recognised by the checkout's files.
+        The profile to use, where it is not to be recognised by the checkout's files: a name, or a file NAME.py.
     no_shims : tuple of str
         Shims that are not to be used, by name; "all" means all of them.
     history : str, optional
@@ -68,13 +71,31 @@ class Settings:
     def __post_init__(self) -> None:
         self.schedule()  # raises where a number is outside its range
         check_settings(self.alpha, self.min_weight)
+        if self.value == "kd_divergence":
+            raise ValueError(
+                "value can't be kd_divergence here: it needs the teacher's logits, and an adapter sees the student's "
+                f"alone; choose among {', '.join(CHOICES['value'])}"
+            )
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         object.__setattr__(self, "no_shims", tuple(self.no_shims))
+        for name in self.no_shims:
+            if name not in (*SHIMS, "all"):
+                raise ValueError(f"there is no shim {name!r}; there are {', '.join(SHIMS)}")
 
     def schedule(self) -> CondensationSchedule:
         return CondensationSchedule(self.ratio, self.stages, self.period, self.warmup)
+
+    def __str__(self) -> str:
+        """A line for people: what is always of interest, and what differs from the paper's."""
+        negatives = {"kept": "the kept set", "full": "all data"}[self.negatives]
+        others = {"warmup": self.warmup, "alpha": self.alpha, "min_weight": self.min_weight}
+        changed = "".join(f", {name} {value}" for name, value in others.items() if name in self.to_dict())
+        return (
+            f"ratio {self.ratio} in {number(self.stages, 'stage')} of {number(self.period, 'epoch')}, value {self.value}, "
+            f"mixing {self.mixing}, negatives from {negatives}{changed}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that are not the default's, ready for JSON."""
@@ -139,16 +160,23 @@ class Settings:
         for name, text in texts.items():
             value = getattr(default, name)
             parser.add_argument(
-                f"--{name}", choices=CHOICES[name], default=value, help=f"{text} (default: {value})"
+                f"--{name}",
+                metavar=f"{{{','.join(CHOICES[name])}}}",
+                default=value,
+                help=f"{text} (default: {value})",
             )
-        parser.add_argument("--profile", help="use this profile instead of recognising the repository")
+        parser.add_argument(
+            "--profile",
+            metavar="NAME",
+            help="use this profile, or that of a file NAME.py, instead of recognising the repository",
+        )
         parser.add_argument(
             "--no-shim",
             dest="no_shims",
             metavar="NAME",
             action="append",
             default=[],
-            help="leave out a shim, or all; may be repeated",
+            help=f"leave out a shim, or all; may be repeated; there are {', '.join(SHIMS)}",
         )
         parser.add_argument(
             "--history", metavar="FILE", help="write what each stage did as JSON (kcd report)"
@@ -157,7 +185,15 @@ class Settings:
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Settings:
         """The settings that a parser with `add_arguments` read."""
-        return cls(**{f.name: getattr(args, f.name) for f in dataclasses.fields(cls)})
+        given = {f.name: getattr(args, f.name) for f in dataclasses.fields(cls)}
+        if given["profile"] is not None and given["profile"].endswith(".py"):
+            given["profile"] = str(Path(given["profile"]).resolve())  # a patched script runs from anywhere
+        return cls(**given)
+
+
+def number(count: int, what: str) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 CHOICES = {

@@ -246,7 +246,23 @@ def test_other_settings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     before = snapshot(tmp_path)
     assert main(["patch", str(tmp_path), "--ratio", "0.1"]) == 2
     assert "with other settings" in capsys.readouterr().err
+    assert main(["patch", "--diff", str(tmp_path), "--ratio", "0.1"]) == 0
+    out = capsys.readouterr().out
+    assert "-    ratio=0.7,\n+    ratio=0.1,\n" in out
+    assert not any(line.startswith(("+import", "-import")) for line in out.splitlines())
     assert snapshot(tmp_path) == before
+
+
+def test_a_profile_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.py").write_text("import os\n")
+    (tmp_path / "mine.py").write_text(
+        "from kcd_adapters.profiles import Profile\n"
+        "PROFILE = Profile('mine', 'Mine', 'train.py', (), 'mine.acc', lambda arguments: 'kd')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["patch", ".", "--profile", "mine.py"]) == 0
+    # By its whole path: the script may be started in another folder.
+    assert f"profile={str(tmp_path.resolve() / 'mine.py')!r}" in (tmp_path / "train.py").read_text()
 
 
 def test_block_of_another_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,6 +290,8 @@ def test_unknown_repository(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["patch", str(tmp_path), "--profile", "none such"]) == 2
     assert main(["patch", str(tmp_path / "absent")]) == 2
     assert "is not a folder" in capsys.readouterr().err
+    assert main(["patch", str(tmp_path / "train.py")]) == 2
+    assert "give the repository's root folder" in capsys.readouterr().err
     assert snapshot(tmp_path) == before
 
 

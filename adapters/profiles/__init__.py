@@ -1,13 +1,17 @@
 """One profile per codebase: how to recognise it, and where its student is observed.
 
-To add one, write a module beside this one (the smallest is `sskd`), and list it in `profiles`.
+To add one, write a module beside this one (the smallest is `sskd`), and list it in `MODULES`; or a file
+anywhere, for ``--profile FILE.py``. See docs/adapters.md.
 """
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,12 @@ def _second(batch: Any) -> Any:
     return batch[1]
 
 
+def _first_two(prediction: Any = None, targets: Any = None, *_: Any, **named: Any) -> tuple[Any, Any]:
+    """The first two arguments, by place or by the names that torch and others give them."""
+    prediction = named.get("input", named.get("output")) if prediction is None else prediction
+    return prediction, named.get("target") if targets is None else targets
+
+
 @dataclass(frozen=True)
 class Profile:
     """What the engine has to know of a codebase.
@@ -45,17 +55,23 @@ class Profile:
     marks : tuple of str
         Other files by which the repository is recognised, relative to its root.
     observe : str
-        ``"module.function"``: called as ``function(prediction, targets, ...)`` with the student's final
-        prediction once for every training batch, and looked up in the module at call time, or bound
-        from there by a script that is not running yet.
+        ``"module.function"``: called with the student's final prediction once for every training batch,
+        and looked up in the module at call time, or bound from there by a script that is not running yet.
     method : callable
         ``method(arguments) -> str``: what the script's command line trains; for people to read.
     shims : tuple of str
         Names of `kcd_adapters.shims` that current versions of torch and others make necessary.
+    prediction : callable
+        ``prediction(*args, **kwargs) -> (logits [B, C], labels [B])``: which arguments of that function
+        they are. Default: the first two, or those named ``input`` or ``output``, and ``target``. A call
+        for which it returns anything else than two such tensors, the logits with a gradient, is passed over.
     refuse : callable
         ``refuse(arguments) -> str | None``: why this command line can't run with KCD.
     targets : callable
         ``targets(batch) -> tensor [B]``: the labels of a batch as the loader yields it.
+    fields : tuple, optional
+        Which fields of a sample (places of a tuple, keys of a dict) are images that can be mixed.
+        Default: the first. Of no account where the data set keeps raw images in ``.data``.
     condensed : callable
         ``condensed(dataset, kept) -> dataset``: a view of the data set to draw from while ``kept`` is in
         force. The data set itself is not written to.
@@ -70,8 +86,10 @@ class Profile:
     observe: str
     method: Callable[[Arguments], str]
     shims: tuple[str, ...] = ()
+    prediction: Callable[..., tuple[Any, Any]] = _first_two
     refuse: Callable[[Arguments], str | None] = _nothing
     targets: Callable[[Any], Any] = _second
+    fields: tuple[Any, ...] | None = None
     condensed: Callable[[Any, npt.NDArray[np.int64]], Any] = _whole
     checkpoint: tuple[str, str] | None = None
 
@@ -81,25 +99,53 @@ class Profile:
 
 
 def profiles() -> Iterator[Profile]:
-    """All profiles; where two know a repository, the earlier is meant."""
-    for module in MODULES:
-        yield import_module(f".{module}", __package__).PROFILE
+    """All profiles; where two know a repository, the earlier is meant. A broken one is warned of and left out."""
+    yield from filter(None, map(_from_module, MODULES))
+
+
+@functools.cache  # so as to warn once
+def _from_module(module: str) -> Profile | None:
+    try:
+        profile: Profile = import_module(f".{module}", __package__).PROFILE
+    except Exception as error:  # whatever somebody's own module raises: the others are none the worse
+        print(f"kcd: WARNING: profile {module} is left out: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
+    return profile
+
+
+def _from_file(path: Path) -> Profile:
+    spec = spec_from_file_location(f"kcd_profile_{path.stem}", path)
+    assert spec is not None  # by the name's ending
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"--profile {path} can't be imported: {type(error).__name__}: {error}") from error
+    profile = getattr(module, "PROFILE", None)
+    if not isinstance(profile, Profile):
+        raise ValueError(f"--profile {path} must define PROFILE, a kcd_adapters.profiles.Profile")
+    return profile
 
 
 def find(script: Path, name: str | None = None) -> Profile:
-    """The profile for a training script, by the files around it, or by its name.
+    """The profile for a training script, by the files around it, by its name, or from a file ``NAME.py``.
 
     Raises
     ------
     ValueError
-        If there is none.
+        If there is none, or the file can't be imported or holds none.
     """
+    if name is not None and name.endswith(".py"):
+        return _from_file(Path(name))
     known = list(profiles())
     if name is not None:
         for profile in known:
             if profile.name == name:
                 return profile
-        raise ValueError(f"there is no profile {name!r}; there are {', '.join(p.name for p in known)}")
+        raise ValueError(
+            f"there is no profile {name!r}; there are {', '.join(p.name for p in known)}, or give a file, NAME.py"
+        )
     script = script.resolve()
     near = [(profile, _root(script, profile)) for profile in known]
     near = [(profile, root) for profile, root in near if profile.knows(root)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from kcd_adapters.cli import main
 
 HEAVY = ("torch", "torchvision", "matplotlib", "sklearn", "rich")
 MINI = Path(__file__).parent / "hosts" / "sskd"
@@ -38,6 +41,29 @@ def test_help_needs_no_heavy_package(command: tuple[str, ...], without: tuple[st
         ] in text
     else:
         assert all(name in text for name in ("demo", "run", "patch", "unpatch", "report"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ((), "the following arguments are required: SCRIPT\n"),
+        (
+            ("--value", "kd_divergence", "x.py"),
+            "kcd: value can't be kd_divergence here: it needs the teacher's",
+        ),
+        (("--no-shim", "nonsense", "x.py"), "kcd: there is no shim 'nonsense'; there are tensorboard_logger"),
+    ],
+)
+def test_what_run_refuses(
+    arguments: tuple[str, ...], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.py").touch()
+    arguments = tuple(str(tmp_path / a) if a == "x.py" else a for a in arguments)
+    with contextlib.suppress(SystemExit):
+        assert main(["run", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert reason in err
+    assert out == ""
 
 
 def test_patching_needs_no_heavy_package(tmp_path: Path) -> None:

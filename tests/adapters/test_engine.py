@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.util
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import torch
 from test_cuda import Watch, fake_cuda
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+import kcd_adapters.profiles
 import kcd_core as kcd
 from kcd_adapters import contrast, late
 from kcd_adapters.engine import Engine
@@ -151,6 +155,56 @@ def test_on_cuda_observing_neither_waits_nor_copies_to_the_host() -> None:
         assert watch.to_host == []
 
 
+def test_why_nothing_was_observed(capsys: pytest.CaptureFixture[str]) -> None:
+    engine, train = Engine(Settings(), PROFILE, []), hosted()
+    engine._candidates.add(train)
+    engine._any = True
+    for _, y in engine.start(train):
+        engine.observe(torch.zeros(len(y), 3, requires_grad=True), 1 - y[:2])
+    assert "labels have shape [2], [B] expected, for predictions of [8, 3] (5 x)" in capsys.readouterr().out
+    assert not engine.close()
+    assert engine.close(failed=True) is False  # said once
+    assert capsys.readouterr().out.count("kcd: WARNING: this run was without KCD") == 1
+    engine = Engine(Settings(), PROFILE, [])
+    own = torch.utils.data.BatchSampler(range(8), 3, drop_last=False)  # type: ignore[arg-type]
+    own.__class__ = type("Buckets", (torch.utils.data.BatchSampler,), {})
+    assert engine.hosted(DataLoader(range(8), batch_sampler=own)) is None  # type: ignore[arg-type]
+    assert not engine.close()
+    assert "a batch sampler of its own, Buckets (1 x)" in capsys.readouterr().out
+    parent = Engine(Settings(), PROFILE, [])
+    parent.spawning()
+    assert parent.close()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_history_that_can_not_be_written_later_does_not_stop_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    engine, train = Engine(Settings(history=str(tmp_path / "gone" / "h.json")), PROFILE, []), hosted()
+    engine.choose(train)
+    (tmp_path / "gone").rmdir()
+    assert engine.close()
+    assert "WARNING: the history can't be written" in capsys.readouterr().out
+
+
+def test_prediction_and_labels_may_be_other_arguments_and_images_other_fields() -> None:
+    def third_and_named(*args: Any, **named: Any) -> Any:
+        return args[2], named["labels"]
+
+    profile = replace(PROFILE, prediction=third_and_named, fields=(1,))
+    engine = Engine(Settings(), profile, [])
+    data = TensorDataset(torch.arange(8), torch.zeros(8, 1), torch.arange(8) % 3)
+    loader = DataLoader(data, batch_size=8, shuffle=True)
+    with pytest.raises(TypeError, match=r"--mixing none.*the images' `fields`"):
+        next(HostedLoader(loader, PROFILE, Settings()).start())
+    train = HostedLoader(loader, replace(profile, targets=lambda batch: batch[2]), Settings())
+    engine._candidates.add(train)
+    *_, y = next(train.start())
+    engine.observe("epoch", None, torch.zeros(8, 3, requires_grad=True), labels=y)
+    assert train.observed == 8
+
+
 # -- profiles ------------------------------------------------------------------------------------------
 
 
@@ -163,6 +217,31 @@ def test_profiles_are_told_apart_by_their_files(tmp_path: Path) -> None:
         assert find(root / profile.script) is profile
     with pytest.raises(ValueError, match="there is no profile 'nemo'; there are simkd, repdistiller"):
         find(tmp_path, "nemo")
+
+
+def test_a_broken_profile_leaves_the_others_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kcd_adapters.profiles, "MODULES", ("nemo", "sskd"))
+    assert [[profile.name for profile in profiles()] for _ in range(2)] == [["sskd"]] * 2
+    warning = "kcd: WARNING: profile nemo is left out: ModuleNotFoundError: No module named"
+    assert capsys.readouterr().err.count(warning) == 1
+
+
+def test_a_profile_may_be_a_file_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from kcd_adapters.profiles import Profile\n"
+        "PROFILE = Profile('mine', 'Mine', 'go.py', (), 'mine.acc', lambda arguments: 'kd')\n"
+    )
+    assert find(tmp_path / "go.py", str(path)).title == "Mine"
+    for code, reason in (
+        ("import nemo", "can't be imported: ModuleNotFoundError"),
+        ("", "must define PROFILE"),
+    ):
+        path.write_text(code)
+        with pytest.raises(ValueError, match=reason):
+            find(tmp_path / "go.py", str(path))
 
 
 def test_options_of_a_command_line() -> None:
@@ -195,8 +274,8 @@ def test_settings_travel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings.from_environment() == Settings()
     settings.export()
     assert Settings.from_environment() == settings
-    for wrong in ({"ratio": 0}, {"mixing": "often"}, {"rati": 1}, {"alpha": -1}):
-        with pytest.raises(ValueError, match=r"ratio|mixing|rati|alpha"):
+    for wrong in ({"ratio": 0}, {"mixing": "often"}, {"rati": 1}, {"alpha": -1}, {"no_shims": ["dalli"]}):
+        with pytest.raises(ValueError, match=r"ratio|mixing|rati|alpha|no shim 'dalli'"):
             Settings.from_dict(wrong)
 
 
@@ -211,9 +290,35 @@ def test_functions_are_replaced_when_their_module_is_imported(
     from kcd_late_host import f  # type: ignore[import-not-found]
 
     assert f(1) == 2
-    late.after_call("kcd_late_host.f", seen.append)
+    late.after_call("kcd_late_host.f", lambda result, x: seen.append(10 * result + x))
     assert sys.modules["kcd_late_host"].f(2) == 3
-    assert seen == [1, 2, 2]
+    assert seen == [1, 2, 32]
     monkeypatch.setitem(sys.modules, "kcd_late_empty", types.ModuleType("kcd_late_empty"))
     with pytest.raises(RuntimeError, match="has no function g"):
         late.before_call("kcd_late_empty.g", print)
+
+
+def test_looking_for_a_module_does_not_use_up_its_patch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kcd_late_probed.py").write_text("def f(x):\n    return x + 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    class Prober(importlib.abc.MetaPathFinder):
+        """Looks for what it is asked for, by the machinery that asked it."""
+
+        def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+            return (
+                importlib.util.find_spec(fullname) if fullname == "kcd_late_probed" and self.busy() else None
+            )
+
+        def busy(self) -> bool:
+            self.calls = getattr(self, "calls", 0) + 1
+            return self.calls % 2 == 1
+
+    seen: list[int] = []
+    late.before_call("kcd_late_probed.f", seen.append)
+    monkeypatch.setattr(sys, "meta_path", [sys.meta_path[0], Prober(), *sys.meta_path[1:]])
+    assert importlib.util.find_spec("kcd_late_probed") is not None
+    assert importlib.import_module("kcd_late_probed").f(1) == 2
+    assert seen == [1]

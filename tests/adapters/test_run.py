@@ -35,7 +35,9 @@ class Host:
         shutil.copytree(HOSTS / name, self.folder)
         self.runs = 0
 
-    def run(self, *command: str, rank: int = 0, ok: bool = True, old: bool = False) -> tuple[str, Items]:
+    def run(
+        self, *command: str, rank: int = 0, ok: bool = True, status: int | None = None, old: bool = False
+    ) -> tuple[str, Items]:
         """What a python command printed, and what the host recorded."""
         self.runs += 1
         record = self.folder / f"record{self.runs}"
@@ -53,7 +55,10 @@ class Host:
             check=False,
         )
         output = done.stdout + done.stderr
-        assert (done.returncode == 0) == ok, output
+        if status is not None:
+            assert done.returncode == status, output
+        else:
+            assert (done.returncode == 0) == ok, output
         items: Items = []
         for path in sorted(self.folder.glob(f"{record.name}.{rank}")):
             items = list(np.load(path, allow_pickle=True))
@@ -220,6 +225,47 @@ def test_loaders_that_can_not_be_followed_are_not_passed_over_in_silence(host: H
 
 
 @on("repdistiller")
+@pytest.mark.parametrize(
+    ("accuracy", "reason"),
+    [
+        ("soft", "the labels have shape [16, 5], [B] expected, for predictions of [16, 5] (7 x)"),
+        ("never", "helper.loops.accuracy was never called"),
+    ],
+)
+def test_a_run_in_which_nothing_is_observed_says_why(host: Host, accuracy: str, reason: str) -> None:
+    output, _ = host.kcd(*ONCE, "train_student.py", "--epochs", "1", "--accuracy", accuracy, status=3)
+    early, _, late = output.partition("WARNING: this run was without KCD")
+    assert "nothing was observed in a whole pass over CIFAR100Instance, 98 samples" in early
+    assert reason in early
+    assert "helper.loops.accuracy was called" in late  # by the validation, too
+    assert "without a gradient" in late
+
+
+@on("repdistiller")
+def test_a_schedule_that_never_condenses_is_told(host: Host) -> None:
+    output, _ = host.kcd("train_student.py", "--epochs", "1")
+    assert "kcd: ratio 0.7 in 6 stages of 40 epochs, value entropy, mixing cumulative" in output
+    assert "1 epoch, 0 stages, 98 samples drawn" in output
+    assert "no stage ended: --period 40 is longer than the 1 epoch; this was plain training" in output
+
+
+@on("repdistiller")
+def test_a_host_that_crashes_is_not_reproached(host: Host) -> None:
+    output, _ = host.kcd(*ONCE, "train_student.py", "--batch_size", "0", status=1)
+    assert "batch_size should be a positive integer" in output
+    assert "without KCD" not in output
+
+
+@on("repdistiller")
+def test_a_history_that_can_not_be_written_is_refused_before_training(host: Host) -> None:
+    for path, reason in (("no/h.json", "No such file"), ("helper", "Is a directory")):
+        output, items = host.kcd(*ONCE, "--history", path, "train_student.py", status=2)
+        assert f"kcd: --history {path}: {reason}" in output
+        assert len(output.splitlines()) == 1
+        assert not items
+
+
+@on("repdistiller")
 def test_shims_can_be_left_out(host: Host) -> None:
     output, _ = host.kcd("--no-shim", "tensorboard_logger", "train_student.py", ok=False)
     assert "No module named 'tensorboard_logger'" in output
@@ -285,8 +331,10 @@ def test_simkd_is_observed_where_it_predicts(host: Host) -> None:
 
 @on("simkd")
 def test_batches_the_host_skips_are_not_observed(host: Host) -> None:
-    _, items = host.kcd(*ONCE, "train_student.py", "--distill", "semckd", "--epochs", "3")
+    output, items = host.kcd(*ONCE, "train_student.py", "--distill", "semckd", "--epochs", "3")
     check(items, SIZES[:3])
+    left_out = sum(size % 16 for size in SIZES[:3])
+    assert f"not observed: helper.loops.accuracy was not called for their batches ({left_out} x)" in output
 
 
 @on("simkd")
@@ -319,7 +367,7 @@ def test_processes_that_the_host_spawns(host: Host) -> None:
     ):
         assert output.count(text) == 1
     saved, full = sum(N - size for size in SIZES), N * len(SIZES)
-    assert f"{saved} of {full} samples saved" in output
+    assert f"{saved} of {full} samples saved (" in output
     summary = json.loads((host.folder / "h.json").read_text())["summary"]
     assert (summary["saved"], summary["processes"]) == (saved, 2)
 
@@ -397,5 +445,6 @@ def test_unknown_repositories_and_scripts_are_refused(tmp_path: Path) -> None:
     assert "not the script that trains a student" in output
     output, _ = host.kcd("missing.py", ok=False)
     assert "there is no script missing.py" in output
-    output, _ = host.kcd("--profile", "sskd", "elsewhere/train.py")
+    output, _ = host.kcd("--profile", "sskd", "elsewhere/train.py", status=3)
     assert "ran" in output
+    assert "utils was never imported; no loader could be followed: no DataLoader was iterated" in output

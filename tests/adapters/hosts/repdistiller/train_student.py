@@ -22,6 +22,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--num_workers", type=int, default=0)
     parser.add_argument("--anew", default="", choices=["", "loader", "data", "beside"])
+    parser.add_argument("--accuracy", default="hard", choices=["hard", "soft", "never"])
     opt = parser.parse_args()
     mini.seed()
     logger = tb_logger.Logger(logdir="tb", flush_secs=2)

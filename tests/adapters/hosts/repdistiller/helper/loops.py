@@ -25,8 +25,10 @@ def train_distill(epoch, train_loader, module_list, criterion_list, optimizer, o
         if opt.distill == "crd":
             loss = loss + criterion_list[2](logit_s, logit_t, index, contrast_idx)
             more = {"contrast": contrast_idx.tolist()}
-        acc, _ = accuracy(logit_s, target, topk=(1, 2))
-        total += acc.item()
+        if opt.accuracy != "never":
+            labels = F.one_hot(target, 5) if opt.accuracy == "soft" else target
+            acc, _ = accuracy(logit_s, labels, topk=(1, 2))
+            total += acc.item()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
