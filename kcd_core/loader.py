@@ -21,7 +21,7 @@ from .mixing import Mixer, is_built_in
 from .sampler import CheckedState as SamplerState
 from .sampler import CondensedSampler, fingerprint
 from .schedule import CondensationSchedule
-from .sharded import ShardedSampler, ShardedSet, condense_sharded, for_history
+from .sharded import ShardedSampler, ShardedSet, condense_sharded, for_history, resliced
 from .tracker import CheckedState as TrackerState
 from .tracker import KnowledgeValueTracker, check_same, state_int, summed
 from .values import Value, value_name
@@ -78,7 +78,7 @@ def wrap_loader(
     sharded : bool
         For data sets too large for 12 bytes a sample on every rank: each rank keeps the values of a slice
         of the data set, and draws from that slice alone. Same sets; see `ShardedSampler` for what else
-        changes. Resumes on the same number of ranks only.
+        changes.
 
     Returns
     -------
@@ -451,7 +451,8 @@ class CondensedLoader:
         state : mapping, or list of mappings
             What this rank saved; or, on any number of ranks, what all ranks of a run saved at one step, in
             any order. Each new rank is given all of them: the global order goes on from the same position,
-            and rank 0 takes over the sum of what was recorded.
+            and rank 0 takes over the sum of what was recorded. With ``sharded``, between epochs only: every
+            rank takes over its slice.
 
         Raises
         ------
@@ -460,12 +461,9 @@ class CondensedLoader:
             is no loader's state; of a list, also if a rank is missing or there twice, or if they were
             not saved at one step. Nothing is changed then.
         """
+        if self._sharded and isinstance(state, (list, tuple)) and state:
+            state = resliced(state, self.sampler.rank, self.sampler.num_replicas)
         several = isinstance(state, (list, tuple))
-        if several and self._sharded:
-            raise ValueError(
-                "a sharded loader goes on from what its own rank saved, on the same number of ranks, got a list of "
-                "states"
-            )
         states = [self._checked_state(s) for s in (state if several else [state])]
         if several:
             _check_together(states)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["CondensedSampler"]
 
 STATE_VERSION = 1
+MIX_ARRAYS = ("mix_target", "mix_source", "mix_weight", "mix_stage")
 Indices = npt.NDArray[np.int64]
 CheckedState = tuple[int, int, Indices | None, MixRecipes]  # epoch, stage, kept (None: everything), recipes
 
@@ -233,7 +234,7 @@ class CondensedSampler:
         }
 
     def _checked_state(self, state: Mapping[str, Any]) -> CheckedState:
-        arrays = ("kept", "mix_target", "mix_source", "mix_weight", "mix_stage")
+        arrays = ("kept", *MIX_ARRAYS)
         check_same(state, self._identity(), "sampler", needs=("epoch", "stage", *arrays))
         kept, target, source, weight, stage = (to_numpy(state[name]) for name in arrays)
         for indices in (kept, target, source, stage):

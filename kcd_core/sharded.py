@@ -8,7 +8,7 @@ The data set must be readable everywhere only if samples are mixed: a sample tak
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +21,10 @@ from .condense import CondensedSet, check_settings, no_indices, weights_of
 from .counting import Counting, ScoreBlocks, find_cuts, gather, over_ranks, split
 from .history import MOST
 from .mixing import MixRecipes
-from .sampler import CondensedSampler, _mix_int, _permute, _round_keys, fingerprint
+from .sampler import MIX_ARRAYS, CondensedSampler, _mix_int, _permute, _round_keys, fingerprint
 from .schedule import CondensationSchedule
 from .selection import Indices, Scores, blocks, rank_scores
-from .tracker import KnowledgeValueTracker, check_same
+from .tracker import KnowledgeValueTracker, check_same, state_int
 from .values import value_name
 
 __all__ = ["Members", "ShardedSampler", "ShardedSet", "bounds", "condense_shard", "condense_sharded"]
@@ -480,6 +480,86 @@ def _check_sizes(sizes: Indices) -> None:
             f"rank(s) {np.flatnonzero(sizes == 0).tolist()} would keep none of their samples and have nothing to "
             "draw: neighbours in the data set are too alike to share it out in slices; put it in random order once"
         )
+
+
+def resliced(states: Sequence[Any], rank: int, ranks: int) -> dict[str, Any]:
+    """The state that ``rank`` of ``ranks`` would have saved, from what all ranks of any number saved.
+
+    Raises
+    ------
+    ValueError
+        If a rank is missing or there twice, if the states were not saved at one step, or if another number of
+        ranks saved them within an epoch: orders are the slices' own, and other slices have no place in them.
+    """
+    for state in states:
+        check_same(state, {"sharded": True}, "loader", needs=("num_replicas", "epoch", "position"))
+        check_same(state.get("tracker"), {}, "tracker", needs=("total", "count", "skipped"))
+        check_same(
+            state.get("sampler"),
+            {},
+            "sharded sampler",
+            needs=("stage", "bits", "sizes", "mixing", *MIX_ARRAYS),
+        )
+    first, of = states[0], len(states)
+    states = sorted(states, key=lambda state: state_int(state, "rank", 0, "loader"))
+    moments = [(s["rank"], s["num_replicas"], s["epoch"], s["sampler"]["stage"]) for s in states]
+    if moments != [(r, of, first["epoch"], first["sampler"]["stage"]) for r in range(of)]:
+        raise ValueError(
+            "the states of all ranks are needed, each once, saved at one step, got (rank, ranks, epoch, stage) = "
+            f"{moments}"
+        )
+    if of == ranks:
+        return dict(states[rank])
+    if any(state["position"] for state in states):
+        raise ValueError(
+            f"a sharded loader goes on with another number of ranks ({ranks} instead of {of}) between epochs only: "
+            "save the state after end_epoch()"
+        )
+    n = int(first["num_samples"])
+    old, new = ([bounds(n, r, number) for r in range(number)] for number in (of, ranks))
+    start, stop = new[rank]
+
+    def own(owner: str, name: str) -> Any:
+        parts = [to_numpy(state[owner][name]) for state in states]
+        return np.concatenate(
+            [x[max(0, start - a) : max(0, stop - a)] for x, (a, _) in zip(parts, old, strict=True)]
+        )
+
+    bits = [to_numpy(state["sampler"]["bits"]) for state in states]
+    member = np.concatenate(
+        [
+            np.unpackbits(x, count=b - a) if len(x) else np.ones(b - a, np.uint8)
+            for x, (a, b) in zip(bits, old, strict=True)
+        ]
+    )
+    if (
+        np.add.reduceat(member, [a for a, _ in old], dtype=np.int64).tolist()
+        != first["sampler"]["sizes"].tolist()
+    ):
+        raise ValueError("the sharded sampler state is damaged: bits and sizes contradict each other")
+    everything = not any(map(len, bits))
+    sampler = {
+        **first["sampler"],
+        "num_replicas": ranks,
+        "rank": rank,
+        "bits": bits[0] if everything else np.packbits(member[start:stop]),
+        "sizes": np.add.reduceat(member, [a for a, _ in new], dtype=np.int64),
+    }
+    if sampler["mixing"] == "fresh":  # else every rank has the recipes of all
+        mixed = {name: np.concatenate([to_numpy(s["sampler"][name]) for s in states]) for name in MIX_ARRAYS}
+        mine = (mixed["mix_target"] >= start) & (mixed["mix_target"] < stop)
+        sampler.update({name: x[mine] for name, x in mixed.items()})
+    skipped = (
+        np.sum([state["tracker"]["skipped"] for state in states], axis=0) if rank == 0 else np.zeros(2, int)
+    )
+    tracker = {
+        **first["tracker"],
+        "num_samples": stop - start,
+        "total": own("tracker", "total"),
+        "count": own("tracker", "count"),
+        "skipped": skipped.tolist(),
+    }
+    return {**first, "num_replicas": ranks, "rank": rank, "tracker": tracker, "sampler": sampler}
 
 
 def for_history(tracker: KnowledgeValueTracker, sampler: ShardedSampler) -> dict[str, Any]:

@@ -470,7 +470,69 @@ def test_loader_refusals() -> None:
     with pytest.raises(ValueError, match="select needs the values of all samples"):
         kcd.wrap_loader(loader, schedule=SCHEDULE, sharded=True, select=lambda *_: None)  # type: ignore[arg-type,return-value]
     wrapped = kcd.wrap_loader(loader, schedule=SCHEDULE, sharded=True)
-    with pytest.raises(ValueError, match="same number of ranks"):
-        wrapped.load_state_dict([wrapped.state_dict()])
+    with pytest.raises(ValueError, match="empty list"):
+        wrapped.load_state_dict([])
     with pytest.raises(ValueError, match="saved with sharded = False, here it is True"):
         wrapped.load_state_dict(kcd.wrap_loader(loader, schedule=SCHEDULE).state_dict())
+
+
+def loaders(ranks: int, mixing: str | None) -> list[Any]:
+    """Those of all ranks, in one process; no stage is due."""
+    schedule = kcd.CondensationSchedule(ratio=0.5, stages=3, period=100)
+    made = []
+    for rank in range(ranks):
+        sampler: Any = DistributedSampler(range(N), num_replicas=ranks, rank=rank)
+        loader: Any = DataLoader(Plain(N), batch_size=4, sampler=sampler)
+        made.append(kcd.wrap_loader(loader, schedule=schedule, mixing=mixing, sharded=True))
+    return made
+
+
+@pytest.mark.parametrize("mixing", ["cumulative", "fresh", None])
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (2, 5), (4, 1), (3, 3)])
+def test_another_number_of_ranks_takes_over_its_slices(mixing: str | None, before: int, after: int) -> None:
+    old, new = loaders(before, mixing), loaders(after, mixing)
+    expected = loaders(after, mixing)
+    value = np.random.default_rng(0).random(N)
+    for stage in range(3):  # the first without a set
+        if stage:
+            chosen = kcd.condense(value, np.ones(N, int), previous=N, target=50 - stage)
+            for loader in (*old, *expected):
+                loader.sampler.install(chosen)
+        for loader in old:
+            for batch in loader:
+                loader.record(logits_of(index_of(batch), stage))
+            loader.end_epoch()
+        states = [loader.state_dict() for loader in old]
+        for loader, same in zip(new, expected, strict=True):
+            loader.load_state_dict(states[::-1])
+            same.sampler.set_epoch(loader.epoch)
+            assert loader.epoch == stage + 2
+            assert list(loader.sampler) == list(same.sampler)
+            assert loader.sampler.fingerprint() == same.sampler.fingerprint()
+            assert list(map(loader.sampler.steps, range(N))) == list(map(same.sampler.steps, range(N)))
+        for what in (0, 1):
+            parts = [np.concatenate([loader.tracker.sums()[what] for loader in some]) for some in (old, new)]
+            np.testing.assert_array_equal(*parts)
+
+
+def test_states_that_do_not_belong_together() -> None:
+    old, (new,) = loaders(3, None), loaders(1, None)
+    states = [loader.state_dict() for loader in old]
+    for wrong in (states[:2], [*states, states[0]], [states[0], states[1], {**states[2], "epoch": 2}]):
+        with pytest.raises(ValueError, match="the states of all ranks are needed"):
+            new.load_state_dict(wrong)
+    next(iter(old[0]))
+    states[0] = old[0].state_dict()
+    with pytest.raises(ValueError, match="between epochs only"):
+        new.load_state_dict(states)
+    between = [loader.state_dict() for loader in loaders(3, None)]
+    for broken in ({}, 3, {**between[0], "tracker": {}}, {**between[0], "sampler": None}):
+        with pytest.raises(ValueError, match="not a"):
+            new.load_state_dict([broken, *between[1:]])
+    for part, name in (("sampler", "sizes"), ("tracker", "total")):
+        damaged = {**between[0], part: {**between[0][part], name: torch.zeros(3, dtype=torch.int64)}}
+        with pytest.raises(ValueError, match="damaged"):
+            new.load_state_dict([damaged, *between[1:]])
+    new.load_state_dict(between)
+    old[0].load_state_dict(states)  # the same number of ranks: its own, wherever it was
+    assert old[0].state_dict()["position"] == states[0]["position"] > 0
