@@ -20,7 +20,8 @@ from .history import CondensationHistory
 from .mixing import mix_arrays, mix_samples
 from .sampler import CondensedSampler
 from .schedule import CondensationSchedule
-from .sharded import ShardedSampler, condense_sharded
+from .sharded import condense_sharded
+from .sharded_sampler import ShardedSampler
 from .tracker import KnowledgeValueTracker
 from .values import cross_entropy, entropy, kd_divergence, margin
 

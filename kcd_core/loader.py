@@ -21,7 +21,8 @@ from .mixing import Mixer, is_built_in
 from .sampler import CheckedState as SamplerState
 from .sampler import CondensedSampler, fingerprint
 from .schedule import CondensationSchedule
-from .sharded import ShardedSampler, ShardedSet, condense_sharded, for_history, resliced
+from .sharded import ShardedSet, condense_sharded, for_history
+from .sharded_sampler import ShardedSampler, resliced
 from .tracker import CheckedState as TrackerState
 from .tracker import KnowledgeValueTracker, check_same, state_int, summed
 from .values import Value, value_name

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import kcd_core as kcd
 from kcd_core import counting, sharded
+from kcd_core.members import Members
 from kcd_core.selection import rank_scores
 
 # Crowds of ties, values that differ in the last bit only, both signs, and any numbers.
@@ -110,7 +111,7 @@ def test_what_is_sent_does_not_depend_on_the_number_of_points() -> None:
 @given(st.lists(st.booleans(), min_size=1, max_size=3000))
 def test_members(member: list[bool]) -> None:
     expected = np.flatnonzero(member)
-    members = sharded.Members(np.packbits(member), len(member))
+    members = Members(np.packbits(member), len(member))
     assert len(members) == len(expected)
     np.testing.assert_array_equal(members.indices(), expected)
     np.testing.assert_array_equal(members.select(np.arange(len(expected))), expected)
@@ -119,7 +120,7 @@ def test_members(member: list[bool]) -> None:
 
 def test_members_take_nine_bits_for_eight_points() -> None:
     member = np.random.default_rng(0).random(1_000_000) < 0.7
-    members = sharded.Members(np.packbits(member), len(member))
+    members = Members(np.packbits(member), len(member))
     assert members.nbytes / len(member) == pytest.approx(9 / 64, rel=1e-3)
     places = np.random.default_rng(1).integers(0, len(members), 1000)
     np.testing.assert_array_equal(members.select(places), np.flatnonzero(member)[places])
