@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from kcd_core import CondensationHistory
-from kcd_core.tracker import check_same
-
-from .files import write_whole
+from kcd_core import CondensationHistory, KnowledgeValueTracker
+from kcd_core.checkpoint import load_checkpoint, save_checkpoint
+from kcd_core.sampler import CondensedSampler
+from kcd_core.tracker import check_same, state_int
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -20,91 +17,163 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoints"]
 
-VERSION = 1
-NEEDS = ("epochs", "drawn", "observed", "saved", "tracker", "sampler", "history")
+VERSION = 2
+COUNTS = ("epochs", "drawn", "drawn_in_pass", "observed", "observed_in_pass", "saved")
+NEEDS = (*COUNTS, "checkpoint", "loader", "tracker", "sampler", "history")
 
 
 class Checkpoints:
-    """Saves and loads ``PATH.kcd`` whenever the host saves or loads ``PATH``."""
+    """Saves and loads ``PATH.kcd`` whenever the host saves or loads ``PATH``.
+
+    Attributes
+    ----------
+    waiting : bool
+        Whether a state was loaded, and the loader that it belongs to was not seen yet.
+    unconfirmed : bool
+        Whether a loader was given its state, and the student was not observed on it yet.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._loaded: Any = None
+        self._state: Any = None
+        self._file = Path()
+        self.unconfirmed = False
 
-    def save(self, checkpoint: Any, path: Any) -> None:
+    @property
+    def waiting(self) -> bool:
+        return self._state is not None
+
+    def save(self, _: Any, checkpoint: Any, path: Any) -> None:
         """Called after the host saved. A checkpoint without an optimizer is not one to resume from."""
         engine, train = self._engine, self._engine.train
-        if train is None or not (isinstance(checkpoint, dict) and "optimizer" in checkpoint):
-            return
-        if engine.rank > 0:
+        if train is None or engine.rank > 0 or not _resumable(checkpoint):
             return
         state = {
-            **self._identity(train),
+            **self._identity(),
             "checkpoint": _fingerprint(path),
+            "loader": _described(train),
             "epochs": engine.epochs,
-            "drawn": [engine.drawn, train.drawn],
-            "observed": [engine.observed, train.observed],
+            "drawn": engine.drawn,
+            "drawn_in_pass": train.drawn,
+            "observed": engine.observed,
+            "observed_in_pass": train.observed,
             "saved": engine.saved,
             "tracker": train.tracker.state_dict(),
             "sampler": train.sampler.state_dict(),
             "history": train.history.state_dict(),
         }
-        content = io.BytesIO()
-        torch.save(state, content)
-        write_whole(Path(f"{path}.kcd"), content.getvalue())
+        save_checkpoint(f"{path}.kcd", state)
 
-    def load(self, path: Any) -> None:
+    def load(self, checkpoint: Any, path: Any) -> None:
         """Called after the host loaded: a teacher, too, which has no such file beside it.
 
         Raises
         ------
         ValueError
-            If the checkpoint is not the one that the file was written beside.
+            If the file can't be read, is not the one that was written beside this checkpoint, or is of a
+            run with other settings. Nothing is changed then.
         """
-        if not Path(f"{path}.kcd").is_file():
+        engine, file = self._engine, Path(f"{path}.kcd")
+        if not file.is_file():
+            if _resumable(checkpoint):
+                engine.say(
+                    f"WARNING: there is no {file}. If this run goes on from {path}, KCD begins anew, with all the data"
+                )
             return
-        state = torch.load(f"{path}.kcd", map_location="cpu", weights_only=True)
-        if state.get("checkpoint") != _fingerprint(path):
-            raise ValueError(
-                f"{path}.kcd belongs to another checkpoint than {path} is now (one that was overwritten by a run "
-                "without KCD, or by one that was killed before it wrote the new state): resume from another "
-                "checkpoint, or delete that file to begin anew with the full set"
+        if engine.train is not None:
+            engine.say(
+                f"WARNING: {path} was loaded in the middle of the run; KCD goes on with its present set"
             )
-        self._loaded = state
+            return
+        try:
+            state = load_checkpoint(file)
+            check_same(state, self._identity(), "run", needs=NEEDS)
+            if state["checkpoint"] != _fingerprint(path):
+                raise ValueError(
+                    f"it belongs to another checkpoint than {path} is now (one that was overwritten by a run without "
+                    "KCD, or by one that was killed before it wrote the new state)"
+                )
+            self._check(state)
+        except (ValueError, TypeError, LookupError, OSError) as error:
+            raise ValueError(
+                f"can't resume with {file}: {error}. Resume from another checkpoint, or delete {file} to begin anew "
+                "with all the data"
+            ) from error
+        self._state, self._file = state, file
+        for hosted in engine.followed():
+            self.restore(hosted)
+
+    def _check(self, state: Any) -> None:
+        """Whether the parts fit one another; on objects of no use otherwise, so that nothing is half restored."""
+        counts = {name: state_int(state, name, 0, "run") for name in COUNTS}
+        num_samples, epochs = state["loader"]["num_samples"], counts["epochs"]
+        tracker = KnowledgeValueTracker(num_samples, value=self._engine.settings.value)
+        tracker.load_state_dict(state["tracker"])
+        mixing = self._engine.settings.mixing
+        sampler = CondensedSampler(num_samples, mixing=None if mixing == "none" else mixing)
+        sampler.load_state_dict(state["sampler"])
+        CondensationHistory.from_state(state["history"])
+        wanted = self._engine.schedule.size(num_samples, epochs + 1)
+        if sampler.num_kept != wanted:
+            raise ValueError(
+                f"it keeps {sampler.num_kept} points after {epochs} epochs; the schedule, {wanted}"
+            )
+        if int(tracker.count.max()) > epochs + 1 or counts["observed"] > counts["drawn"]:
+            raise ValueError("it is damaged: its counts contradict each other")
 
     def restore(self, hosted: HostedLoader) -> None:
-        """Give a loader the state that was loaded, if it is of its size.
-
-        Raises
-        ------
-        ValueError
-            If it was saved with other settings. Nothing is changed then.
-        """
-        state, engine = self._loaded, self._engine
-        if state is None or state.get("num_samples") != hosted.sampler.num_samples:
+        """Give a loader the state that waits, if it is the one that it was saved of."""
+        state, engine = self._state, self._engine
+        if state is None or state["loader"] != _described(hosted):
             return
-        check_same(state, self._identity(hosted), "run", needs=NEEDS)
         hosted.tracker.load_state_dict(state["tracker"])
         hosted.sampler.load_state_dict(state["sampler"])
         hosted.history = CondensationHistory.from_state(state["history"])
-        engine.epochs = state["epochs"]
+        hosted.renew()
+        engine.epochs, engine.saved = state["epochs"], state["saved"]
         # The pass it was saved in ends when the next begins, as ever.
-        engine.drawn, hosted.drawn = state["drawn"]
-        engine.observed, hosted.observed = state["observed"]
-        engine.saved = state["saved"]
-        self._loaded = None
+        engine.drawn, hosted.drawn = state["drawn"], state["drawn_in_pass"]
+        engine.observed, hosted.observed = state["observed"], state["observed_in_pass"]
+        self._state, self.unconfirmed = None, True
         engine.choose(hosted)
         engine.say(f"resumed after epoch {engine.epochs + bool(hosted.observed)}")
 
-    def _identity(self, hosted: HostedLoader) -> dict[str, Any]:
-        settings = self._engine.settings
+    def refuse(self, hosted: HostedLoader) -> None:
+        """RuntimeError if the student is about to be trained on a loader that the waiting state is not of."""
+        if self.waiting:
+            raise RuntimeError(
+                f"{self._file} was saved of {_shown(self._state['loader'])}, and the student is being trained on "
+                f"{_shown(_described(hosted))}: resume with the data and batch size of then, or delete {self._file} "
+                "to begin anew with all the data"
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        engine = self._engine
         names = ("alpha", "min_weight", "mixing", "value", "negatives")
         return {
             "version": VERSION,
-            "num_samples": hosted.sampler.num_samples,
-            "schedule": self._engine.schedule.state_dict(),
-            **{name: getattr(settings, name) for name in names},
+            "repository": engine.profile.name,
+            "method": engine.method,
+            "schedule": engine.schedule.state_dict(),
+            **{name: getattr(engine.settings, name) for name in names},
         }
+
+
+def _resumable(checkpoint: Any) -> bool:
+    return isinstance(checkpoint, dict) and "optimizer" in checkpoint
+
+
+def _described(hosted: HostedLoader) -> dict[str, Any]:
+    """What a loader is recognised by in another process."""
+    return {
+        "dataset": type(hosted.dataset).__name__,
+        "num_samples": hosted.sampler.num_samples,
+        "batch_size": hosted.batches.batch_size,
+    }
+
+
+def _shown(loader: dict[str, Any]) -> str:
+    return f"{loader['dataset']}, {loader['num_samples']} samples in batches of {loader['batch_size']}"
 
 
 def _fingerprint(path: Any) -> str:

@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 
 import torch
 from test_cuda import Watch, fake_cuda
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 import kcd_adapters.profiles
 import kcd_core as kcd
@@ -36,6 +36,16 @@ def hosted(n: int = 40, batch_size: int = 8, **loading: Any) -> HostedLoader:
     train = HostedLoader(loader, PROFILE, Settings())
     train.host = loader  # type: ignore[attr-defined]  # which keeps it, as a host would
     return train
+
+
+class Noise(Dataset[Any]):
+    """Samples that tell how often their process has drawn a random number."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.rand(()), index % 3
 
 
 def keep(train: HostedLoader, size: int) -> None:
@@ -63,6 +73,20 @@ def test_a_condensed_order_is_the_hosts_order_of_positions() -> None:
     torch.manual_seed(0)
     smaller = DataLoader(range(20), batch_size=8, shuffle=True)  # type: ignore[arg-type]
     assert drawn == [2 * int(i) for batch in smaller for i in batch]
+
+
+def test_persistent_workers_and_their_random_numbers_live_on_while_the_set_is_whole() -> None:
+    def two_passes(kcd_stage: bool) -> list[float]:
+        torch.manual_seed(0)
+        loader = DataLoader(Noise(), batch_size=8, shuffle=True, num_workers=1, persistent_workers=True)
+        train = HostedLoader(loader, PROFILE, Settings(ratio=1))
+        numbers = [float(x) for batch, _ in (train.start() if kcd_stage else loader) for x in batch]
+        if kcd_stage:
+            train.sampler.install(kcd.CondensedSet(np.arange(40), 40))
+            train.renew()
+        return numbers + [float(x) for batch, _ in (train.start() if kcd_stage else loader) for x in batch]
+
+    assert two_passes(True) == two_passes(False)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +159,17 @@ def test_what_is_no_observation_is_passed_over() -> None:
     assert train.observed == 8
     engine.observe(logits, y)  # a second time for one batch
     assert train.observed == 8
+
+
+def test_a_host_that_permutes_its_batch_in_place_is_found_out() -> None:
+    engine, train = Engine(Settings(), PROFILE, []), hosted()
+    engine._candidates.add(train)
+    batches = train.start()
+    with pytest.raises(RuntimeError, match="other labels than the batch"):  # noqa: PT012
+        for x, y in batches:
+            order = torch.arange(len(y)).roll(1)
+            x[:], y[:] = x[order], y[order]
+            engine.observe(x.expand(-1, 3).clone().requires_grad_(), y)
 
 
 def test_on_cuda_observing_neither_waits_nor_copies_to_the_host() -> None:

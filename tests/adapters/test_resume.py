@@ -1,0 +1,151 @@
+"""KCD's state beside a host's checkpoints, in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from test_engine import PROFILE
+from torch.utils.data import DataLoader, TensorDataset
+
+from kcd_adapters.engine import Engine
+from kcd_adapters.settings import Settings
+from kcd_core.checkpoint import load_checkpoint, save_checkpoint
+
+N = 40
+CHECKPOINT = {"optimizer": {}, "epoch": 1}
+
+
+class Run:
+    """An engine, and a host that has one loader."""
+
+    def __init__(self, batch_size: int = 8, **settings: Any) -> None:
+        self.engine = Engine(Settings(ratio=0.5, stages=2, period=1, **settings), PROFILE, [])
+        data = TensorDataset(torch.arange(N).float().unsqueeze(1), torch.arange(N) % 3)
+        self.loader = DataLoader(data, batch_size=batch_size, shuffle=True)
+
+    def epoch(self) -> list[int]:
+        """What it drew."""
+        hosted = self.engine.hosted(self.loader)
+        assert hosted is not None
+        drawn = []
+        for x, y in self.engine.start(hosted):
+            drawn += x.flatten().int().tolist()
+            self.engine.observe((x % 7 * torch.eye(3)[0]).requires_grad_(), y)
+        return sorted(drawn)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, list[int]]:
+    """A checkpoint after the second epoch, and what the third drew."""
+    path, run = tmp_path / "latest", Run()
+    run.epoch()
+    run.epoch()
+    path.write_bytes(b"the host's")
+    run.engine.checkpoints.save(None, CHECKPOINT, path)
+    return path, run.epoch()
+
+
+def test_a_resumed_run_draws_what_the_other_would_have(saved: tuple[Path, list[int]]) -> None:
+    path, third = saved
+    run = Run()
+    run.engine.checkpoints.load(CHECKPOINT, path)
+    assert run.epoch() == third
+    assert (run.engine.epochs, len(third)) == (2, 20)
+
+
+def test_a_loader_that_was_seen_before_the_checkpoint_gets_its_state(saved: tuple[Path, list[int]]) -> None:
+    path, third = saved
+    run = Run()
+    hosted = run.engine.hosted(run.loader)
+    assert hosted is not None
+    assert len(list(run.engine.start(hosted))) == 5  # a phase before, in which nothing is observed
+    run.engine.checkpoints.load(CHECKPOINT, path)
+    assert run.epoch() == third
+
+
+def test_the_state_waits_for_the_loader_it_was_saved_of(saved: tuple[Path, list[int]]) -> None:
+    path, third = saved
+    run = Run()
+    run.engine.checkpoints.load(CHECKPOINT, path)
+    other = DataLoader(run.loader.dataset, batch_size=4, shuffle=True)
+    hosted = run.engine.hosted(other)
+    assert hosted is not None
+    assert run.engine.train is None
+    assert run.epoch() == third
+
+
+def test_another_loader_than_the_saved_one_is_an_error(saved: tuple[Path, list[int]]) -> None:
+    run = Run(batch_size=4)
+    run.engine.checkpoints.load(CHECKPOINT, saved[0])
+    with pytest.raises(RuntimeError, match="40 samples in batches of 8, and the student is being trained on"):
+        run.epoch()
+
+
+def test_a_resumed_pass_in_which_nothing_is_observed_is_an_error(saved: tuple[Path, list[int]]) -> None:
+    run = Run()
+    run.engine.checkpoints.load(CHECKPOINT, saved[0])
+    hosted = run.engine.hosted(run.loader)
+    assert hosted is not None
+    with pytest.raises(RuntimeError, match="KCD resumed, but nothing was observed"):
+        list(run.engine.start(hosted))
+
+
+def test_a_state_that_is_missing_is_warned_of(
+    saved: tuple[Path, list[int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(f"{saved[0]}.kcd").unlink()
+    checkpoints = Run().engine.checkpoints
+    checkpoints.load({"model": {}}, saved[0])  # a teacher
+    assert "WARNING" not in capsys.readouterr().out
+    checkpoints.load(CHECKPOINT, saved[0])
+    assert "WARNING: there is no" in capsys.readouterr().out
+    assert not checkpoints.waiting
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93KCDCKPT"])
+def test_a_damaged_file_is_named_and_so_is_the_remedy(saved: tuple[Path, list[int]], damage: bytes) -> None:
+    file = Path(f"{saved[0]}.kcd")
+    file.write_bytes(damage)
+    checkpoints = Run().engine.checkpoints
+    with pytest.raises(
+        ValueError, match=r"can't resume with .*latest\.kcd.* delete .*latest\.kcd to begin anew"
+    ):
+        checkpoints.load(CHECKPOINT, saved[0])
+    assert not checkpoints.waiting
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": -1}, "epochs"),
+        ({"epochs": 1.5}, "epochs"),
+        ({"epochs": 0}, "it keeps 30 points after 0 epochs; the schedule, 40"),
+        ({"observed": 1000}, "contradict each other"),
+        ({"method": "crd"}, "method = 'crd', here it is 'kd'"),
+        ({"repository": "sskd"}, "repository = 'sskd'"),
+        ({"loader": 3}, "can't resume"),
+        ({"tracker": None}, "not a tracker state"),
+    ],
+)
+def test_a_state_that_contradicts_itself_or_the_run_is_refused(
+    saved: tuple[Path, list[int]], change: dict[str, Any], message: str
+) -> None:
+    file = Path(f"{saved[0]}.kcd")
+    save_checkpoint(file, load_checkpoint(file) | change)
+    with pytest.raises(ValueError, match=message):
+        Run().engine.checkpoints.load(CHECKPOINT, saved[0])
+
+
+def test_another_checkpoint_or_other_settings_are_refused(saved: tuple[Path, list[int]]) -> None:
+    path = saved[0]
+    with pytest.raises(ValueError, match=r"alpha = 0\.03, here it is 0.5"):
+        Run(alpha=0.5).engine.checkpoints.load(CHECKPOINT, path)
+    path.write_bytes(b"the next one")
+    with pytest.raises(ValueError, match=r"belongs to another checkpoint than .*latest is now"):
+        Run().engine.checkpoints.load(CHECKPOINT, path)
