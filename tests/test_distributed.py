@@ -215,7 +215,7 @@ def work(rank, world, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world,
-        timeout=datetime.timedelta(seconds=30),
+        timeout=datetime.timedelta(seconds=120),
     )  # fmt: skip
     result = {
         "padded": train(rank, world, cut=False),
@@ -453,9 +453,12 @@ def test_a_rank_that_fails_takes_the_others_along(several):
 def left_alone(rank, world, how, folder):
     """Train, without DDP, until another rank is missed; the last rank is the one to go."""
     torch.set_num_threads(1)
+    (folder / f"here{rank}").touch()
+    while len(list(folder.glob("here*"))) < world:  # starting a process can take longer than the timeout
+        time.sleep(0.02)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world,
-        timeout=datetime.timedelta(seconds=5),
+        timeout=datetime.timedelta(seconds=10),
     )  # fmt: skip
     loader = rank_loader(rank, world)
     run_epoch(loader)
