@@ -33,6 +33,9 @@ class Host:
     def __init__(self, name: str, folder: Path) -> None:
         self.folder = folder / name
         shutil.copytree(HOSTS / name, self.folder)
+        if name == "reviewkd":  # started in the root here: paths mean what they mean to python
+            for output in ("logs", "checkpoints"):
+                (self.folder / output).mkdir()
         self.runs = 0
 
     def run(
@@ -289,12 +292,22 @@ def test_sskd_rotations_and_the_teachers_head(host: Host) -> None:
 @on("reviewkd")
 @pytest.mark.parametrize("prefetch", [(), ("--prefetch",)])
 def test_reviewkd_with_and_without_a_prefetcher(host: Host, prefetch: tuple[str, ...]) -> None:
-    script = str(
-        Path("CIFAR-100") / "train.py"
-    )  # run from the root here: paths mean what they mean to python
-    output, items = host.kcd(*ONCE, script, "--use-kl", *prefetch)
+    _, items = host.kcd(*ONCE, "CIFAR-100/train.py", "--use-kl", *prefetch)
     check(items, SIZES)
-    assert "made logs/" in output
+
+
+@on("reviewkd")
+def test_reviewkds_folders_are_made_in_its_own_alone(host: Host) -> None:
+    for output in ("logs", "checkpoints"):
+        (host.folder / output).rmdir()
+    output, items = host.kcd(*ONCE, "CIFAR-100/train.py", status=2)
+    assert "run it in CIFAR-100/" in output
+    assert not items
+    assert not (host.folder / "logs").exists()
+    host.folder /= "CIFAR-100"
+    output, items = host.kcd(*ONCE, "train.py", "--epochs", "1")
+    assert "shim output_folders: made logs/" in output
+    check(items, SIZES[:1])
 
 
 @on("reviewkd")
