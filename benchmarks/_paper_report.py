@@ -23,7 +23,7 @@ RepDistiller's, unless --sskd-teachers was given."""
 
 SMOKE = """\
 SMOKE RUN. The data are noise and the teachers untrained, so no accuracy, difference or gain below means anything. It shows
-that every run ended, that its accuracies were read, and that it drew as many samples as the schedule says."""
+that runs end, that their accuracies are read, and that they draw as many samples as the schedule says."""
 
 
 @dataclass(frozen=True)
