@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -28,14 +29,13 @@ from kcd_core.mixing import mix_arrays
 from . import late, shims
 from .files import check_writable, write_whole
 from .hosted import HostedLoader, differ
+from .passes import CHECKED_AT_ONCE, Pass
 from .profiles import Profile, find
 from .reasons import Reasons, unfit
 from .resume import Checkpoints
 from .settings import Settings, number
 
 __all__ = ["Engine", "install"]
-
-CHECKED_AT_ONCE = 3  # batches whose labels are compared at once; on a device, later ones are counted
 
 
 def install(
@@ -153,6 +153,7 @@ class Engine:
         self._rank = 0
         self._wrong: Any = None  # labels that differed, counted on the device
         self._closed = self._plain = False
+        self._agreed = False  # whether all ranks observe
         self.checkpoints = Checkpoints(self)
 
     # -- drawing -----------------------------------------------------------------------------------
@@ -181,12 +182,25 @@ class Engine:
     def start(self, hosted: HostedLoader) -> Iterator[Any]:
         """A pass over a loader. If it is the student's, the pass before it ends now."""
         _ = self.rank  # while the host's process group is there to ask
+        self._see_all_ranks(hosted)
         if hosted is self.train:
-            self._end_pass()
+            self._end_passes()
         self._strangers = self._elsewhere = 0
         if self.train is not None:
             self.reasons.clear()
-        return self._watched(hosted, hosted.start())
+        return self._watched(hosted, hosted.start(self._end_passes))
+
+    def _see_all_ranks(self, hosted: HostedLoader) -> None:
+        """Once, after the first pass that was observed: was it on all ranks? Else some would wait for others."""
+        if self._agreed or hosted.sampler.num_replicas == 1 or not hosted.passes:
+            return
+        (ranks,) = distributed.sum_over_ranks(np.array([bool(hosted.observed)], np.int64))
+        if 0 < ranks[0] < distributed.world_size():
+            raise RuntimeError(
+                f"the student was observed at {self.profile.observe} on {ranks[0]} of {distributed.world_size()} ranks: "
+                "KCD needs the predictions of all; let the script call it on every rank, or run without KCD"
+            )
+        self._agreed = bool(ranks[0])
 
     def _watched(self, hosted: HostedLoader, batches: Iterator[Any]) -> Iterator[Any]:
         yield from batches
@@ -213,19 +227,21 @@ class Engine:
                 self.reasons.note(*reason)
             return
         for hosted in self.followed():
-            known, rows = hosted.observed, len(prediction)
-            found = hosted.match(rows, lambda expected: bool(differ(expected, targets) == 0))
-            if found is not None:
-                if self.train is None:
-                    self.checkpoints.refuse(hosted)
-                    self.choose(hosted)
-                self.checkpoints.unconfirmed = False
-                indices, expected = found
-                if known:  # else it was compared just now
-                    self._compare(expected, targets)
-                self._record(hosted, indices, prediction, targets)
-                return
-            if not known and any(len(indices) == rows for indices, _ in hosted.pending):
+            rows = len(prediction)
+            for one in hosted.passes:
+                known = one.observed
+                found = one.match(rows, lambda expected: bool(differ(expected, targets) == 0))
+                if found is not None:
+                    if self.train is None:
+                        self.checkpoints.refuse(hosted)
+                        self.choose(hosted)
+                    self.checkpoints.unconfirmed = False
+                    indices, expected = found
+                    if known:  # else it was compared just now
+                        self._compare(expected, targets)
+                    self._record(hosted, one, indices, prediction, targets)
+                    return
+            if not hosted.observed and hosted.waits(rows):
                 self._strangers += 1
                 if self._strangers >= CHECKED_AT_ONCE:
                     raise RuntimeError(self._misaligned())
@@ -239,10 +255,7 @@ class Engine:
         self._pass_over(len(prediction))
 
     def _pass_over(self, rows: int) -> None:
-        strange = any(
-            len(targets) == rows for one in self.followed() if not one.observed for _, targets in one.pending
-        )
-        if strange:
+        if any(one.waits(rows) for one in self.followed() if not one.observed):
             self.reasons.note("strange", "the labels are not those of the batch")
         else:
             self.reasons.note("rows", f"no batch of {rows} samples was waiting for its prediction")
@@ -278,7 +291,7 @@ class Engine:
             self._wrong += wrong
 
     def _record(
-        self, hosted: HostedLoader, indices: Any, prediction: torch.Tensor, targets: torch.Tensor
+        self, hosted: HostedLoader, one: Pass, indices: Any, prediction: torch.Tensor, targets: torch.Tensor
     ) -> None:
         if prediction.is_cuda and not self._moved:
             hosted.tracker.to(prediction.device)
@@ -290,7 +303,7 @@ class Engine:
                 indices, rows = indices[rows], rows.to(prediction.device, non_blocking=True)
                 prediction, targets = prediction[rows], targets[rows]
         hosted.tracker.update(indices, prediction, targets=targets)
-        hosted.observed += len(indices)
+        one.observed += len(indices)
 
     def choose(self, hosted: HostedLoader) -> None:
         """Settle on a loader as the student's."""
@@ -313,20 +326,27 @@ class Engine:
 
     # -- stages ------------------------------------------------------------------------------------
 
-    def _end_pass(self, *, last: bool = False) -> None:
+    def _end_passes(self, *, last: bool = False) -> bool:
+        """End the student's passes that are over. Returns whether another set is in force now."""
         train = self.train
-        if train is None or not train.observed:
-            return
+        if train is None:
+            return False
+        stages = len(train.history)
+        for one in train.take_over(last=last):
+            if one.observed:
+                self._end_pass(train, one, last)
+        return len(train.history) > stages and train.sampler.num_kept < train.sampler.num_samples
+
+    def _end_pass(self, train: HostedLoader, one: Pass, last: bool) -> None:
         if self._wrong is not None and int(self._wrong):
             raise RuntimeError(self._misaligned())
         self.epochs += 1
-        self.drawn += train.drawn
-        self.observed += train.observed
-        self.saved += train.sampler.num_samples - train.sampler.num_kept
-        if train.drawn > train.observed:
+        self.drawn += one.drawn
+        self.observed += one.observed
+        self.saved += train.sampler.num_samples - one.size
+        if one.drawn > one.observed:
             reason = self.reasons.leading() or f"{self.profile.observe} was not called for their batches"
-            self._unseen.note(reason, times=train.drawn - train.observed)
-        train.drawn = train.observed = 0
+            self._unseen.note(reason, times=one.drawn - one.observed)
         if self.schedule.due(self.epochs) and not last:
             self._condense(train)
 
@@ -377,7 +397,7 @@ class Engine:
         """
         if not self._closed:
             self._closed = True
-            self._end_pass(last=True)
+            self._end_passes(last=True)
             if self.train is not None:
                 self._sum_up(self.train, failed)
             elif not failed and (self._any or self._refused or self.reasons or self.alone):

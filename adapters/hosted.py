@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
@@ -24,14 +23,13 @@ from kcd_core.keyed import KeyBatches, rebuild, understand
 from kcd_core.mixing import Mixer, Steps, default_mixer, mix_samples
 from kcd_core.sampler import CondensedSampler
 
+from .passes import Pass
 from .profiles import Profile
 from .settings import Settings
 
 __all__ = ["HostOrder", "HostedLoader", "differ"]
 
 Blocks = Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]]
-
-MOST_PENDING = 64  # batches' indices; a pass that nothing is observed in would gather an epoch of them
 
 
 class HostOrder(CondensedSampler):
@@ -82,10 +80,8 @@ class HostedLoader:
     sampler : HostOrder
     tracker : KnowledgeValueTracker
     history : CondensationHistory
-    pending : deque of (indices, targets)
-        Of the batches that were drawn and not observed yet, oldest first.
-    drawn, observed : int
-        Samples of the present pass.
+    passes : list of Pass
+        Those that are no epoch yet, in the order in which they began. As a rule, one.
 
     Raises
     ------
@@ -100,10 +96,7 @@ class HostedLoader:
         self.sampler = HostOrder(loader.sampler, len(loader.dataset), mixing=mixing)  # type: ignore[arg-type]
         self.tracker = KnowledgeValueTracker(self.sampler.num_samples, value=settings.value)
         self.history = CondensationHistory(self.sampler.num_samples)
-        self.pending: deque[tuple[Any, torch.Tensor]] = deque(maxlen=MOST_PENDING)
-        self.drawn = self.observed = 0
-        self._ahead: int | None = None  # batches the host fetches before it uses one
-        self._exhausted = False
+        self.passes: list[Pass] = []
         self._attach(loader, batching)
 
     def _attach(self, loader: DataLoader[Any], batching: tuple[int, bool]) -> None:
@@ -124,8 +117,22 @@ class HostedLoader:
 
     @property
     def done(self) -> bool:
-        """Whether all batches of the present pass were drawn, and those that were awaited observed."""
-        return self._exhausted and not self.pending
+        """Whether all batches were drawn, and those that were awaited observed."""
+        return all(one.done for one in self.passes)
+
+    def waits(self, rows: int) -> bool:
+        """Whether a batch of this size waits for its prediction."""
+        return any(len(targets) == rows for one in self.passes for _, targets in one.pending)
+
+    @property
+    def drawn(self) -> int:
+        """Samples, in passes that something was observed in."""
+        return sum(one.drawn for one in self.passes if one.observed)
+
+    @property
+    def observed(self) -> int:
+        """Samples."""
+        return sum(one.observed for one in self.passes)
 
     def follow(self, loader: DataLoader[Any]) -> bool:
         """Go on with a loader that the host made in the place of the one it let go of, if it is over the same data.
@@ -160,11 +167,28 @@ class HostedLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def start(self) -> Iterator[Any]:
-        """A pass over the set in force: the host's batches."""
-        self.pending.clear()
-        self.drawn = self.observed = 0
-        self._ahead, self._exhausted = None, False
+    def take_over(self, *, last: bool = False) -> list[Pass]:
+        """Take out the passes that are over; all of them at the ``last``."""
+        over = [one for one in self.passes if last or one.over]
+        self.passes = [one for one in self.passes if one not in over]
+        return over
+
+    def start(self, end_passes: Callable[[], bool] | None = None) -> Iterator[Any]:
+        """A pass over the set in force: the host's batches.
+
+        While the host has another iterator that is not used up, it is not known whether it looks at
+        the data in the middle of an epoch, or begins the next. It is as soon as the first batch is asked
+        for: ``end_passes()`` ends those that are over by then, and tells whether there is another set now.
+        """
+        self.passes = [one for one in self.passes if one.observed or not one.over]
+        now = Pass(self.sampler.num_kept)
+        doubtful = end_passes is not None and any(not one.over for one in self.passes)
+        self.passes.append(now)
+        batches = self._run(now, self._draw(), end_passes if doubtful else None)
+        now.iterator = weakref.ref(batches)
+        return batches
+
+    def _draw(self) -> Iterator[Any]:
         # Rebuilt for every pass, so that what the host sets on its loader counts; persistent workers
         # are the exception, and are renewed when the set changes.
         loader = self.loader
@@ -175,7 +199,7 @@ class HostedLoader:
                 self._inner = rebuild(
                     loader, self.batches, partial(_mix, self.mixer), dataset=self._dataset()
                 )
-        return self._run(iter(self._inner))  # made here: a DataLoader draws its base seed at iter()
+        return iter(self._inner)  # called by start(): a DataLoader draws its base seed at iter()
 
     def renew(self) -> None:
         """Take note that the sampler has a new set: persistent workers may know an old view of the data."""
@@ -188,14 +212,19 @@ class HostedLoader:
             return dataset
         return self._profile.condensed(dataset, sampler.kept)
 
-    def _run(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _run(
+        self, now: Pass, batches: Iterator[Any], end_passes: Callable[[], bool] | None
+    ) -> Generator[Any, None, None]:
+        if end_passes is not None and end_passes():
+            now.size = self.sampler.num_kept
+            batches = self._draw()
         for indices, batch in batches:
             targets = self._targets(batch)
             if targets is not None:
-                self.pending.append((indices, targets.clone()))  # the host may write to its own
-            self.drawn += int((indices >= 0).sum())
+                now.pending.append((indices, targets.clone()))  # the host may write to its own
+            now.drawn += int((indices >= 0).sum())
             yield batch
-        self._exhausted = True
+        now.exhausted = True
 
     def _targets(self, batch: Any) -> torch.Tensor | None:
         """The labels of a batch, and never the images: those would be kept alive here."""
@@ -204,30 +233,6 @@ class HostedLoader:
         except (TypeError, LookupError, AttributeError):  # a loader of something else
             return None
         return targets if isinstance(targets, torch.Tensor) and targets.ndim == 1 else None
-
-    def match(self, rows: int, same: Callable[[torch.Tensor], bool]) -> tuple[Any, torch.Tensor] | None:
-        """Take the pending batch that an observation of ``rows`` samples belongs to, or None.
-
-        ``same(targets)`` is asked until the first match of a pass. That tells how far the host (a
-        prefetcher?) fetches ahead; from then on the place in the queue decides. What was passed over
-        (a batch that the host skipped) is never observed.
-        """
-        if self._ahead is None:
-            places = [
-                place
-                for place, (indices, targets) in enumerate(self.pending)
-                if len(indices) == len(targets) == rows and same(targets)
-            ]
-            place = places[0] if places else -1
-            if places:
-                self._ahead = len(self.pending) - 1 - place
-        else:
-            place = 0 if self._exhausted else len(self.pending) - 1 - self._ahead
-        if not 0 <= place < len(self.pending) or len(self.pending[place][0]) != rows:
-            return None
-        for _ in range(place):
-            self.pending.popleft()
-        return self.pending.popleft()
 
 
 def _shuffled(loader: DataLoader[Any]) -> tuple[int, bool]:

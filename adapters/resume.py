@@ -11,6 +11,8 @@ from kcd_core.checkpoint import load_checkpoint, save_checkpoint
 from kcd_core.sampler import CondensedSampler
 from kcd_core.tracker import check_same, state_int
 
+from .passes import Pass
+
 if TYPE_CHECKING:
     from .engine import Engine
     from .hosted import HostedLoader
@@ -131,9 +133,10 @@ class Checkpoints:
         hosted.history = CondensationHistory.from_state(state["history"])
         hosted.renew()
         engine.epochs, engine.saved = state["epochs"], state["saved"]
+        engine.drawn, engine.observed = state["drawn"], state["observed"]
         # The pass it was saved in ends when the next begins, as ever.
-        engine.drawn, hosted.drawn = state["drawn"], state["drawn_in_pass"]
-        engine.observed, hosted.observed = state["observed"], state["observed_in_pass"]
+        drawn, observed = state["drawn_in_pass"], state["observed_in_pass"]
+        hosted.passes = [Pass(hosted.sampler.num_kept, drawn=drawn, observed=observed)]
         self._state, self.unconfirmed = None, True
         engine.choose(hosted)
         engine.say(f"resumed after epoch {engine.epochs + bool(hosted.observed)}")

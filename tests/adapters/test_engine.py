@@ -24,6 +24,7 @@ import kcd_core as kcd
 from kcd_adapters import contrast, late
 from kcd_adapters.engine import Engine
 from kcd_adapters.hosted import HostedLoader
+from kcd_adapters.passes import Pass
 from kcd_adapters.profiles import Profile, find, option, profiles
 from kcd_adapters.settings import Settings
 
@@ -109,7 +110,7 @@ def test_ranks_share_the_condensed_set_and_padding_is_not_drawn_twice() -> None:
         train.loader.sampler.set_epoch(4)  # type: ignore[attr-defined]
         values = [x for x, _ in train.start()]
         drawn.append([int(i) for x in values for i in x])
-        assert train.drawn == (8, 7)[rank]
+        assert train.passes[-1].drawn == (8, 7)[rank]
     assert len(drawn[0]) == len(drawn[1]) == 8
     assert sorted({*drawn[0], *drawn[1]}) == list(range(0, 30, 2))
 
@@ -172,16 +173,74 @@ def test_a_host_that_permutes_its_batch_in_place_is_found_out() -> None:
             engine.observe(x.expand(-1, 3).clone().requires_grad_(), y)
 
 
+def test_a_look_into_the_loader_in_the_middle_of_an_epoch_ends_nothing() -> None:
+    engine, train = Engine(Settings(ratio=0.5, stages=2, period=1), PROFILE, []), hosted()
+    engine._candidates.add(train)
+    sizes = []
+    for _ in range(3):
+        sizes.append(0)
+        for batch, (x, y) in enumerate(engine.start(train)):
+            sizes[-1] += len(y)
+            engine.observe(x.expand(-1, 3).clone().requires_grad_(), y)
+            if batch == 1:
+                next(iter(engine.start(train)))
+            if batch == 2:  # the accuracy on all of it
+                assert sum(len(y) for _, y in engine.start(train)) == (40, 30, 20)[len(sizes) - 1]
+    assert sizes == [40, 30, 20]
+    assert (engine.epochs, train.observed, engine.drawn) == (2, 20, 70)
+
+
+def test_an_epoch_ends_when_the_host_lets_go_of_its_iterator() -> None:
+    settings = Settings(ratio=0.5, stages=2, period=1, mixing="none")
+    before = hosted()
+    engine, train = Engine(settings, PROFILE, []), HostedLoader(before.host, PROFILE, settings)  # type: ignore[attr-defined]
+    engine._candidates.add(train)
+    drawn: list[int] = []
+    for _ in range(3):  # three batches an epoch, and the old iterator lives while the new one is made
+        batches = engine.start(train)
+        for _ in range(3):
+            x, y = next(batches)
+            drawn += x.flatten().int().tolist()
+            engine.observe(x.expand(-1, 3).clone().requires_grad_(), y)
+    assert engine.epochs == 2
+    assert set(drawn[48:]) <= set(train.sampler.kept)
+    assert train.sampler.num_kept == 20
+
+
+def test_batches_that_can_not_be_told_apart_are_never_guessed() -> None:
+    engine, train = Engine(Settings(), PROFILE, []), hosted()
+    engine._candidates.add(train)
+    logits = torch.zeros(8, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="have the same labels"):  # noqa: PT012
+        for batch, (_, y) in enumerate(engine.start(train)):
+            train.passes[-1].pending[-1][1].zero_()
+            if batch:  # the first is not observed
+                engine.observe(logits, torch.zeros_like(y))
+    assert train.tracker.count.sum() == 0
+
+
+def test_a_distance_that_explains_all_observations_is_found() -> None:
+    now, labels = Pass(40), [[0, 0], [0, 0], [0, 1], [1, 1]]
+    now.pending.append((np.array([0, 1]), torch.tensor(labels[0])))
+    found = []
+    for batch in (1, 2, 3):  # the host is one batch ahead
+        now.pending.append((np.array([2 * batch, 2 * batch + 1]), torch.tensor(labels[batch])))
+        mine = torch.tensor(labels[batch - 1])
+        found.append(now.match(2, lambda targets, mine=mine: bool((targets == mine).all())))  # type: ignore[misc]
+    assert [None if one is None else one[0].tolist() for one in found] == [None, [2, 3], [4, 5]]
+
+
 def test_on_cuda_observing_neither_waits_nor_copies_to_the_host() -> None:
     """After the first batches. Fake tensors: whatever needs their data raises."""
     with fake_cuda():
         engine, train = Engine(Settings(), PROFILE, []), hosted()
-        engine.train, train._ahead, engine._checked, train.observed = train, 0, 3, 1
+        now = Pass(40, observed=1, _ahead=0)
+        engine.train, train.passes, engine._checked = train, [now], 3
         train.tracker.to("cuda:0")
         engine._moved = True
         with Watch() as watch:
             for _ in range(40):  # more than wait to be added
-                train.pending.append((np.arange(8), torch.zeros(8, dtype=torch.long)))
+                now.pending.append((np.arange(8), torch.zeros(8, dtype=torch.long)))
                 # float16, as autocast makes them
                 logits = torch.zeros(8, 3, device="cuda:0", dtype=torch.float16, requires_grad=True)
                 engine.observe(logits, torch.zeros(8, dtype=torch.long, device="cuda:0"))

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from kcd_adapters.engine import Engine
 from kcd_adapters.hosted import HostedLoader
+from kcd_adapters.passes import Pass
 from kcd_adapters.profiles.repdistiller import PROFILE
 from kcd_adapters.settings import Settings
 from kcd_core.mixing import carry_out
@@ -160,8 +161,8 @@ def test_what_the_fork_recorded_gives_its_sets_at_every_stage(
         kept = range(N) if train.sampler.kept is None else train.sampler.kept
         np.testing.assert_array_equal(seen, kept)  # the fork drew our set
         train.tracker.record(seen, values[seen])
-        train.observed = len(seen)
-        engine._end_pass()
+        train.passes.append(Pass(len(seen), observed=len(seen)))
+        engine._end_passes()
         if epoch % PERIOD:
             continue
         theirs, mine = stages[epoch // PERIOD - 1], sets[-1]

@@ -386,6 +386,14 @@ def test_processes_that_the_host_spawns(host: Host) -> None:
 
 
 @on("simkd")
+def test_a_student_that_one_rank_alone_observes_is_an_error_on_all(host: Host) -> None:
+    script = ("train_student.py", "--multiprocessing-distributed", "--distill", "lonely")
+    output, items = host.kcd(*ONCE, *script, ok=False)
+    assert "on 1 of 2 ranks: KCD needs the predictions of all" in output
+    assert {item["epoch"] for item in items} <= {1}
+
+
+@on("simkd")
 def test_dali_is_refused(host: Host) -> None:
     output, _ = host.kcd("train_student.py", "--dali", "gpu", ok=False)
     assert "leave out --dali" in output

@@ -1,0 +1,100 @@
+"""One pass over a host's loader: which of its batches wait for their prediction."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+__all__ = ["CHECKED_AT_ONCE", "Pass"]
+
+CHECKED_AT_ONCE = 3  # batches whose labels are compared at once; on a device, later ones are counted
+MOST_PENDING = 64  # batches' indices; a pass that nothing is observed in would gather an epoch of them
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(eq=False)
+class Pass:
+    """A pass, and what was observed in it. There may be several at a time: a host may look into its loader.
+
+    Attributes
+    ----------
+    size : int
+        Points of the set it draws.
+    drawn, observed : int
+        Samples.
+    pending : deque of (indices, targets)
+        Of the batches that were drawn and not observed yet, oldest first.
+    exhausted : bool
+        Whether the host asked for one more batch than there are.
+    iterator : callable
+        A weak reference to the host's iterator.
+    """
+
+    size: int
+    drawn: int = 0
+    observed: int = 0
+    exhausted: bool = False
+    iterator: Callable[[], Any] = _nothing
+    pending: deque[tuple[Any, torch.Tensor]] = field(default_factory=lambda: deque(maxlen=MOST_PENDING))
+    _ahead: int | None = None  # batches the host fetches before it uses one
+    _possible: set[int] = field(default_factory=set)  # what that may be
+    _unclear: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will be drawn: the iterator is used up, or the host has let go of it."""
+        return self.exhausted or self.iterator() is None
+
+    @property
+    def done(self) -> bool:
+        """Whether it is over, and what was awaited was observed."""
+        return self.exhausted and not self.pending
+
+    def match(self, rows: int, same: Callable[[torch.Tensor], bool]) -> tuple[Any, torch.Tensor] | None:
+        """Take the pending batch that an observation of ``rows`` samples belongs to, or None.
+
+        ``same(targets)`` is asked until it is known how far the host (a prefetcher?) fetches ahead: until
+        one distance alone explains all observations so far. From then on the place in the queue decides.
+        What was passed over (a batch that the host skipped) is never observed.
+
+        Raises
+        ------
+        RuntimeError
+            If after some observations it is still not known, since the labels of the batches are the same.
+        """
+        last = len(self.pending) - 1
+        if self._ahead is None:
+            here = {
+                last - place
+                for place, (indices, targets) in enumerate(self.pending)
+                if len(indices) == len(targets) == rows and same(targets)
+            }
+            if not here:
+                return None
+            # At the end of a pass the distance gets shorter, and tells nothing of those before.
+            self._possible = (not self.exhausted and here & self._possible) or here
+            if len(self._possible) > 1:
+                self._unclear += 1
+                if self._unclear >= CHECKED_AT_ONCE:
+                    raise RuntimeError(
+                        f"{len(self._possible)} batches that wait for their prediction have the same labels (batches are "
+                        "not observed, or fetched ahead, and small or of one class), so it is not known which was "
+                        "predicted: let the script call the observed function for every batch, or run without KCD"
+                    )
+                return None
+            (self._ahead,) = self._possible
+            place = last - self._ahead
+        else:
+            place = 0 if self.exhausted else last - self._ahead
+        if not 0 <= place <= last or len(self.pending[place][0]) != rows:
+            return None
+        for _ in range(place):
+            self.pending.popleft()
+        return self.pending.popleft()
