@@ -23,6 +23,7 @@ BOM = b"\xef\xbb\xbf"
 MARK = b"# >>> kcd patch "
 _BEGIN = re.compile(re.escape(MARK) + rb"(\d+) sha256=([0-9a-f]{64}) >>>\s*")
 _END = b"# <<< kcd patch <<<"
+_CALLED = b"kcd_adapters.auto.install("
 _LINE = re.compile(
     rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+"
 )  # Python's own idea of a line, in every encoding it reads
@@ -124,6 +125,8 @@ def find(source: bytes) -> Block | None:
     """
     bom = BOM if source.startswith(BOM) else b""
     lines = _LINE.findall(source[len(bom) :])
+    if _CALLED not in source:
+        return None  # who merely quotes the markers
     begins = [(row, match) for row, line in enumerate(lines) if (match := _BEGIN.fullmatch(line))]
     ends = [row for row, line in enumerate(lines) if line.rstrip() == _END]
     if not begins and not ends:
@@ -136,6 +139,8 @@ def find(source: bytes) -> Block | None:
     (start, match), end = begins[0], ends[0]
     rest = bom + b"".join(lines[:start] + lines[end + 1 :])
     inside = b"".join(line.rstrip(b"\r\n") + b"\n" for line in lines[start + 1 : end])
+    if _CALLED not in inside:
+        return None
     return Block(int(match[1]), inside, rest, hashlib.sha256(rest).hexdigest().encode() == match[2])
 
 

@@ -179,13 +179,14 @@ def plan_unpatch(root: Path) -> list[Change]:
         if not name.endswith(".py"):
             continue
         try:
-            if block.MARK not in (root / name).read_bytes():
-                continue
+            source = (root / name).read_bytes()
         except OSError:
             continue  # unreadable, so none of ours
+        if _found(source, name) is None:
+            continue
         path, before = read_script(root, name)
         found = _found(before, name)
-        if found is None:
+        if found is None:  # changed just now
             continue
         if found.format != block.FORMAT and not found.as_left:
             raise ValueError(

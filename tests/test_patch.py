@@ -199,6 +199,19 @@ def test_damaged_markers_are_refused(damage: str) -> None:
         block.find(damaged[damage])
 
 
+def test_markers_that_are_merely_quoted_are_no_block(tmp_path: Path) -> None:
+    quoted = b"s = '''\n# >>> kcd patch 1 sha256=" + b"0" * 64 + b" >>>\n# <<< kcd patch <<<\n'''\n"
+    assert block.find(quoted) is None
+    script = lay_out(tmp_path)
+    original = script.read_bytes()
+    other = tmp_path / "notes.py"
+    other.write_bytes(quoted)
+    other.chmod(0o444)  # which is no reason to refuse the others
+    assert main(["patch", str(tmp_path)]) == 0
+    assert main(["unpatch", str(tmp_path)]) == 0
+    assert (script.read_bytes(), other.read_bytes()) == (original, quoted)
+
+
 # ------------------------------------------------------------------------------------------- the two commands
 
 
