@@ -23,6 +23,7 @@ bench: $(VENV)/.done
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/streams.py
+	$(BIN)/python benchmarks/scale.py
 
 # About an hour on two cores; goes on where it was interrupted.
 study: $(VENV)/.done

@@ -52,7 +52,7 @@ class Members:
         row = np.searchsorted(self._before, places, "right") - 1
         left = places - self._before[row]
         content = self._rows[row]
-        reached = _ONES[content].cumsum(1, dtype=np.int16)
+        reached = _ONES[content].cumsum(1, dtype=np.uint16)
         byte = (reached <= left[:, None]).sum(1)
         each = np.arange(len(places))
         left -= np.where(byte > 0, reached[each, byte - 1], 0)

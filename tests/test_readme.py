@@ -59,11 +59,12 @@ def test_by_hand_examples_run(capsys):
         "my_weights": torch.rand(1000, generator=torch.Generator().manual_seed(0)),
     }
     blocks = python_blocks(ROOT / "docs" / "by-hand.md")
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         exec(compile(block, "by-hand.md", "exec"), names)
     assert names["schedule"].size(1000, 13) == len(names["sampler"].kept) == 700
     assert len(names["weights"].nonzero()) == 700
+    assert len(names["mine"].kept) == 700
     assert names["criterion"].stage == 6
     assert len(names["criterion"].kept) == 700
     mixed = names["Mixed"](torch.rand(1000, 3, generator=torch.Generator().manual_seed(0)), names["sampler"])
