@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
@@ -116,6 +117,10 @@ def _patch_loader(engine: Engine) -> None:
     DataLoader.__len__ = patched_len  # type: ignore[method-assign]
 
 
+def _thread_variables() -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
 class Engine:
     """The state of one run: which loader, what was recorded, which epoch.
 
@@ -154,6 +159,8 @@ class Engine:
         self._wrong: Any = None  # labels that differed, counted on the device
         self._closed = self._plain = False
         self._agreed = False  # whether all ranks observe
+        self._process = os.getpid()
+        self._threads = _thread_variables()
         self.checkpoints = Checkpoints(self)
 
     # -- drawing -----------------------------------------------------------------------------------
@@ -309,6 +316,7 @@ class Engine:
         """Settle on a loader as the student's."""
         self.train = hosted
         self.reasons.clear()
+        self._check_threads()
         sampler, dataset = hosted.sampler, hosted.dataset
         how = "raw images" if hosted.mixer is mix_arrays else "samples after their transform"
         mixing = f"mixing {how}, {sampler.mixing}" if sampler.mixing else "no mixing"
@@ -316,6 +324,15 @@ class Engine:
             f"the student trains on {type(dataset).__name__}, {sampler.num_samples} samples in batches of "
             f"{hosted.batches.batch_size}; {mixing}"
         )
+
+    def _check_threads(self) -> None:
+        """Torch reads these as it is imported, and kcd has imported it before the script ran."""
+        changed = [name for name, value in _thread_variables().items() if value != self._threads[name]]
+        if changed:
+            self.say(
+                f"WARNING: the script set {', '.join(changed)} before its `import torch`, which has no effect under kcd: "
+                "set it in the shell, as the number of threads can change the last bits of the weights"
+            )
 
     def _misaligned(self) -> str:
         return (
@@ -395,6 +412,8 @@ class Engine:
         bool
             False if the script ended well, but nothing was observed: plain training.
         """
+        if os.getpid() != self._process:  # a fork of the host's, which has nothing to sum up
+            return True
         if not self._closed:
             self._closed = True
             self._end_passes(last=True)

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     engine = install(settings, profile, args.arguments)
     _prepare_children(settings, script.resolve())
     try:
-        runpy.run_path(str(script.resolve()), run_name="__main__")
+        runpy.run_path(str(script.absolute()), run_name="__main__")
     except SystemExit as end:
         if engine.close(failed=end.code not in (None, 0)):
             raise

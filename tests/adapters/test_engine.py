@@ -230,6 +230,18 @@ def test_a_distance_that_explains_all_observations_is_found() -> None:
     assert [None if one is None else one[0].tolist() for one in found] == [None, [2, 3], [4, 5]]
 
 
+def test_thread_variables_that_come_too_late_and_forks_that_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine, train = Engine(Settings(), PROFILE, []), hosted()
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    engine.choose(train)
+    assert "WARNING: the script set OMP_NUM_THREADS" in capsys.readouterr().out
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    assert engine.close()
+    assert capsys.readouterr().out == ""
+
+
 def test_on_cuda_observing_neither_waits_nor_copies_to_the_host() -> None:
     """After the first batches. Fake tensors: whatever needs their data raises."""
     with fake_cuda():
