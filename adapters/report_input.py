@@ -168,6 +168,10 @@ def _stage(record: Any, place: int, num_samples: int) -> Stage:
         name: _whole(record, name, low, num_samples, where)
         for name, low in (("kept", 0), ("dropped", 0), ("mixed", 0), ("unseen", 0))
     }
+    if sizes["kept"] + sizes["dropped"] > num_samples:
+        raise ValueError(
+            f"{where} keeps {sizes['kept']} and drops {sizes['dropped']} of {num_samples} points, more than there are"
+        )
     edges = _numbers(record, "edges", MOST_BINS + 1, where)
     counts = _numbers(record, "counts", MOST_BINS, where)
     if len(edges) < 2 or len(edges) != len(counts) + 1 or any(a >= b for a, b in pairwise(edges)):

@@ -26,19 +26,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "own; 2 refused, and nothing was started; 3 the script ended well, but nothing was observed: plain training."
     )
     Settings.add_arguments(parser)
-    parser.add_argument("script", metavar="SCRIPT", help="the script, as you would give it to python")
-    rest = parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments")
-    rest.required = False  # there may be none
+    # As one: between two, argparse would swallow a `--` that is the script's.
+    parser.add_argument(
+        "command", metavar="SCRIPT", nargs=argparse.PARSER, help="the script and its arguments, as for python"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """``kcd run``: the script's own exit status; 2 where it can't run with KCD, `PLAIN` where it ran without."""
-    script = Path(args.script)
+    given, *arguments = args.command
+    script = Path(given)
     if not script.is_file():
-        raise FileNotFoundError(f"there is no script {args.script}")
+        raise FileNotFoundError(f"there is no script {given}")
     if MARK in script.read_bytes():
         raise ValueError(
-            f"{args.script} was changed by kcd patch: run it with python, or take the change back with kcd unpatch"
+            f"{given} was changed by kcd patch: run it with python, or take the change back with kcd unpatch"
         )
     settings = Settings.from_args(args)
     from .engine import install  # torch is imported no earlier than needed
@@ -46,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
 
     profile = find(script, settings.profile)
     # As `python SCRIPT ARGS` sets them. The absolute path is for processes that the script spawns.
-    sys.argv = [args.script, *args.arguments]
+    sys.argv = args.command
     sys.path[0] = str(script.resolve().parent)
-    engine = install(settings, profile, args.arguments)
+    engine = install(settings, profile, arguments)
     _prepare_children(settings, script.resolve())
     try:
         runpy.run_path(str(script.absolute()), run_name="__main__")

@@ -206,6 +206,7 @@ def first(**fields: Any) -> Callable[[dict[str, Any]], None]:
         (changed(lambda s: s["records"].reverse()), r"records\[1\].epoch must be later"),
         (changed(first(kept=N + 1)), r"records\[0\].kept must be"),
         (changed(first(kept=-1)), r"records\[0\].kept must be"),
+        (changed(first(dropped=101)), r"records\[0\] keeps 900 and drops 101 of 1000 points"),
         (changed(first(kept=900.0)), r"records\[0\].kept must be"),
         (changed(first(mixed=None)), r"records\[0\].mixed must be"),
         (changed(first(cut="<b>")), r"records\[0\].cut must be"),
