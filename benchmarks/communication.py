@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import sys
 import tempfile
 import time
@@ -141,6 +142,10 @@ def main(arguments: list[str] | None = None) -> int:
         for world in (1, 2, 3, 4):
             torch.multiprocessing.spawn(work, (world, Path(folder), given.quick), nprocs=world)
             add(report, world, json.loads((Path(folder) / f"{world}.json").read_text()), given.quick)
+    busy = os.getloadavg()[0]
+    report.add(
+        "processes that wanted the machine's cores in the last minute, other work included", f"{busy:.1f}"
+    )
     report.write(given.out)
     return 0
 
