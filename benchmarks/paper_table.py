@@ -152,7 +152,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--jobs", type=int, default=1, metavar="N", help="runs at once on each GPU (default: 1)")
     add("--workers", type=int, default=4, metavar="N", help="of a loader; SSKD has always 4 (default: 4)")
     add("--out", type=Path, default=RESULTS, metavar="DIR", help="for the table; the runs are in a folder below, about "
-        "20 MB each, which may be deleted once they are done (default: benchmarks/results)")  # fmt: skip
+        "2 GB a seed, which may be deleted once they are done (default: benchmarks/results)")  # fmt: skip
     add("--smoke", type=Path, metavar="DIR", help="try it on noise and untrained teachers, made in DIR")
     add("--smoke-samples", type=int, default=100, metavar="N", help="training images of noise (default: 100)")
     add("--report-only", action="store_true", help="write the table of the runs that are done")
