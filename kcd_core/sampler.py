@@ -12,6 +12,7 @@ import numpy.typing as npt
 from . import distributed
 from ._arrays import checked_int, state_array, to_numpy
 from .mixing import MODES, MixRecipes, Steps
+from .permutation import permute, round_keys
 from .tracker import check_same, state_int
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class CondensedSampler:
         self._num_samples = checked_int(num_samples, "num_samples", 1)
         self.shuffle = bool(shuffle)
         self.seed = checked_int(seed, "seed", 0)
-        if self.seed > _MASK:
+        if self.seed >= 2**64:
             raise ValueError(f"seed must be below 2**64, got {seed}")
         self.num_replicas = checked_int(
             distributed.world_size() if num_replicas is None else num_replicas, "num_replicas", 1
@@ -182,7 +183,7 @@ class CondensedSampler:
         ranks = self.num_replicas
         left = max(0, size - start)
         length = left // ranks if self.drop_last else -(-left // ranks)
-        key = _round_keys(self.seed, epoch)
+        key = round_keys(self.seed, epoch)
         done, block = 0, 256  # small first, so that the first batch comes at once
         while done < length:
             many = min(block, length - done)
@@ -190,7 +191,7 @@ class CondensedSampler:
             padding = places >= size
             places %= size
             if self.shuffle:
-                places = _permute(places, size, key)
+                places = permute(places, size, key)
             yield (places if kept is None else kept[places]), padding
             done += many
             block = min(2 * block, 8192)
@@ -268,67 +269,3 @@ def fingerprint(stage: int, kept: Indices | None, recipes: MixRecipes) -> str:
     for array in (kept, recipes.target, recipes.source, recipes.weight):
         digest.update(b"" if array is None else array.tobytes())
     return digest.hexdigest()
-
-
-# -- the keyed permutation -----------------------------------------------------------------------------
-
-_ROUNDS = 8
-_MASK = (1 << 64) - 1
-
-
-def _mix_int(x: int) -> int:
-    """SplitMix64's finaliser, on a Python int (Steele, Lea & Flood, OOPSLA 2014)."""
-    x = (x + 0x9E3779B97F4A7C15) & _MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
-    return x ^ (x >> 31)
-
-
-def _round_keys(seed: int, epoch: int) -> list[int]:
-    state = _mix_int(_mix_int(seed) ^ _mix_int(epoch ^ 0x6B6364))
-    keys = []
-    for _ in range(_ROUNDS):
-        state = _mix_int(state)
-        keys.append(state)
-    return keys
-
-
-def _permute(places: Indices, size: int, keys: list[int]) -> Indices:
-    """A permutation of ``range(size)``, evaluated at ``places``.
-
-    A Feistel network permutes ``range(2 ** bits)``, the power of two at or above ``size``; what lands
-    outside ``range(size)`` goes through again until it is inside (cycle walking, Black & Rogaway,
-    CT-RSA 2002), less than two times on average.
-    """
-    bits = (size - 1).bit_length()
-    if bits == 0:
-        return places
-    x = _feistel(places.astype(np.uint64), bits, keys)
-    outside = np.flatnonzero(x >= size)
-    while len(outside):
-        x[outside] = _feistel(x[outside], bits, keys)
-        outside = outside[x[outside] >= size]
-    return x.astype(np.int64)
-
-
-def _feistel(x: npt.NDArray[np.uint64], bits: int, keys: list[int]) -> npt.NDArray[np.uint64]:
-    """Alternately, each half is XORed with a keyed hash of the other: a bijection whatever the hash."""
-    low_bits = np.uint64(bits // 2)
-    low_mask = np.uint64((1 << (bits // 2)) - 1)
-    high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
-    low, high = x & low_mask, x >> low_bits
-    for number, key in enumerate(keys):
-        if number % 2:
-            low = low ^ (_hash(high, key) & low_mask)
-        else:
-            high = high ^ (_hash(low, key) & high_mask)
-    joined: npt.NDArray[np.uint64] = (high << low_bits) | low
-    return joined
-
-
-def _hash(x: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
-    x = (x ^ np.uint64(key)) * np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(32)
-    x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(29)
-    return x

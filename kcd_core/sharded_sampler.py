@@ -12,7 +12,8 @@ from ._arrays import state_array, to_numpy
 from .condense import CondensedSet, no_indices
 from .members import Members
 from .mixing import MixRecipes
-from .sampler import MIX_ARRAYS, CondensedSampler, _mix_int, _permute, _round_keys, fingerprint
+from .permutation import mix_int, permute, round_keys
+from .sampler import MIX_ARRAYS, CondensedSampler, fingerprint
 from .selection import Indices
 from .sharded import ShardedSet, bounds, check_sizes
 from .tracker import check_same, state_int
@@ -138,14 +139,14 @@ class ShardedSampler(CondensedSampler):
         self, members: Members | None, length: int, epoch: int, start: int
     ) -> Iterator[tuple[Indices, npt.NDArray[np.bool_]]]:
         size = self.stop - self.start if members is None else len(members)
-        key = _round_keys(_mix_int(self.seed ^ _mix_int(self.rank)), epoch)
+        key = round_keys(mix_int(self.seed ^ mix_int(self.rank)), epoch)
         block = 256  # small first, so that the first batch comes at once
         while start < length:
             places = np.arange(start, min(start + block, length))
             padding = places >= size
             places %= size
             if self.shuffle:
-                places = _permute(places, size, key)
+                places = permute(places, size, key)
             yield self.start + (places if members is None else members.select(places)), padding
             start += block
             block = min(2 * block, 8192)

@@ -21,7 +21,7 @@ from . import distributed
 from ._arrays import checked_int, is_tensor, state_array, to_numpy
 from .condense import CondensedSet, Select, check_settings, choose, sums_of_all
 from .history import CondensationHistory
-from .sampler import _mix_int
+from .permutation import mix_int
 from .schedule import CondensationSchedule
 from .tracker import KnowledgeValueTracker, check_same, state_int
 from .values import Value, value_name
@@ -99,7 +99,7 @@ class StreamFilter(IterableDataset[Any]):
                 raise ValueError(f"ids must be [B], one per sample, got shape {ids.shape}")
             if ids.dtype.kind in "iu":
                 numbers: Any = ids.astype(np.uint64) ^ np.uint64(self._offset)
-                mixed: Any = _mix_int(numbers)  # unsigned arrays wrap as its masks do
+                mixed: Any = mix_int(numbers)  # unsigned arrays wrap as its masks do
                 slots: npt.NDArray[np.int64] = (mixed % np.uint64(self.slots)).astype(np.int64)
                 return slots
             ids = ids.tolist()
@@ -128,7 +128,7 @@ class StreamFilter(IterableDataset[Any]):
         number = int(sample_id)
         if not -(2**63) <= number < 2**64:
             raise ValueError(f"an integer id must fit 64 bits, got {number}: use str(id)")
-        return _mix_int((number & (2**64 - 1)) ^ self._offset)
+        return mix_int((number & (2**64 - 1)) ^ self._offset)
 
 
 class CondensedStream(StreamFilter):
