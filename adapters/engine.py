@@ -314,6 +314,8 @@ class Engine:
 
     def choose(self, hosted: HostedLoader) -> None:
         """Settle on a loader as the student's."""
+        if hosted.unmixable is not None:
+            raise hosted.unmixable
         self.train = hosted
         self.reasons.clear()
         self._check_threads()
@@ -368,14 +370,23 @@ class Engine:
             self._condense(train)
 
     def _condense(self, train: HostedLoader) -> None:
-        chosen, value, count = condense_stage(
-            train.tracker,
-            train.sampler,
-            self.schedule,
-            alpha=self.settings.alpha,
-            min_weight=self.settings.min_weight,
-            select=None,
-        )
+        try:
+            chosen, value, count = condense_stage(
+                train.tracker,
+                train.sampler,
+                self.schedule,
+                alpha=self.settings.alpha,
+                min_weight=self.settings.min_weight,
+                select=None,
+            )
+        except RuntimeError as error:
+            skipped = train.tracker.skipped["nonfinite"]
+            if not skipped:
+                raise
+            raise RuntimeError(
+                f"no stage can end: {skipped} of {self.observed} predictions of the student were not finite, "
+                "and were not recorded (a learning rate that is too high, or half precision?)"
+            ) from error
         train.renew()
         train.history.append(
             chosen,
@@ -410,7 +421,7 @@ class Engine:
         Returns
         -------
         bool
-            False if the script ended well, but nothing was observed: plain training.
+            False if the script ended well and iterated loaders, but nothing was observed: plain training.
         """
         if os.getpid() != self._process:  # a fork of the host's, which has nothing to sum up
             return True
@@ -420,7 +431,9 @@ class Engine:
             if self.train is not None:
                 self._sum_up(self.train, failed)
             elif not failed and (self._any or self._refused or self.reasons or self.alone):
-                self._plain = True
+                self._plain = bool(
+                    self._any or self._refused or self.reasons
+                )  # else it did not train: --help
                 self.say(
                     f"WARNING: this run was without KCD, since no prediction was observed: {self._why()}"
                 )

@@ -82,6 +82,8 @@ class HostedLoader:
     history : CondensationHistory
     passes : list of Pass
         Those that are no epoch yet, in the order in which they began. As a rule, one.
+    unmixable : Exception or None
+        Why its samples can't be mixed: an error if it turns out to be the student's loader.
 
     Raises
     ------
@@ -97,6 +99,7 @@ class HostedLoader:
         self.tracker = KnowledgeValueTracker(self.sampler.num_samples, value=settings.value)
         self.history = CondensationHistory(self.sampler.num_samples)
         self.passes: list[Pass] = []
+        self.unmixable: Exception | None = None
         self._attach(loader, batching)
 
     def _attach(self, loader: DataLoader[Any], batching: tuple[int, bool]) -> None:
@@ -218,13 +221,25 @@ class HostedLoader:
         if end_passes is not None and end_passes():
             now.size = self.sampler.num_kept
             batches = self._draw()
-        for indices, batch in batches:
+        for indices, batch in self._rehearsed(batches):
             targets = self._targets(batch)
             if targets is not None:
                 now.pending.append((indices, targets.clone()))  # the host may write to its own
             now.drawn += int((indices >= 0).sum())
             yield batch
         now.exhausted = True
+
+    def _rehearsed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches, also if the first sample can't be mixed: this may not be the student's loader."""
+        if self.batches.rehearse:
+            try:
+                first = next(batches, None)
+            except Exception as error:  # if it is the host's own, it comes again
+                self.unmixable, self.batches.rehearse = error, False
+                batches = self._draw()
+            else:
+                yield from () if first is None else (first,)
+        yield from batches
 
     def _targets(self, batch: Any) -> torch.Tensor | None:
         """The labels of a batch, and never the images: those would be kept alive here."""

@@ -141,6 +141,52 @@ def test_a_new_loader_is_followed_over_the_same_data_once_the_old_one_is_gone() 
     assert sorted(i for batch in batches for i in batch) == list(range(0, 40, 2))
 
 
+class Words(Dataset[Any]):
+    """Samples that can't be mixed."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        return f"word {index}", index % 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_can_not_be_mixed_is_an_error_of_the_students_loader_alone(workers: int) -> None:
+    loader = DataLoader(Words(), batch_size=8, shuffle=True, num_workers=workers)
+    engine = Engine(Settings(), PROFILE, [])
+    words = engine.hosted(loader)
+    assert words is not None
+    batches = engine.start(words)
+    _, y = next(batches)
+    assert sorted(word for batch, _ in [*batches] for word in batch)
+    train = hosted()
+    engine._candidates.add(train)
+    _, other = next(train.start())
+    engine.observe(torch.zeros(8, 3, requires_grad=True), other)
+    assert engine.train is train
+
+    engine = Engine(Settings(), PROFILE, [])
+    words = engine.hosted(loader)
+    assert words is not None
+    _, y = next(engine.start(words))
+    with pytest.raises(TypeError, match="--mixing none"):
+        engine.observe(torch.zeros(8, 3, requires_grad=True), y)
+
+
+def test_predictions_that_are_all_nan_are_said_to_be() -> None:
+    engine = Engine(Settings(ratio=0.5, stages=1, period=1), PROFILE, [])
+    train = hosted()
+    engine._candidates.add(train)
+    for _, y in engine.start(train):
+        engine.observe(torch.full((len(y), 3), torch.nan, requires_grad=True), y)
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(RuntimeError, match=r"40 of 40 predictions .* not finite"),
+    ):
+        engine.start(train)
+
+
 # -- observing -----------------------------------------------------------------------------------------
 
 
@@ -302,8 +348,9 @@ def test_prediction_and_labels_may_be_other_arguments_and_images_other_fields() 
     engine = Engine(Settings(), profile, [])
     data = TensorDataset(torch.arange(8), torch.zeros(8, 1), torch.arange(8) % 3)
     loader = DataLoader(data, batch_size=8, shuffle=True)
-    with pytest.raises(TypeError, match=r"--mixing none.*the images' `fields`"):
-        next(HostedLoader(loader, PROFILE, Settings()).start())
+    wrong = HostedLoader(loader, PROFILE, Settings())
+    next(wrong.start())
+    assert "--mixing none, or let the profile name the images' `fields`" in str(wrong.unmixable)
     train = HostedLoader(loader, replace(profile, targets=lambda batch: batch[2]), Settings())
     engine._candidates.add(train)
     *_, y = next(train.start())

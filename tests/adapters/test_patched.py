@@ -82,8 +82,8 @@ def test_workers_that_a_loader_spawns_run_the_block_too(host: Host) -> None:
     script.write_bytes(script.read_bytes().replace(b"# <<< kcd patch", line))
     output, items = host.run("tools/train.py", "--epochs", "3", "--context", "spawn")
     check(items, SIZES[:3])
-    # Persistent workers are renewed with every new set, and no oftener.
-    assert (host.folder / "ran").read_text().split() == ["__main__", *["__mp_main__"] * 3]
+    # Persistent workers live on: a new set reaches them with the keys.
+    assert (host.folder / "ran").read_text().split() == ["__main__", "__mp_main__"]
     assert output.count("kcd: mdistiller") == 1
 
 
