@@ -31,11 +31,11 @@ PASSES = []  # of each: the loader's id, the keys drawn, what was observed
 def trace():
     start, batches, record = hosted.HostedLoader.start, KeyBatches.__iter__, engine.Engine._record
 
-    def traced_start(self):
+    def traced_start(self, *args):
         PASSES.append({"keys": [], "observed": []})
         if "SEED_PASSES" in os.environ:
             seed(100 + torch.utils.data.DataLoader._kcd_engine.epochs)
-        return start(self)
+        return start(self, *args)
 
     def traced_batches(self):
         return noted(batches(self))
@@ -45,12 +45,12 @@ def trace():
             PASSES[-1]["keys"].append(list(batch))
             yield batch
 
-    def traced_record(self, loader, indices, prediction, targets):
+    def traced_record(self, loader, one, indices, prediction, targets):
         logits = prediction.detach().double().cpu().numpy()
         PASSES[-1]["observed"].append((indices.tolist(), logits, targets.cpu().numpy()))
         if len(PASSES) == int(os.environ.get("KILL_IN", 0)) and len(PASSES[-1]["observed"]) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        return record(self, loader, indices, prediction, targets)
+        return record(self, loader, one, indices, prediction, targets)
 
     hosted.HostedLoader.start = traced_start
     KeyBatches.__iter__ = traced_batches
