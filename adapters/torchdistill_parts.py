@@ -18,7 +18,7 @@ from kcd_core import CondensationHistory, KnowledgeValueTracker, distributed
 from kcd_core.condense import condense_stage
 from kcd_core.keyed import PADDING, Key, KeyBatches
 from kcd_core.mixing import default_mixer
-from kcd_core.tracker import check_same
+from kcd_core.states import check_same
 
 from .contrast import restrict
 from .files import write_whole

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +22,9 @@ from .sampler import CondensedSampler, fingerprint
 from .schedule import CondensationSchedule
 from .sharded import ShardedSet, condense_sharded, for_history
 from .sharded_sampler import ShardedSampler, resliced
+from .states import check_rank, check_same, check_together, state_int
 from .tracker import CheckedState as TrackerState
-from .tracker import KnowledgeValueTracker, check_same, state_int, summed
+from .tracker import KnowledgeValueTracker, summed
 from .values import Value, value_name
 
 __all__ = ["CondensedLoader", "wrap_loader"]
@@ -466,10 +466,11 @@ class CondensedLoader:
             state = resliced(state, self.sampler.rank, self.sampler.num_replicas)
         several = isinstance(state, (list, tuple))
         states = [self._checked_state(s) for s in (state if several else [state])]
+        saved = [(s.rank, s.num_replicas) for s in states]
         if several:
-            _check_together(states)
+            check_together(saved, [_moment(s) for s in states], "loader")
         else:
-            _check_rank(states[0], self.sampler)
+            check_rank(saved[0], (self.sampler.rank, self.sampler.num_replicas), "loader")
         total, count, skipped = summed([s.tracker for s in states])
         if several and self.sampler.rank > 0:  # a stage's end sums over the ranks again
             total, count, skipped = np.zeros_like(total), np.zeros_like(count), np.zeros_like(skipped)
@@ -541,42 +542,13 @@ class _State(NamedTuple):
     history: CondensationHistory
 
 
-def _check_rank(state: _State, sampler: CondensedSampler) -> None:
-    saved, here = (state.rank, state.num_replicas), (sampler.rank, sampler.num_replicas)
-    if saved != here:
-        raise ValueError(
-            f"this loader state was saved by rank {saved[0]} of {saved[1]}, and this is rank {here[0]} of "
-            f"{here[1]}: give every rank a list of what all {saved[1]} ranks saved"
-        )
-
-
-def _check_together(states: list[_State]) -> None:
-    """See that these are the states of all ranks of one run at one step."""
-    if not states:
-        raise ValueError("not a loader state: an empty list")
-    of, ranks = states[0].num_replicas, sorted(s.rank for s in states)
-    if any(s.num_replicas != of for s in states) or ranks != list(range(len(states))) or len(ranks) != of:
-        missing = list(itertools.islice((r for r in range(of) if r not in ranks), 5))
-        raise ValueError(
-            f"the states of all {of} ranks are needed, each once: missing are those of {missing}, given are "
-            f"{[f'{s.rank} of {s.num_replicas}' for s in states]}"
-        )
-    moments = [
-        {
-            "epoch": str(s.epoch),
-            "position": str(s.position),
-            "set": fingerprint(*s.sampler[1:]),
-            "history": str(s.history.records),
-        }
-        for s in states
-    ]
-    for state, moment in zip(states, moments, strict=True):
-        for what, mine in moment.items():
-            if mine != moments[0][what]:
-                raise ValueError(
-                    f"these states were not saved at one step: rank {state.rank} has another {what} than rank "
-                    f"{states[0].rank}, {mine:.20} against {moments[0][what]:.20}"
-                )
+def _moment(state: _State) -> dict[str, str]:
+    return {
+        "epoch": str(state.epoch),
+        "position": str(state.position),
+        "set": fingerprint(*state.sampler[1:]),
+        "history": str(state.history.records),
+    }
 
 
 class _Pass:

@@ -13,7 +13,7 @@ from . import distributed
 from ._arrays import checked_int, state_array, to_numpy
 from .mixing import MODES, MixRecipes, Steps
 from .permutation import permute, round_keys
-from .tracker import check_same, state_int
+from .states import check_same, state_int
 
 if TYPE_CHECKING:
     from .condense import CondensedSet

@@ -16,7 +16,7 @@ from .permutation import mix_int, permute, round_keys
 from .sampler import MIX_ARRAYS, CondensedSampler, fingerprint
 from .selection import Indices
 from .sharded import ShardedSet, bounds, check_sizes
-from .tracker import check_same, state_int
+from .states import check_same, state_int
 
 __all__ = ["ShardedSampler", "resliced"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -23,7 +23,9 @@ from .condense import CondensedSet, Select, check_settings, choose, sums_of_all
 from .history import CondensationHistory
 from .permutation import mix_int
 from .schedule import CondensationSchedule
-from .tracker import KnowledgeValueTracker, check_same, state_int
+from .states import check_rank, check_same, check_together, state_int
+from .tracker import CheckedState as TrackerState
+from .tracker import KnowledgeValueTracker, summed
 from .values import Value, value_name
 
 __all__ = ["CondensedStream"]
@@ -375,6 +377,8 @@ class CondensedStream(StreamFilter):
         """
         return {
             **self._identity(),
+            "num_replicas": distributed.world_size(),
+            "rank": distributed.rank(),
             "epoch": self.epoch,
             "stage": self.stage,
             "dropped": state_array(self._dropped.numpy()),
@@ -382,21 +386,46 @@ class CondensedStream(StreamFilter):
             "history": self.history.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Go on with a saved state. Worker processes see its set, too.
+
+        Parameters
+        ----------
+        state : mapping, or list of mappings
+            What this rank saved; or, on any number of ranks, what all ranks of a run saved in one epoch, in
+            any order. Rank 0 takes over the sum of what was recorded.
 
         Raises
         ------
         ValueError
             If it was saved with another table, seed, key, schedule, setting, rank or version, or is no
-            stream's state. Nothing is changed then.
+            stream's state; of a list, also if a rank is missing or there twice, or if they differ in the epoch
+            or the set in force. Nothing is changed then.
         """
-        check_same(
-            state,
-            self._identity(),
-            "stream",
-            needs=("epoch", "stage", "dropped", "tracker", "history"),
-        )
+        several, here = isinstance(state, (list, tuple)), (distributed.rank(), distributed.world_size())
+        checked = [self._checked_state(s) for s in (state if several else [state])]
+        saved = [ranks for ranks, _, _ in checked]
+        if several:
+            moments = [
+                {"epoch": str(s["epoch"]), "set": hashlib.sha256(s["dropped"]).hexdigest()}
+                for _, s, _ in checked
+            ]
+            check_together(saved, moments, "stream")
+        else:
+            check_rank(saved[0], here, "stream")
+        total, count, skipped = summed([tracker for _, _, tracker in checked])
+        if several and here[0] > 0:  # a stage's end sums over the ranks again
+            total, count, skipped = np.zeros_like(total), np.zeros_like(count), np.zeros_like(skipped)
+        first = checked[0][1]
+        self.tracker._apply_state((total, count, skipped))
+        self._dropped.numpy()[:] = first["dropped"]
+        self.history, self.epoch, self.stage = first["history"], first["epoch"], first["stage"]
+        self._agreed, self._seen = False, True  # no warning if this epoch was recorded before
+
+    def _checked_state(self, state: Any) -> tuple[tuple[int, int], dict[str, Any], TrackerState]:
+        """Who saved it, what all ranks have alike, and what was recorded."""
+        needs = ("rank", "num_replicas", "epoch", "stage", "dropped", "tracker", "history")
+        check_same(state, self._identity(), "stream", needs=needs)
         epoch, stage = state_int(state, "epoch", 1, "stream"), state_int(state, "stage", 0, "stream")
         dropped, mine = to_numpy(state["dropped"]), self._dropped.numpy()
         if dropped.dtype != mine.dtype or dropped.shape != mine.shape:
@@ -404,17 +433,15 @@ class CondensedStream(StreamFilter):
                 f"the stream state is damaged: dropped must be uint8 of shape {mine.shape}, got {dropped.dtype} "
                 f"{dropped.shape}"
             )
-        tracker = self.tracker._checked_state(state["tracker"])
         history = CondensationHistory.from_state(state["history"])
         if len(history) != stage or not 1 <= history.num_samples <= self.slots:
             raise ValueError(
                 f"the stream state is damaged: stage {stage} with a history of {len(history)} stages and "
                 f"{history.num_samples} points"
             )
-        self.tracker._apply_state(tracker)
-        mine[:] = dropped
-        self.history, self.epoch, self.stage = history, epoch, stage
-        self._agreed, self._seen = False, True  # no warning if this epoch was recorded before
+        ranks = state_int(state, "rank", 0, "stream"), state_int(state, "num_replicas", 1, "stream")
+        alike = {"epoch": epoch, "stage": stage, "dropped": np.array(dropped), "history": history}
+        return ranks, alike, self.tracker._checked_state(state["tracker"])
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -424,8 +451,6 @@ class CondensedStream(StreamFilter):
             "key": repr(self.key) if isinstance(self.key, itemgetter) else value_name(self.key),
             "schedule": self.schedule.state_dict(),
             "alpha": self._alpha,
-            "num_replicas": distributed.world_size(),
-            "rank": distributed.rank(),
         }
 
     def _check_agreement(self) -> None:
@@ -440,7 +465,7 @@ class CondensedStream(StreamFilter):
             }
             rank = distributed.rank()
             distributed.check_agreement(
-                {**self._identity(), **settings, "rank": None}, shard=rank, shards=distributed.world_size()
+                {**self._identity(), **settings}, shard=rank, shards=distributed.world_size()
             )
         self._agreed = True
 

@@ -22,6 +22,7 @@ from ._arrays import (
     state_array,
     to_numpy,
 )
+from .states import check_same
 from .values import (
     GRAIN,
     Value,
@@ -484,39 +485,6 @@ def summed(states: Sequence[CheckedState]) -> CheckedState:
     if np.abs(sum(t.astype(np.float64) for t in total)).max() > MAX_REACH:
         raise ValueError("the recorded values are too large to be summed over the ranks: scale them down")
     return sum(total), sum(count), sum(skipped)
-
-
-def check_same(
-    state: Mapping[str, Any], mine: Mapping[str, Any], owner: str, *, needs: tuple[str, ...] = ()
-) -> None:
-    """Refuse what is not a state of ``owner``, or was saved with other settings than ``mine``."""
-    if not isinstance(state, Mapping):
-        raise ValueError(
-            f"not a {owner} state: expected what state_dict() returned, got {type(state).__name__}"
-        )
-    missing = [key for key in (*mine, *needs) if key not in state]
-    if missing:
-        raise ValueError(f"not a {owner} state: it has no {', '.join(map(repr, missing))}")
-    for key, value in mine.items():
-        if _differ(state[key], value):
-            raise ValueError(
-                f"this {owner} state was saved with {key} = {state[key]!r}, here it is {value!r}"
-            )
-
-
-def state_int(state: Mapping[str, Any], key: str, minimum: int, owner: str) -> int:
-    """An integer of a state of ``owner``."""
-    try:
-        return checked_int(state[key], key, minimum)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the {owner} state is damaged: {error}") from None
-
-
-def _differ(a: Any, b: Any) -> bool:
-    try:
-        return bool(a != b)
-    except (RuntimeError, TypeError, ValueError):  # arrays, or what holds them
-        return True
 
 
 def _detached(x: Any) -> Any:

@@ -487,6 +487,45 @@ def test_resumed_runs_end_in_the_same_set(shards, tmp_path):
     assert (resumed.tracker.value == stream.tracker.value)[resumed.tracker.count > 0].all()
 
 
+def test_another_number_of_ranks_goes_on_with_all_ranks_states(monkeypatch):
+    """Three ranks' recordings, taken over by one and by two, give the set of one process that saw it all."""
+    logits = np.random.default_rng(0).normal(size=(30, 5))
+
+    def as_rank(rank, world):
+        monkeypatch.setattr(kcd.distributed, "rank", lambda: rank)
+        monkeypatch.setattr(kcd.distributed, "world_size", lambda: world)
+
+    alone, states = condensed(), []
+    alone.record(logits, ids=range(30))
+    for rank in range(3):
+        as_rank(rank, 3)
+        stream = condensed()
+        stream.record(logits[rank::3], ids=range(rank, 30, 3))
+        states.append(stream.state_dict())
+    with pytest.raises(ValueError, match="give every rank a list of what all 3 ranks saved"):
+        condensed().load_state_dict(states[0])
+    counts = []
+    for world in (1, 2):
+        for rank in range(world):
+            as_rank(rank, world)
+            resumed = condensed()
+            resumed.load_state_dict([states[2], states[0], states[1]])
+            counts.append(int(resumed.tracker.count.sum()))
+    assert counts == [30, 30, 0]
+    as_rank(0, 1)
+    resumed.load_state_dict(states)
+    np.testing.assert_array_equal(resumed.end_epoch().kept, alone.end_epoch().kept)
+    for wrong, text in (
+        (states[:2], r"states of all 3 ranks are needed, each once: missing are those of \[2\]"),
+        ([*states[:2], states[0]], "each once"),
+        ([*states[:2], {**states[2], "epoch": 2}], "rank 2 has another epoch than rank 0"),
+        ([], "an empty list"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            resumed.load_state_dict(wrong)
+    assert resumed.epoch == 2
+
+
 def test_a_state_is_a_copy():
     stream = condensed(slots=16)
     stream.record(np.eye(4), ids=range(4))

@@ -1,0 +1,77 @@
+"""What is asked of every saved state before anything is taken over from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ._arrays import checked_int
+
+__all__ = ["check_rank", "check_same", "check_together", "state_int"]
+
+
+def check_same(
+    state: Mapping[str, Any], mine: Mapping[str, Any], owner: str, *, needs: tuple[str, ...] = ()
+) -> None:
+    """Refuse what is not a state of ``owner``, or was saved with other settings than ``mine``."""
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"not a {owner} state: expected what state_dict() returned, got {type(state).__name__}"
+        )
+    missing = [key for key in (*mine, *needs) if key not in state]
+    if missing:
+        raise ValueError(f"not a {owner} state: it has no {', '.join(map(repr, missing))}")
+    for key, value in mine.items():
+        if _differ(state[key], value):
+            raise ValueError(
+                f"this {owner} state was saved with {key} = {state[key]!r}, here it is {value!r}"
+            )
+
+
+def state_int(state: Mapping[str, Any], key: str, minimum: int, owner: str) -> int:
+    """An integer of a state of ``owner``."""
+    try:
+        return checked_int(state[key], key, minimum)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the {owner} state is damaged: {error}") from None
+
+
+def _differ(a: Any, b: Any) -> bool:
+    try:
+        return bool(a != b)
+    except (RuntimeError, TypeError, ValueError):  # arrays, or what holds them
+        return True
+
+
+def check_rank(saved: tuple[int, int], here: tuple[int, int], owner: str) -> None:
+    """Refuse what was saved by another rank, or one of another number: both are (rank, of how many)."""
+    if saved != here:
+        raise ValueError(
+            f"this {owner} state was saved by rank {saved[0]} of {saved[1]}, and this is rank {here[0]} of "
+            f"{here[1]}: give every rank a list of what all {saved[1]} ranks saved"
+        )
+
+
+def check_together(
+    saved: Sequence[tuple[int, int]], moments: Sequence[Mapping[str, str]], owner: str
+) -> None:
+    """See that these are the states of all ranks of one run at one step.
+
+    ``saved`` are (rank, of how many); ``moments``, what must be the same on all of them.
+    """
+    if not saved:
+        raise ValueError(f"not a {owner} state: an empty list")
+    of, ranks = saved[0][1], {rank for rank, _ in saved}
+    if {number for _, number in saved} != {of} or len(saved) != of or ranks != set(range(of)):
+        missing = [rank for rank in range(min(of, len(saved) + 5)) if rank not in ranks][:5]
+        raise ValueError(
+            f"the states of all {of} ranks are needed, each once: missing are those of {missing}, given are "
+            f"{[f'{rank} of {number}' for rank, number in saved]}"
+        )
+    for (rank, _), moment in zip(saved, moments, strict=True):
+        for what, mine in moment.items():
+            if mine != moments[0][what]:
+                raise ValueError(
+                    f"these states were not saved at one step: rank {rank} has another {what} than rank "
+                    f"{saved[0][0]}, {mine:.20} against {moments[0][what]:.20}"
+                )
