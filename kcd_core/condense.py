@@ -6,6 +6,7 @@ tracker for the arrays and installs the result in a sampler.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -240,8 +241,8 @@ def condense_step(
         See `condense`.
     select : callable, optional
         ``select(value, count, kept, target, generator) -> CondensedSet`` replaces ranking and
-        partition. ``generator`` is a ``numpy.random.Generator`` that is the same on every rank. The
-        set must keep exactly ``target`` points, since lengths are promised ahead.
+        partition. ``generator`` is a ``numpy.random.Generator`` that is the same on every rank, and so must
+        the set be. It must keep exactly ``target`` points, since lengths are promised ahead.
 
     Returns
     -------
@@ -324,7 +325,7 @@ def sums_of_all(tracker: KnowledgeValueTracker) -> Sums:
             problem = ValueError(
                 "the recorded values are too large to be summed over the ranks: scale them down"
             )
-    except (ValueError, IndexError) as error:  # on_nonfinite="raise", on a device
+    except Exception as error:  # on_nonfinite="raise" on a device, or a warning that is an error
         problem = error
     distributed.raise_together(problem)
     total, count = distributed.sum_over_ranks(total, count)
@@ -348,18 +349,29 @@ def choose(
     seed: int,
     select: Select | None,
 ) -> CondensedSet:
-    """`condense`, or what the user's ``select`` chooses in its place, checked."""
+    """`condense`, or what the user's ``select`` chooses in its place: checked, and the same on every rank."""
     if select is None:
         return condense(
             value, count, previous=len(kept), target=target, alpha=alpha, min_weight=min_weight, stage=stage
         )
-    chosen = select(value, count, kept, target, np.random.default_rng([seed, stage]))
-    if not isinstance(chosen, CondensedSet):
-        raise TypeError(f"select must return a CondensedSet, got {type(chosen).__name__}")
-    if chosen.num_samples != len(value) or len(chosen.kept) != target:
-        raise ValueError(
-            f"select must keep exactly {target} of {len(value)} points, got {len(chosen.kept)} of "
-            f"{chosen.num_samples}"
+    problem: Exception | None = None
+    try:
+        chosen = select(value, count, kept, target, np.random.default_rng([seed, stage]))
+        if not isinstance(chosen, CondensedSet):
+            raise TypeError(f"select must return a CondensedSet, got {type(chosen).__name__}")
+        if chosen.num_samples != len(value) or len(chosen.kept) != target:
+            raise ValueError(
+                f"select must keep exactly {target} of {len(value)} points, got {len(chosen.kept)} of "
+                f"{chosen.num_samples}"
+            )
+    except Exception as error:
+        problem = error
+    distributed.raise_together(problem)
+    if distributed.world_size() > 1:
+        arrays = (chosen.kept, chosen.dropped, chosen.tail, chosen.weights)
+        digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
+        distributed.check_agreement(
+            {"what select chose": digests}, shard=distributed.rank(), shards=distributed.world_size()
         )
     return replace(chosen, stage=stage)
 

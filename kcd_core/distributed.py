@@ -97,14 +97,15 @@ def _communicate(dist: Any, x: npt.NDArray[Any], operation: Any) -> npt.NDArray[
     import torch
 
     tensor = torch.tensor(x)
-    if dist.get_backend() == "nccl":
+    backend = str(dist.get_backend())  # "nccl", or "cpu:gloo,cuda:nccl"
+    if backend == "nccl" or ("cuda:" in backend and "cpu:" not in backend):
         tensor = tensor.cuda()
     try:
         operation(tensor)
         result: npt.NDArray[Any] = tensor.cpu().numpy()
     except RuntimeError as error:  # as gloo and NCCL say that a peer is gone, or their timeout is over
         raise RuntimeError(
-            f"rank {rank()} waited in vain for the other ranks: one has died, or did not call end_epoch() (or "
-            f"condense_step()) within the process group's timeout. Start again from the last checkpoint. ({error})"
+            f"rank {rank()} waited in vain for the other ranks ({error}). If one has died, or did not call "
+            "end_epoch() (or condense_step()) within the process group's timeout, start again from the last checkpoint"
         ) from error
     return result

@@ -6,6 +6,7 @@ an index space: V, F, their sum over ranks, the exact selection and resuming are
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -105,13 +106,18 @@ class StreamFilter(IterableDataset[Any]):
                 slots: npt.NDArray[np.int64] = (mixed % np.uint64(self.slots)).astype(np.int64)
                 return slots
             ids = ids.tolist()
-        if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+        if isinstance(ids, (str, bytes)) or not isinstance(ids, Sequence):
             raise TypeError(f"ids must be a list or array with one id per sample, got {ids!r}")
         return np.array([self._hash(i) % self.slots for i in ids], np.int64)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker process has no use for the values, nor should it record.
         return StreamFilter, (self.dataset, self.key, self.slots, self.seed, self._dropped)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StreamFilter:
+        # Of the same set in force: one of its own would never see a new one.
+        dataset, key = copy.deepcopy((self.dataset, self.key), memo)
+        return StreamFilter(dataset, key, self.slots, self.seed, self._dropped)
 
     def _hash(self, sample_id: Any) -> int:
         """64 bits. Python's own hash() of text is another one in each process."""

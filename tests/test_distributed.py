@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,24 @@ def disagree_by_hand(rank, world, n=N, seed=1, ratio=0.5, value="entropy"):
         kcd.condense_step(tracker, sampler, kcd.CondensationSchedule(ratio=ratio, stages=3, period=1))
     except RuntimeError as error:
         return [str(error), sampler.stage]
+    return None
+
+
+def one_rank_selects(rank, world, how):
+    """A user's selection that raises on the last rank, or chooses otherwise there."""
+    tracker, sampler = kcd.KnowledgeValueTracker(N), kcd.CondensedSampler(N)
+    tracker.record(range(N), np.arange(float(N)))
+
+    def select(value, count, kept, target, generator):
+        odd = rank == world - 1
+        if odd and how == "raises":
+            raise KeyError("no such class")
+        return kcd.CondensedSet(np.arange(target) + odd, N)
+
+    try:
+        kcd.condense_step(tracker, sampler, SCHEDULE, select=select)
+    except (RuntimeError, KeyError) as error:
+        return [type(error).__name__, str(error), sampler.stage]
     return None
 
 
@@ -245,6 +264,8 @@ def work(rank, world, folder):
             "value by hand": disagree_by_hand(rank, world, value="margin"),
             "too large": too_large(rank, world),
             "one rank fails": one_rank_fails(rank, world),
+            "select raises": one_rank_selects(rank, world, "raises"),
+            "select differs": one_rank_selects(rank, world, "differs"),
             "one rank records": one_rank_records(rank, world),
             "nobody records": nobody_records(rank, world),
         }
@@ -456,6 +477,29 @@ def test_a_rank_that_fails_takes_the_others_along(several):
         assert stage == 0
 
 
+def test_a_selection_that_fails_or_differs_on_one_rank_is_no_ones(several):
+    *others, last = (rank["select raises"] for rank in several)
+    assert last[0] == "KeyError"
+    for kind, message, stage in others:
+        assert (kind, stage) == ("RuntimeError", 0)
+        assert f"rank(s) [{len(several) - 1}] could not go on" in message
+    for kind, message, stage in (rank["select differs"] for rank in several):
+        assert (kind, stage) == ("RuntimeError", 0)
+        assert "what select chose" in message
+
+
+@pytest.mark.parametrize(
+    ("backend", "device"),
+    [("gloo", "cpu"), ("nccl", "cuda"), ("cpu:gloo,cuda:nccl", "cpu"), ("cuda:nccl", "cuda")],
+)
+def test_what_is_sent_lies_where_the_back_end_takes_it(backend, device, monkeypatch):
+    moved = []
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: moved.append(1) or tensor)
+    dist = types.SimpleNamespace(get_backend=lambda: backend)
+    distributed._communicate(dist, np.arange(3), lambda tensor: None)
+    assert bool(moved) == (device == "cuda")
+
+
 # -- ranks that die ---------------------------------------------------------------------------------------
 
 
@@ -502,7 +546,8 @@ def test_the_others_notice_a_rank_that_is_gone(tmp_path, how, world):
             process.join()
     for rank in range(world - 1):
         message, epoch, stage, history = json.loads((tmp_path / f"rank{rank}.json").read_text())
-        assert f"rank {rank} waited in vain for the other ranks: one has died" in message
+        assert message.startswith(f"rank {rank} waited in vain for the other ranks (")
+        assert "If one has died" in message
         assert (epoch, stage, history) == (2, 1, 1)
 
 

@@ -585,6 +585,16 @@ def test_a_copy_is_the_filter_alone():
     ):
         assert [other.keep({"__key__": i}) for i in "abc"] == [False, True, True]
         assert not hasattr(other, "record")
+    same = (
+        copy.deepcopy(stream),
+        copy.deepcopy(stream.keep).__self__,
+    )  # of one set, so that they see a new one
+    for _ in range(9):
+        stream.record(np.array([[0.0, 0], [0.0, 9]]), ids=["a", "b"])
+    stream.end_epoch()
+    for other in same:
+        assert [other.keep({"__key__": i}) for i in "ab"] == [True, False]
+        assert not hasattr(other, "record")
 
 
 # -- several ranks ----------------------------------------------------------------------------------------
