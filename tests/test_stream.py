@@ -654,6 +654,22 @@ def test_two_ranks_draw_what_one_process_does(shards, tmp_path):
 # -- the documentation ------------------------------------------------------------------------------------
 
 
+def test_the_plain_reader_in_the_documentation_reads_every_sample_once(shards):
+    text = (Path(__file__).parent.parent / "docs" / "streams.md").read_text(encoding="utf-8")
+    reader = re.search(r"^```python\n(class Shards.*?)^```", text, re.MULTILINE | re.DOTALL).group(1)
+    names = {"torch": torch, "tarfile": tarfile, "decoded": len}
+    exec(compile(reader, "streams.md", "exec"), names)
+    read = [
+        key
+        for rank in range(2)
+        for batch in DataLoader(
+            names["Shards"](shards, rank, 2), num_workers=2, multiprocessing_context="fork"
+        )
+        for key in batch["__key__"]
+    ]
+    assert sorted(read) == [f"{key}.pgm" for key in KEYS]
+
+
 def test_the_example_in_the_documentation_runs(shards):
     text = (Path(__file__).parent.parent / "docs" / "streams.md").read_text(encoding="utf-8")
     example = re.search(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL).group(1)
