@@ -6,11 +6,13 @@ state with a description in place of each array, and the arrays' bytes, in order
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import secrets
+import stat
 import struct
 import sys
 from collections import Counter, OrderedDict
@@ -30,6 +32,8 @@ PLAIN = (type(None), bool, int, float, str)
 DICTS = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter}
 LISTS = {"list": list, "tuple": tuple}
 NUMBERS = "biufc"  # kinds of NumPy's dtypes
+DEPTH = 100  # levels of nesting, which Python's recursion limit leaves room for
+BITS = 14284  # of an integer: at most 4300 digits, which is what Python reads
 BLOCK = 1 << 20  # bytes
 
 
@@ -43,19 +47,25 @@ def save_checkpoint(path: str | os.PathLike[str], state: Any) -> None:
     state : nested dicts, lists and tuples
         Of numbers, strings, booleans, None, NumPy arrays and torch tensors: what the ``state_dict`` of
         loaders, models, optimizers, schedulers and scalers, and the getters of random states return.
-        Tensors are written from the device they are on, and need no ``detach()``.
+        Tensors are written from the device they are on, and need no ``detach()``. The ``_metadata`` of a
+        module's ``state_dict`` (its parts' versions) is written too.
 
     Raises
     ------
     TypeError
-        If something in ``state`` is of another type; the error says where it is. Nothing is written then.
+        If something in ``state`` is of another type, or a dict has other attributes than ``_metadata``.
+    ValueError
+        If ``state`` is nested more than 100 levels deep, as it is if it holds itself, or an integer has more
+        than 14284 bits. These errors say where in ``state``; nothing is written then.
     OSError
-        If the file can't be written, as on a full disk. The old one is left.
+        If the file can't be written, as on a full disk, or ``path`` is something else than a regular file, as
+        a pipe or a device. What was there is left.
 
     Notes
     -----
-    Written beside ``path`` as ``NAME.*.tmp``, flushed to the disk and renamed. A process that is killed
-    while it writes leaves that file behind; it can be deleted.
+    Written beside ``path`` as ``NAME.*.tmp`` (of a longer name, its first 30 characters), flushed to the disk
+    and renamed; a file that was there leaves its permissions to the new one. A process that is killed while
+    it writes leaves the ``.tmp`` behind; it can be deleted.
 
     Examples
     --------
@@ -66,12 +76,17 @@ def save_checkpoint(path: str | os.PathLike[str], state: Any) -> None:
     {'epoch': 3, 'best': (0.5, None), 'seen': array([0, 1, 2])}
     """
     arrays: list[Any] = []
-    tree = _encoded(state, "state", arrays)
-    text = json.dumps({"byteorder": sys.byteorder, "state": tree}, separators=(",", ":")).encode()
+    header = {"byteorder": sys.byteorder, "state": _encoded(state, "state", arrays)}
+    # Not as ASCII: of escapes, two lone surrogates would be read as the one character that they make a pair for.
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
     path = Path(os.path.realpath(path))  # a link stays one
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")
+    old = _permissions(path)
+    mode = 0o666 if old is None else old
+    temporary = path.with_name(f"{path.name[:30]}.{secrets.token_hex(6)}.tmp")  # names have a limit
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            if old is not None:
+                os.chmod(temporary, old)  # what the umask took
             file.write(bytes(PREAMBLE.size))
             file.write(text)
             checksum, length = hashlib.sha256(text), 0
@@ -128,6 +143,18 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Any:
     return state
 
 
+def _permissions(path: Path) -> int | None:
+    """Those of the file that is there, which has to be a regular one; None if there is none."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(mode):
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(number, "can't put a checkpoint in place of what is no regular file", os.fspath(path))
+    return stat.S_IMODE(mode)
+
+
 class _RefusedError(ValueError):
     """Why a file is not read."""
 
@@ -162,18 +189,34 @@ def _checked(file: BufferedReader) -> int:
     return int(text_length)
 
 
-def _encoded(x: Any, where: str, arrays: list[Any]) -> Any:
+def _encoded(x: Any, where: str, arrays: list[Any], depth: int = 0) -> Any:
     """``x`` for JSON. Arrays are described, and appended to ``arrays``."""
-    if type(x) in PLAIN:
+    if depth > DEPTH:
+        raise ValueError(
+            f"{where} can't be saved: it is more than {DEPTH} levels deep; does a part hold itself?"
+        )
+    if _is_plain(x, where):
         return x
     name = type(x).__name__
     if DICTS.get(name) is type(x):
         for key in x:
-            if type(key) not in PLAIN:
+            if not _is_plain(key, f"a key of {where}"):
                 raise TypeError(f"{where} has a key that can't be saved: {key!r} ({type(key).__name__})")
-        return {name: [[key, _encoded(value, f"{where}[{key!r}]", arrays)] for key, value in x.items()]}
+        node = {
+            name: [[key, _encoded(value, f"{where}[{key!r}]", arrays, depth + 1)] for key, value in x.items()]
+        }
+        attributes = getattr(x, "__dict__", {})
+        if not attributes:
+            return node
+        if list(attributes) != ["_metadata"]:
+            raise TypeError(
+                f"{where} can't be saved: this {name} has the attributes {list(attributes)}; only _metadata is kept"
+            )
+        return {"metadata": [node, _encoded(x._metadata, f"{where}._metadata", arrays, depth + 1)]}
     if LISTS.get(name) is type(x):
-        return {name: [_encoded(value, f"{where}[{place}]", arrays) for place, value in enumerate(x)]}
+        return {
+            name: [_encoded(value, f"{where}[{place}]", arrays, depth + 1) for place, value in enumerate(x)]
+        }
     if (type(x) is np.ndarray or isinstance(x, np.generic)) and x.dtype.kind in NUMBERS:
         kind, dtype = ("array" if type(x) is np.ndarray else "scalar"), x.dtype.name
     elif is_tensor(x) and _is_dense(x):
@@ -185,6 +228,15 @@ def _encoded(x: Any, where: str, arrays: list[Any]) -> Any:
         )
     arrays.append(x)
     return {kind: [dtype, list(x.shape)]}
+
+
+def _is_plain(x: Any, where: str) -> bool:
+    """Whether JSON holds ``x`` as it is."""
+    if type(x) is int and x.bit_length() > BITS:
+        raise ValueError(
+            f"{where} can't be saved: an integer of {x.bit_length()} bits; at most {BITS} are read"
+        )
+    return type(x) in PLAIN
 
 
 def _is_dense(x: Any) -> bool:
@@ -211,6 +263,10 @@ def _decoded(node: Any, file: BufferedReader) -> Any:
         return DICTS[name]({key: _decoded(value, file) for key, value in content})
     if name in LISTS:
         return LISTS[name](_decoded(value, file) for value in content)
+    if name == "metadata":
+        state, metadata = (_decoded(part, file) for part in content)
+        state._metadata = metadata
+        return state
     dtype, shape = content
     return _array(name, dtype, shape, file)
 
@@ -221,7 +277,7 @@ def _array(kind: str, dtype: str, shape: list[int], file: BufferedReader) -> Any
         wanted = np.dtype(dtype)
         known = kind in ("tensor", "array", "scalar") and wanted.kind in NUMBERS
     else:
-        wanted = getattr(torch, dtype)
+        wanted = vars(torch).get(dtype)  # getattr would import whatever part of torch is named
         known = isinstance(wanted, torch.dtype) and not dtype.startswith("q")  # those are quantized
     if not known:
         raise _RefusedError(f"it describes a {kind} of {dtype}")

@@ -198,6 +198,32 @@ def test_types_of_dicts_are_kept(path):
     assert equal(back(path, state), state)
 
 
+def test_the_versions_of_a_models_parts_are_kept(path):
+    """Without them torch takes a state for an old one, and lets some parts change what they read."""
+    read = []
+
+    class Versioned(torch.nn.Linear):
+        _version = 7
+
+        def _load_from_state_dict(self, state, prefix, metadata, *rest):
+            read.append(metadata["version"])
+            super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), Versioned(2, 2))
+    state = model.state_dict()
+    loaded = back(path, [state])[0]
+    assert equal(loaded._metadata, state._metadata)
+    assert loaded._metadata["0"] == {"version": 2}
+    model.load_state_dict(loaded)
+    assert read == [7]
+
+
+def test_lone_surrogates_make_no_pair(path):
+    pair = "\ud83d" + "\ude00"
+    assert back(path, [pair, "\udcff", "\U0001f600"]) == [pair, "\udcff", "\U0001f600"]
+    assert back(path, {pair: 1, "\U0001f600": 2}) == {pair: 1, "\U0001f600": 2}
+
+
 def test_tensors_of_a_file_read_where_torch_is_not_installed(path):
     kcd.save_checkpoint(path, {"t": torch.arange(3), "a": np.ones(2), "b": torch.tensor(True)})
     code = f"""
@@ -221,6 +247,24 @@ kcd.KnowledgeValueTracker(3).load_state_dict(kcd.load_checkpoint({str(path)!r}))
 Point = namedtuple("Point", "x y")
 
 
+def holding_itself(kind):
+    x = kind()
+    x.update(a=x) if isinstance(x, dict) else x.append(x)
+    return x
+
+
+def nested(levels):
+    x = 0
+    for _ in range(levels):
+        x = {"k": x}
+    return x
+
+
+def with_attribute(x):
+    x.lr = 0.1
+    return x
+
+
 @pytest.mark.parametrize(
     ("x", "where"),
     [
@@ -238,6 +282,8 @@ Point = namedtuple("Point", "x y")
         (torch.device("cpu"), "torch.device"),
         ({"a": {(1, 2): 3}}, r"state\['run'\]\[1\]\['a'\] has a key that can't be saved: \(1, 2\)"),
         ({"a": (0, {"b": [lambda: 0]})}, r"\[1\]\['a'\]\[1\]\['b'\]\[0\] can't be saved"),
+        (with_attribute(OrderedDict(a=1)), r"\[1\] can't be saved: this OrderedDict has the attributes \['lr'\]"),
+        (with_attribute(torch.nn.Linear(1, 1).state_dict()), r"\['_metadata', 'lr'\]"),
     ],
 )  # fmt: skip
 def test_other_types_are_refused_by_place_and_nothing_is_written(path, x, where):
@@ -247,6 +293,29 @@ def test_other_types_are_refused_by_place_and_nothing_is_written(path, x, where)
         kcd.save_checkpoint(path, {"run": [0, x]})
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("x", "where"),
+    [
+        (holding_itself(list), r"^state\['run'\]\[1\](\[0\]){99} can't be saved: it is more than 100 levels"),
+        (holding_itself(dict), r"^state\['run'\]\[1\](\['a'\]){99} can't be saved"),
+        (nested(5000), r"^state\['run'\]\[1\](\['k'\]){99} can't be saved"),
+        ([10**4300], r"^state\['run'\]\[1\]\[0\] can't be saved: an integer of 14285 bits"),
+        ({"a": {-(10**4300): 0}}, r"^a key of state\['run'\]\[1\]\['a'\] can't be saved: an integer"),
+    ],
+)  # fmt: skip
+def test_what_json_can_not_hold_is_refused_by_place(path, x, where):
+    with pytest.raises(ValueError, match=where):
+        kcd.save_checkpoint(path, {"run": [0, x]})
+    assert os.listdir(path.parent) == []
+
+
+def test_all_that_is_saved_can_be_loaded(path):
+    assert equal(back(path, nested(100)), nested(100))
+    with pytest.raises(ValueError, match="can't be saved"):
+        kcd.save_checkpoint(path, nested(101))
+    assert back(path, [2**14284 - 1, {-(2**14284) + 1: 0}]) == [2**14284 - 1, {-(2**14284) + 1: 0}]
 
 
 # -- the file ---------------------------------------------------------------------------------------------
@@ -328,6 +397,10 @@ def forged(node, data=b""):
         ({}, b""),
         ([1, 2], b""),
         ({"dict": 3}, b""),
+        ({"metadata": [{"dict": []}, 1]}, b""),
+        ({"metadata": [{"list": []}, 1]}, b""),
+        ({"metadata": [{"OrderedDict": []}]}, b""),
+        ({"metadata": 3}, b""),
         ({"dict": [1]}, b""),
         ({"dict": [[["a"], 1]]}, b""),
         ({"dict": [[{}, 1]]}, b""),
@@ -370,6 +443,23 @@ def test_descriptions_that_make_no_sense(path, node, data):
 )  # fmt: skip
 def test_texts_that_make_no_sense(path, text):
     refused(path, forge(text), "makes no sense|-endian")
+
+
+def test_no_part_of_torch_is_imported_for_a_forged_file(path):
+    """``torch.onnx`` and others are imported when they are first asked for."""
+    path.write_bytes(forged({"tensor": ["onnx", [1]]}, b"12345678"))
+    code = f"""
+import torch, kcd_core as kcd
+vars(torch).pop("onnx", None)
+asked = []
+torch.__getattr__ = asked.append
+try:
+    kcd.load_checkpoint({str(path)!r})
+except ValueError as error:
+    print("refused", asked)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "refused []\n", done.stderr
 
 
 words = st.sampled_from(
@@ -431,6 +521,31 @@ def test_a_link_stays_one_and_the_umask_counts(tmp_path):
     assert link.is_symlink()
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
     assert os.listdir(target.parent) == ["run.ckpt"]
+
+
+def test_permissions_are_kept(path):
+    for mode in (0o600, 0o664, 0o444):  # 0664 is more than a usual umask leaves
+        path.touch()
+        path.chmod(mode)
+        assert back(path, {"epoch": 1}) == {"epoch": 1}
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_what_is_no_regular_file_is_left(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("pipe", "link", "loop"):
+        with pytest.raises(OSError, match=r"no regular file|symbolic links"):
+            kcd.save_checkpoint(tmp_path / name, {})
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert (tmp_path / "loop").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["link", "loop", "pipe"]
+
+
+def test_names_as_long_as_the_file_system_takes(tmp_path):
+    for name in ("x" * 255, "é" * 127):  # of 254 bytes
+        assert back(tmp_path / name, {"epoch": 1}) == {"epoch": 1}
 
 
 def test_a_folder_that_is_missing_or_in_the_way(tmp_path):
