@@ -16,11 +16,11 @@ from ._arrays import as_array, checked_int, is_integer, to_numpy
 from .condense import CondensedSet, Select, check_settings, condense_stage
 from .history import CondensationHistory
 from .keyed import PADDING, KeyBatches, rebuild, resolve_mixer, understand
-from .mixing import Mixer, is_built_in
+from .mixing import Mixer, MixRecipes, is_built_in
 from .sampler import CheckedState as SamplerState
 from .sampler import CondensedSampler, fingerprint
 from .schedule import CondensationSchedule
-from .sharded import ShardedSet, condense_sharded, for_history
+from .sharded import ShardedSet, choose_sharded, for_history
 from .sharded_sampler import ShardedSampler, resliced
 from .states import check_rank, check_same, check_together, state_int
 from .tracker import CheckedState as TrackerState
@@ -352,10 +352,11 @@ class CondensedLoader:
         if due:
             seen: dict[str, Any]
             if isinstance(self.sampler, ShardedSampler):
-                chosen = condense_sharded(
+                chosen = choose_sharded(
                     self.tracker, self.sampler, self.schedule, alpha=self._alpha, min_weight=self._min_weight
                 )
                 seen = for_history(self.tracker, self.sampler)
+                self.sampler.install(chosen)  # after the last exchange
             else:
                 chosen, value, count = condense_stage(
                     self.tracker,
@@ -452,35 +453,40 @@ class CondensedLoader:
         state : mapping, or list of mappings
             What this rank saved; or, on any number of ranks, what all ranks of a run saved at one step, in
             any order. Each new rank is given all of them: the global order goes on from the same position,
-            and rank 0 takes over the sum of what was recorded. With ``sharded``, between epochs only: every
-            rank takes over its slice.
+            and rank 0 takes over the sum of what was recorded. With ``sharded``, every rank takes over its
+            slice, and on another number of ranks between epochs only.
 
         Raises
         ------
         ValueError
             If it was saved with another data set length, schedule, seed, setting, rank or version, or
             is no loader's state; of a list, also if a rank is missing or there twice, or if they were
-            not saved at one step. Nothing is changed then.
+            not saved at one step; with ``sharded``, also if a rank's new slice keeps nothing. Nothing is
+            changed then.
         """
-        if self._sharded and isinstance(state, (list, tuple)) and state:
-            state = resliced(state, self.sampler.rank, self.sampler.num_replicas)
         several = isinstance(state, (list, tuple))
         states = [self._checked_state(s) for s in (state if several else [state])]
         saved = [(s.rank, s.num_replicas) for s in states]
         if several:
-            check_together(saved, [_moment(s) for s in states], "loader")
+            check_together(saved, [self._moment(s) for s in states], "loader")
         else:
             check_rank(saved[0], (self.sampler.rank, self.sampler.num_replicas), "loader")
-        total, count, skipped = summed([s.tracker for s in states])
-        if several and self.sampler.rank > 0:  # a stage's end sums over the ranks again
-            total, count, skipped = np.zeros_like(total), np.zeros_like(count), np.zeros_like(skipped)
         first = states[0]
-        self.tracker._apply_state((total, count, skipped))
-        self.sampler._apply_state(first.sampler)
+        sampler: Any = first.sampler
+        if several and isinstance(self.sampler, ShardedSampler):
+            parts = [(s.tracker, s.sampler) for s in sorted(states, key=lambda s: s.rank)]
+            tracker, sampler = resliced(parts, self.sampler, first.position)
+        else:
+            total, count, skipped = summed([s.tracker for s in states])
+            if several and self.sampler.rank > 0:  # a stage's end sums over the ranks again
+                total, count, skipped = np.zeros_like(total), np.zeros_like(count), np.zeros_like(skipped)
+            tracker = total, count, skipped
+        self.tracker._apply_state(tracker)
+        self.sampler._apply_state(sampler)
         self.history = first.history
         self.epoch = first.epoch
         self._position = self._resume = first.position
-        self._recorded = max(s.recorded for s in states)
+        self._recorded = first.recorded
         self._seen = any(s.seen for s in states)
         self._current, self._agreed = None, False
 
@@ -492,17 +498,42 @@ class CondensedLoader:
         history = CondensationHistory.from_state(state["history"])
         if history.num_samples != self.sampler.num_samples:
             raise ValueError(f"the loader state is damaged: its history is of {history.num_samples} samples")
+        rank, ranks = state_int(state, "rank", 0, "loader"), state_int(state, "num_replicas", 1, "loader")
+        tracker, sampler = self.tracker, self.sampler
+        if self._sharded:  # those of the rank that saved it
+            sampler = ShardedSampler(
+                sampler.num_samples,
+                shuffle=sampler.shuffle,
+                seed=sampler.seed,
+                num_replicas=ranks,
+                rank=rank,
+                mixing=sampler.mixing,
+            )
+            tracker = KnowledgeValueTracker(sampler.stop - sampler.start, value=tracker._function)
         return _State(
-            num_replicas=state_int(state, "num_replicas", 1, "loader"),
-            rank=state_int(state, "rank", 0, "loader"),
+            num_replicas=ranks,
+            rank=rank,
             epoch=state_int(state, "epoch", 1, "loader"),
             position=state_int(state, "position", 0, "loader"),
             recorded=state_int(state, "recorded", 0, "loader"),
             seen=state["seen"],
-            tracker=self.tracker._checked_state(state["tracker"]),
-            sampler=self.sampler._checked_state(state["sampler"]),
+            tracker=tracker._checked_state(state["tracker"]),
+            sampler=sampler._checked_state(state["sampler"]),
             history=history,
         )
+
+    def _moment(self, state: _State) -> dict[str, str]:
+        """What all ranks of a run have alike at one step."""
+        _, stage, *_, kept, recipes = state.sampler  # of a sharded one: the sizes of what ranks keep
+        if self._sharded and self.sampler.mixing == "fresh":  # a rank's own
+            recipes = MixRecipes()
+        return {
+            "epoch": str(state.epoch),
+            "position": str(state.position),
+            "recorded position": str(state.recorded),
+            "set": fingerprint(stage, kept, recipes),
+            "history": str(state.history.records),
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy in another process has no part in a pass that is under way here.
@@ -540,15 +571,6 @@ class _State(NamedTuple):
     tracker: TrackerState
     sampler: SamplerState
     history: CondensationHistory
-
-
-def _moment(state: _State) -> dict[str, str]:
-    return {
-        "epoch": str(state.epoch),
-        "position": str(state.position),
-        "set": fingerprint(*state.sampler[1:]),
-        "history": str(state.history.records),
-    }
 
 
 class _Pass:

@@ -195,6 +195,20 @@ def condense_sharded(
         If ranks disagree in anything that decides the set, there are not as many as the sampler draws for, or
         nothing was ever recorded on any of them. On every rank; nothing is changed then.
     """
+    chosen = choose_sharded(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight)
+    sampler.install(chosen)
+    return chosen
+
+
+def choose_sharded(
+    tracker: KnowledgeValueTracker,
+    sampler: ShardedSampler,
+    schedule: CondensationSchedule,
+    *,
+    alpha: float,
+    min_weight: float,
+) -> ShardedSet:
+    """`condense_sharded`, without installing the set."""
     settings = {
         "num_samples": sampler.num_samples,
         "value": value_name(tracker._function),
@@ -207,9 +221,7 @@ def condense_sharded(
         "set": sampler.fingerprint(),
     }
     distributed.check_agreement(settings, shard=sampler.rank, shards=sampler.num_replicas)
-    chosen = over_ranks(_stage(tracker, sampler, schedule, alpha, min_weight))
-    sampler.install(chosen)
-    return chosen
+    return over_ranks(_stage(tracker, sampler, schedule, alpha, min_weight))
 
 
 def _stage(

@@ -13,10 +13,11 @@ from .condense import CondensedSet, no_indices
 from .members import Members
 from .mixing import MixRecipes
 from .permutation import mix_int, permute, round_keys
-from .sampler import MIX_ARRAYS, CondensedSampler, fingerprint
+from .sampler import CondensedSampler, fingerprint
 from .selection import Indices
 from .sharded import ShardedSet, bounds, check_sizes
-from .states import check_same, state_int
+from .states import check_same
+from .tracker import CheckedState as TrackerState
 
 __all__ = ["ShardedSampler", "resliced"]
 
@@ -140,6 +141,10 @@ class ShardedSampler(CondensedSampler):
     ) -> Iterator[tuple[Indices, npt.NDArray[np.bool_]]]:
         size = self.stop - self.start if members is None else len(members)
         key = round_keys(mix_int(self.seed ^ mix_int(self.rank)), epoch)
+        # In ascending order, what an epoch draws begins after what the one before drew, around the end.
+        drawn = min(length, size)
+        first = epoch * drawn % size
+        wrapped = max(0, first + drawn - size)
         block = 256  # small first, so that the first batch comes at once
         while start < length:
             places = np.arange(start, min(start + block, length))
@@ -147,6 +152,8 @@ class ShardedSampler(CondensedSampler):
             places %= size
             if self.shuffle:
                 places = permute(places, size, key)
+            else:
+                places[places >= wrapped] += first - wrapped
             yield self.start + (places if members is None else members.select(places)), padding
             start += block
             block = min(2 * block, 8192)
@@ -188,81 +195,48 @@ class ShardedSampler(CondensedSampler):
         self.epoch, self.stage, self._members, self._sizes, self._recipes = checked
 
 
-def resliced(states: Sequence[Any], rank: int, ranks: int) -> dict[str, Any]:
-    """The state that ``rank`` of ``ranks`` would have saved, from what all ranks of any number saved.
+def resliced(
+    parts: Sequence[tuple[TrackerState, Any]], sampler: ShardedSampler, position: int
+) -> tuple[TrackerState, Any]:
+    """The states of tracker and sampler on ``sampler``'s rank, from the checked ones of all ranks of any number.
 
     Raises
     ------
     ValueError
-        If a rank is missing or there twice, if the states were not saved at one step, or if another number of
-        ranks saved them within an epoch: orders are the slices' own, and other slices have no place in them.
+        If another number of ranks saved them within an epoch (at a ``position``): orders are the slices' own,
+        and other slices have no place in them; or if nothing is kept of a new slice.
     """
-    for state in states:
-        check_same(state, {"sharded": True}, "loader", needs=("num_replicas", "epoch", "position"))
-        check_same(state.get("tracker"), {}, "tracker", needs=("total", "count", "skipped"))
-        check_same(
-            state.get("sampler"),
-            {},
-            "sharded sampler",
-            needs=("stage", "bits", "sizes", "mixing", *MIX_ARRAYS),
-        )
-    first, of = states[0], len(states)
-    states = sorted(states, key=lambda state: state_int(state, "rank", 0, "loader"))
-    moments = [(s["rank"], s["num_replicas"], s["epoch"], s["sampler"]["stage"]) for s in states]
-    if moments != [(r, of, first["epoch"], first["sampler"]["stage"]) for r in range(of)]:
+    n, ranks, before = sampler.num_samples, sampler.num_replicas, len(parts)
+    if before == ranks:
+        return parts[sampler.rank]
+    if position:
         raise ValueError(
-            "the states of all ranks are needed, each once, saved at one step, got (rank, ranks, epoch, stage) = "
-            f"{moments}"
+            f"a sharded loader goes on with another number of ranks ({ranks} instead of {before}) between epochs "
+            "only: save the state after end_epoch()"
         )
-    if of == ranks:
-        return dict(states[rank])
-    if any(state["position"] for state in states):
-        raise ValueError(
-            f"a sharded loader goes on with another number of ranks ({ranks} instead of {of}) between epochs only: "
-            "save the state after end_epoch()"
-        )
-    n = int(first["num_samples"])
-    old, new = ([bounds(n, r, number) for r in range(number)] for number in (of, ranks))
-    start, stop = new[rank]
+    total, count, skipped = zip(*(tracker for tracker, _ in parts), strict=True)
+    (epoch, *_), (stage, *_), members, _, recipes = zip(*(state for _, state in parts), strict=True)
+    old = [bounds(n, rank, before) for rank in range(before)]
+    start, stop = sampler.start, sampler.stop
 
-    def own(owner: str, name: str) -> Any:
-        parts = [to_numpy(state[owner][name]) for state in states]
+    def own(slices: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
         return np.concatenate(
-            [x[max(0, start - a) : max(0, stop - a)] for x, (a, _) in zip(parts, old, strict=True)]
+            [x[max(0, start - a) : max(0, stop - a)] for x, (a, _) in zip(slices, old, strict=True)]
         )
 
-    bits = [to_numpy(state["sampler"]["bits"]) for state in states]
-    member = np.concatenate(
-        [
-            np.unpackbits(x, count=b - a) if len(x) else np.ones(b - a, np.uint8)
-            for x, (a, b) in zip(bits, old, strict=True)
-        ]
-    )
-    if (
-        np.add.reduceat(member, [a for a, _ in old], dtype=np.int64).tolist()
-        != first["sampler"]["sizes"].tolist()
-    ):
-        raise ValueError("the sharded sampler state is damaged: bits and sizes contradict each other")
-    everything = not any(map(len, bits))
-    sampler = {
-        **first["sampler"],
-        "num_replicas": ranks,
-        "rank": rank,
-        "bits": bits[0] if everything else np.packbits(member[start:stop]),
-        "sizes": np.add.reduceat(member, [a for a, _ in new], dtype=np.int64),
-    }
-    if sampler["mixing"] == "fresh":  # else every rank has the recipes of all
-        mixed = {name: np.concatenate([to_numpy(s["sampler"][name]) for s in states]) for name in MIX_ARRAYS}
-        mine = (mixed["mix_target"] >= start) & (mixed["mix_target"] < stop)
-        sampler.update({name: x[mine] for name, x in mixed.items()})
-    skipped = (
-        np.sum([state["tracker"]["skipped"] for state in states], axis=0) if rank == 0 else np.zeros(2, int)
-    )
-    tracker = {
-        **first["tracker"],
-        "num_samples": stop - start,
-        "total": own("tracker", "total"),
-        "count": own("tracker", "count"),
-        "skipped": skipped.tolist(),
-    }
-    return {**first, "num_replicas": ranks, "rank": rank, "tracker": tracker, "sampler": sampler}
+    member = [
+        np.ones(b - a, np.uint8) if m is None else np.unpackbits(m.bits, count=b - a)
+        for m, (a, b) in zip(members, old, strict=True)
+    ]
+    starts = [bounds(n, rank, ranks)[0] for rank in range(ranks)]
+    sizes = np.add.reduceat(np.concatenate(member), starts, dtype=np.int64)
+    check_sizes(sizes)
+    kept = None if sizes.sum() == n else Members(np.packbits(own(member)), stop - start)
+    mixed = recipes[0]
+    if sampler.mixing == "fresh":  # else every rank has the recipes of all
+        arrays = ([getattr(r, name) for r in recipes] for name in ("target", "source", "weight", "stage"))
+        target, *rest = map(np.concatenate, arrays)
+        mine = (target >= start) & (target < stop)
+        mixed = MixRecipes(target[mine], *(x[mine] for x in rest))
+    tracker = own(total), own(count), sum(skipped) if sampler.rank == 0 else np.zeros_like(skipped[0])
+    return tracker, (epoch, stage, kept, sizes, mixed)

@@ -407,7 +407,7 @@ def test_what_only_one_rank_recorded_and_skipped_is_taken_over():
     batches = [index_of(next(iterator)) for iterator in run.iterators]
     logits = logits_of(batches[1], 1)
     logits[0] = torch.nan
-    run.loaders[1].record(logits)
+    run.loaders[1].record(logits, indices=batches[1])
     with pytest.warns(RuntimeWarning, match="not finite"):
         run.loaders[1].tracker.sums()
     new = run.resumed(2, range(4)).loaders
@@ -505,6 +505,7 @@ def test_states_of_ranks_that_do_not_belong_together_are_refused(monkeypatch):
     kept = {**states[1], "sampler": {**states[1]["sampler"], "kept": states[1]["sampler"]["kept"][1:]}}
     elsewhere = {**states[1], "seed": 8}
     beyond = {**states[1], "rank": 3}
+    unrecorded = {**states[1], "recorded": 0}  # saved before record()
     for together, reason in [
         ([], "an empty list"),
         (states[:2], r"all 3 ranks are needed, each once: missing are those of \[2\]"),
@@ -514,6 +515,10 @@ def test_states_of_ranks_that_do_not_belong_together_are_refused(monkeypatch):
         ([states[0], beyond, states[2]], r"missing are those of \[1\], given are .*'3 of 3'"),
         ([*states[:2], Ranks(2).states()[0]], "given are .*'0 of 2'"),
         ([states[0], other, states[2]], "rank 1 has another position than rank 0, 18 against 12"),
+        (
+            [states[0], unrecorded, states[2]],
+            "rank 1 has another recorded position than rank 0, 0 against 12",
+        ),
         ([states[0], ahead, states[2]], "rank 1 has another epoch than rank 0, 3 against 2"),
         ([states[0], told, states[2]], "rank 1 has another history than rank 0"),
         ([states[0], kept, states[2]], "rank 1 has another set than rank 0"),

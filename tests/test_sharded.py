@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import Naive, Plain, entropy_of, index_of, logits_of
+from helpers import Naive, Plain, entropy_of, identical_state, index_of, logits_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
 
 import kcd_core as kcd
-from kcd_core import counting, sharded
+from kcd_core import counting, distributed, sharded
 from kcd_core.members import Members
 from kcd_core.selection import rank_scores
 
@@ -158,7 +158,7 @@ def test_ranks_draw_equally_many_of_their_own(drop_last: bool, shuffle: bool) ->
             np.testing.assert_array_equal(drawn[padding], drawn[: padding.sum()])
             assert set(drawn.tolist()) <= set(own.tolist())
             if not shuffle:
-                np.testing.assert_array_equal(real, own[: len(real)])
+                assert (np.diff(real) > 0).all()
 
 
 def test_what_is_left_out_changes_from_epoch_to_epoch() -> None:
@@ -175,6 +175,20 @@ def test_what_is_left_out_changes_from_epoch_to_epoch() -> None:
     assert len(set(drawn)) > 20
     assert frozenset.union(*drawn) == set(range(18))
     assert sorted(second) == [20] * 5 + [21] * 5
+
+
+def test_in_ascending_order_every_sample_is_left_out_equally_often() -> None:
+    kept = [*range(18), 20, 21]  # rank 0 keeps 18 and draws 10
+    first, _ = samplers(40, 2, shuffle=False)
+    first.install(keep(40, kept))
+    drawn = []
+    for epoch in range(1, 19):
+        first.set_epoch(epoch)
+        whole = list(first)
+        assert whole == sorted(set(whole))
+        assert [i for indices, _ in first.blocks(start=2 * 3) for i in indices.tolist()] == whole[3:]
+        drawn += whole
+    np.testing.assert_array_equal(np.bincount(drawn), [10] * 18)
 
 
 def test_order_depends_on_seed_epoch_and_rank() -> None:
@@ -477,14 +491,43 @@ def test_loader_refusals() -> None:
         wrapped.load_state_dict(kcd.wrap_loader(loader, schedule=SCHEDULE).state_dict())
 
 
-def loaders(ranks: int, mixing: str | None) -> list[Any]:
+def test_where_a_peer_dies_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any of the exchanges at a stage's end."""
+    loader = kcd.wrap_loader(DataLoader(Plain(N), batch_size=4), schedule=SCHEDULE, sharded=True)
+    for batch in loader:
+        loader.record(logits_of(index_of(batch), 1))
+    before, exchanges = loader.state_dict(), 0
+
+    def sum_until(dead: int) -> Any:
+        def sum_over_ranks(*arrays: Any) -> Any:
+            nonlocal exchanges
+            exchanges += 1
+            if exchanges > dead:
+                raise RuntimeError("a peer is gone")
+            return arrays
+
+        return sum_over_ranks
+
+    for dead in range(100):
+        exchanges = 0
+        monkeypatch.setattr(distributed, "sum_over_ranks", sum_until(dead))
+        try:
+            loader.end_epoch()
+            break
+        except RuntimeError:
+            assert identical_state(loader.state_dict(), before)
+    assert dead == exchanges > 5
+    assert (loader.epoch, loader.sampler.stage, len(loader.history)) == (2, 1, 1)
+
+
+def loaders(ranks: int, mixing: str | None, n: int = N, seed: int = 0, **settings: Any) -> list[Any]:
     """Those of all ranks, in one process; no stage is due."""
-    schedule = kcd.CondensationSchedule(ratio=0.5, stages=3, period=100)
+    settings = {"schedule": kcd.CondensationSchedule(ratio=0.5, stages=3, period=100), **settings}
     made = []
     for rank in range(ranks):
-        sampler: Any = DistributedSampler(range(N), num_replicas=ranks, rank=rank)
-        loader: Any = DataLoader(Plain(N), batch_size=4, sampler=sampler)
-        made.append(kcd.wrap_loader(loader, schedule=schedule, mixing=mixing, sharded=True))
+        sampler: Any = DistributedSampler(range(n), num_replicas=ranks, rank=rank, seed=seed)
+        loader: Any = DataLoader(Plain(n), batch_size=4, sampler=sampler)
+        made.append(kcd.wrap_loader(loader, mixing=mixing, sharded=True, **settings))
     return made
 
 
@@ -519,13 +562,18 @@ def test_another_number_of_ranks_takes_over_its_slices(mixing: str | None, befor
 def test_states_that_do_not_belong_together() -> None:
     old, (new,) = loaders(3, None), loaders(1, None)
     states = [loader.state_dict() for loader in old]
-    for wrong in (states[:2], [*states, states[0]], [states[0], states[1], {**states[2], "epoch": 2}]):
-        with pytest.raises(ValueError, match="the states of all ranks are needed"):
+    for wrong in (states[:2], [*states, states[0]]):
+        with pytest.raises(ValueError, match="the states of all 3 ranks are needed"):
             new.load_state_dict(wrong)
+    with pytest.raises(ValueError, match="rank 2 has another epoch than rank 0, 2 against 1"):
+        new.load_state_dict([states[0], states[1], {**states[2], "epoch": 2}])
     next(iter(old[0]))
     states[0] = old[0].state_dict()
-    with pytest.raises(ValueError, match="between epochs only"):
-        new.load_state_dict(states)
+    for loader in (new, *loaders(3, None)):
+        before = loader.state_dict()
+        with pytest.raises(ValueError, match="rank 1 has another position than rank 0, 0 against 12"):
+            loader.load_state_dict(states)
+        assert identical_state(loader.state_dict(), before)
     between = [loader.state_dict() for loader in loaders(3, None)]
     for broken in ({}, 3, {**between[0], "tracker": {}}, {**between[0], "sampler": None}):
         with pytest.raises(ValueError, match="not a"):
@@ -535,5 +583,85 @@ def test_states_that_do_not_belong_together() -> None:
         with pytest.raises(ValueError, match="damaged"):
             new.load_state_dict([damaged, *between[1:]])
     new.load_state_dict(between)
-    old[0].load_state_dict(states)  # the same number of ranks: its own, wherever it was
-    assert old[0].state_dict()["position"] == states[0]["position"] > 0
+    iterators = [iter(loader) for loader in old]
+    for iterator in iterators:
+        next(iterator)
+    within = [loader.state_dict() for loader in old]
+    with pytest.raises(ValueError, match="between epochs only"):
+        new.load_state_dict(within)
+    for loader, same in zip(loaders(3, None), old, strict=True):  # the same number of ranks
+        loader.load_state_dict(within)
+        assert identical_state(loader.state_dict(), same.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"seed": 5}, "seed = 5, here it is 0"),
+        ({"n": N + 2}, "num_samples = 63, here it is 61"),
+        ({"value": "margin"}, "value = 'margin', here it is 'entropy'"),
+        ({"alpha": 0.5}, "alpha = 0.5"),
+        ({"mixing": "fresh"}, "mixing = 'fresh', here it is 'cumulative'"),
+        ({"schedule": SCHEDULE}, "schedule"),
+    ],
+)
+def test_states_of_another_run_are_refused(settings: dict[str, Any], reason: str) -> None:
+    """Each of the states given, not only the first; on every rank."""
+    mine, other = (
+        [loader.state_dict() for loader in loaders(2, **given)]
+        for given in ({"mixing": "cumulative"}, {"mixing": "cumulative", **settings})
+    )
+    for ranks in (1, 2, 3):
+        for loader in loaders(ranks, "cumulative"):
+            with pytest.raises(ValueError, match=reason):
+                loader.load_state_dict([mine[0], other[1]])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_states_of_another_set_are_refused(ranks: int) -> None:
+    """Of a run of the same settings, at the same step."""
+    value = np.random.default_rng(0).random(N)
+    other = np.append(value[: N // 2][::-1], value[N // 2 :])  # as many of each slice, and other ones
+
+    def states(values: Any, mixing: str | None, stages: int = 1) -> list[Any]:
+        run = loaders(2, mixing)
+        for loader in run:
+            for stage in range(1, stages + 1):
+                chosen = kcd.condense(values, np.ones(N, int), previous=N, target=40, stage=stage)
+                loader.sampler.install(chosen)
+                loader.history.append(chosen, values, np.ones(N, int), epoch=stage)
+        return [loader.state_dict() for loader in run]
+
+    def refused(together: list[Any], mixing: str | None, what: str) -> None:
+        for loader in loaders(ranks, mixing):
+            with pytest.raises(ValueError, match=f"rank 1 has another {what} than rank 0"):
+                loader.load_state_dict(together)
+
+    a, b = states(value, "cumulative"), states(other, "cumulative")
+    assert a[0]["sampler"]["sizes"].tolist() == b[0]["sampler"]["sizes"].tolist()
+    refused([a[0], b[1]], "cumulative", "set")  # recipes tell
+    for mixing in ("cumulative", "fresh", None):
+        a = states(value, mixing)
+        refused([a[0], states(value, mixing, stages=2)[1]], mixing, "set")
+        refused([a[0], states(np.sort(value), mixing)[1]], mixing, "set")  # sizes tell
+        refused([a[0], states(value + 1e-3, mixing)[1]], mixing, "history")
+        for loader in loaders(ranks, mixing):
+            loader.load_state_dict(a)
+
+
+def test_a_new_slice_that_keeps_nothing() -> None:
+    old = loaders(2, None, n=12)
+    for loader in old:
+        loader.sampler.install(keep(12, [0, 1, 9, 10, 11]))
+    states = [loader.state_dict() for loader in old]
+    for loader in loaders(3, None, n=12):
+        with pytest.raises(ValueError, match=r"rank\(s\) \[1\] would keep none of their samples"):
+            loader.load_state_dict(states)
+
+
+def test_a_state_of_another_rank() -> None:
+    first, second = loaders(2, None)
+    with pytest.raises(
+        ValueError, match="saved by rank 0 of 2, and this is rank 1 of 2: give every rank a list"
+    ):
+        second.load_state_dict(first.state_dict())
