@@ -16,7 +16,7 @@ def python_blocks(path: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def test_readme_example_trains_and_condenses():
+def test_readme_example_trains_and_condenses(tmp_path):
     names: dict = {}
     with torch.random.fork_rng(devices=[]):
         for block in python_blocks(ROOT / "README.md"):
@@ -24,6 +24,14 @@ def test_readme_example_trains_and_condenses():
     loader = names["loader"]
     assert [record["kept"] for record in loader.history] == [228, 216, 204, 192, 180, 168]
     assert loader.epoch == 241
+    names["save"](tmp_path / "run.ckpt")
+    for parameter in names["student"].parameters():
+        before = parameter.detach().clone()
+        parameter.data.zero_()
+    loader.epoch = 7
+    assert names["resume"](tmp_path / "run.ckpt") == range(241, 241)
+    assert loader.epoch == 241
+    assert torch.equal(parameter, before)
     # The table in the README is what this prints; the cut's last digits are the platform's.
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for line in str(loader.history).splitlines()[1:]:
