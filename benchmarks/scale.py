@@ -10,7 +10,8 @@ indices, block by block, whenever they are counted. Values are a function of the
 choose the same points: a checksum of the kept indices is compared.
 
 Bytes a sample are the peak resident memory of a rank beyond what it had before its tracker was made, over the
-samples it owns. Bytes sent are those a rank hands to all_reduce. One thread a process.
+samples it owns. Bytes sent are those a rank hands to all_reduce; a ring of R ranks sends 2 (R - 1) / R times as
+many. One thread a process.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from _report import Report, duration, parser
 
 import kcd_core as kcd
 from kcd_core import counting, distributed, sharded
-from kcd_core.sampler import _hash
+from kcd_core.permutation import _hash
 from kcd_core.selection import blocks, rank_scores
 from kcd_core.tracker import SCALE
 
 SCHEDULE = kcd.CondensationSchedule(ratio=0.7, stages=6, period=40)
 ALPHA = 0.03
+SIZES = [1e6, 1e7, 1e8, 3e8, 1e9]
+COUNTS = 14  # bytes a sample that real processes take at least, all together
 COPIES = 60  # bytes a sample that gathering takes on every rank, about: what fits is decided by it
 GB = 2**30
 
@@ -237,7 +240,7 @@ def megabytes(number: float) -> str:
 def measure(report: Report, n: int, worlds: list[int], memory: float, many: int) -> list[dict[str, Any]]:
     points: list[dict[str, Any]] = []
     rounds = 3 if n <= 10**7 else 2 if n <= 10**8 else 1
-    sums: set[int] = set()
+    sums: list[int] = []
     sorting = sort(n) if 40 * n <= allowed(memory) else None
     if sorting is not None:
         points.append({"n": n, "how": "sort", "world": 1, "seconds": sorting})
@@ -246,14 +249,14 @@ def measure(report: Report, n: int, worlds: list[int], memory: float, many: int)
         if COPIES * n * world <= allowed(memory):
             gathered = real(n, world, "gather", rounds)
             points.append({"n": n, "how": "gather", "world": world, **gathered})
-            sums.add(gathered["checksum"])
+            sums.append(gathered["checksum"])
         # With mixing, all ranks hold the pairs around the cut for a while.
-        for how, needs in (("counts", 14 * n), ("counts + pairs", 14 * n + 7 * n * world)):
+        for how, needs in (("counts", COUNTS * n), ("counts + pairs", COUNTS * n + 7 * n * world)):
             if needs > allowed(memory):
                 continue
             found = real(n, world, how, rounds)
             points.append({"n": n, "how": how, "world": world, **found})
-            sums.add(found["checksum"])
+            sums.append(found["checksum"])
             text = [] if gathered is None else [f"gather {duration(gathered['seconds'])}"]
             text += [] if sorting is None else [f"argsort {duration(sorting)}"]
             name = f"N = {n:,}, {world} rank(s), {how}"
@@ -276,7 +279,7 @@ def measure(report: Report, n: int, worlds: list[int], memory: float, many: int)
                 )
     found = simulated(n, many)
     points.append({"n": n, "how": "simulated", "world": many, **found})
-    sums.add(found["checksum"])
+    sums.append(found["checksum"])
     report.add(
         f"N = {n:,}, {many} simulated ranks, counts: a stage of all ranks, one after the other",
         duration(found["seconds"]),
@@ -284,23 +287,69 @@ def measure(report: Report, n: int, worlds: list[int], memory: float, many: int)
     )
     if found["kept"] != SCHEDULE.target(n, n):
         raise RuntimeError("the simulated ranks kept another number of points")
-    report.add(f"N = {n:,}: different sets chosen", str(len(sums)), ratio=len(sums), at_most=1)
+    if len(sums) > 1:  # one way alone agrees with itself
+        sets = len(set(sums))
+        report.add(f"N = {n:,}: different sets chosen", str(sets), ratio=sets, at_most=1)
     return points
 
 
 def outlook(points: list[dict[str, Any]], ranks: int, n: int) -> str:
-    """What the largest real run means for more ranks."""
-    alone = max((p for p in points if p["how"] == "counts" and p["world"] == 1), key=lambda p: p["n"])
-    sent = next(p["sent_bytes"] for p in points if p["how"] == "simulated")
+    """What the largest runs, real and simulated, mean for more samples; without mixing, and what that adds."""
+    real = [p for p in points if p["how"] == "counts"]
+    if not real:
+        return ""
+    alone = max((p for p in real if p["world"] == 1), key=lambda p: p["n"])
+    many = max((p for p in points if p["how"] == "simulated"), key=lambda p: p["n"])
     each = n / ranks
-    seconds = alone["seconds"] / alone["n"] * each
+    seconds = [p["seconds"] / p["n"] * each for p in (alone, many)]
+    gigabytes = [p["bytes_a_sample"] * each / 1e9 for p in (alone, many)]
+    making = many["making_seconds_a_sample_and_pass"] * each
     text = (
-        f"{ranks} ranks and {n:.0e} samples, from the figures of one rank at N = {alone['n']:.0e}: "
-        f"{alone['bytes_a_sample']:.3g} bytes a sample are {each * alone['bytes_a_sample'] / 1e9:.2g} GB on each rank "
-        f"(12 bytes of all samples would be {12 * n / 1e9:.0f} GB), a stage takes each rank "
-        f"{seconds:.2g} s, and it sends {megabytes(sent)}, whatever N."
+        f"Without mixing, {ranks} ranks and {n:.0e} samples, {each:.2g} on each: a stage takes a rank {seconds[0]:.2g} s "
+        f"by the largest real run (one rank, N = {alone['n']:.0e}) and {seconds[1]:.2g} s by the largest simulated one "
+        f"({many['world']} ranks, N = {many['n']:.0e}: {many['seconds'] / many['world']:.2g} s a rank), which includes "
+        f"making the values anew at each pass, {making:.2g} s for each of five passes at most. Neither has a network "
+        f"in it. It takes {gigabytes[1]:.3g} GB on each rank by what is held ({many['bytes_a_sample']:.3g} bytes "
+        f"a sample, simulated) and {gigabytes[0]:.3g} GB by the peak of the real run "
+        f"({alone['bytes_a_sample']:.3g}); 12 bytes of all samples would be {12 * n / 1e9:.0f} GB. A rank hands "
+        f"{megabytes(many['sent_bytes'])} to all_reduce, whatever N."
     )
+    pairs = n - SCHEDULE.target(n, n)
+    text += (
+        "\n\nMixing adds, for a stage of L pairs over all ranks: while it lasts, 16 L bytes for dropped and 16 L for "
+        "tail on every rank, which are also handed to all_reduce; and recipes of 28 bytes a pair, all of them kept by "
+        'every rank with "cumulative", only those of its own samples with "fresh". '
+        f"For the first stage here, of L = {pairs:.0e}, that is {32 * pairs / 1e9:.2g} GB while it lasts, and recipes "
+        f"of {28 * pairs / 1e9:.2g} GB or about {28 * pairs / ranks / 1e9:.2g} GB on a rank."
+    )
+    mixing = [p for p in points if p["how"] == "counts + pairs"]
+    if mixing:
+        mixed = max(mixing, key=lambda p: (p["n"], p["world"]))
+        without = next(p for p in real if (p["n"], p["world"]) == (mixed["n"], mixed["world"]))
+        rise = (mixed["peak_bytes"] - without["peak_bytes"]) / (
+            mixed["n"] - SCHEDULE.target(mixed["n"], mixed["n"])
+        )
+        text += (
+            f" The copies made on the way count too: on {mixed['world']} real rank(s) at N = {mixed['n']:.0e} the peak "
+            f"of a rank rose by {rise:.2g} bytes a pair."
+        )
     return text
+
+
+def not_run(points: list[dict[str, Any]]) -> str:
+    """Which of the default sizes are missing."""
+    missing = []
+    for n in map(int, SIZES):
+        ran = {p["how"] for p in points if p["n"] == n}
+        if "counts" not in ran:
+            where = " on real processes" if ran else ""
+            missing.append(f"N = {n:.0e}{where} ({COUNTS * n / 1e9:.2g} GB)")
+    if not missing:
+        return ""
+    return (
+        f" Of the default sizes not run here, for want of free memory (real processes take {COUNTS} bytes a sample "
+        f"or more, and are given 0.6 of what is free at most): {'; '.join(missing)}."
+    )
 
 
 def draw(points: list[dict[str, Any]], path: Path) -> None:
@@ -350,9 +399,10 @@ def main() -> None:
         "--memory",
         type=float,
         default=6.0,
-        help="GB that real processes may take together, if 0.6 of what is free allows it",
+        metavar="GB",
+        help="that real processes may take together, if 0.6 of what is free allows it",
     )
-    made.add_argument("--sizes", type=float, nargs="+", default=[1e6, 1e7, 1e8, 3e8, 1e9], help="N")
+    made.add_argument("--sizes", type=float, nargs="+", default=SIZES, metavar="N", help="samples")
     made.add_argument("--add", action="store_true", help="to what was measured before")
     options = made.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -364,7 +414,8 @@ def main() -> None:
     report = Report(
         "scale",
         "Best of one to three turns. More processes than cores take turns: on such a machine more ranks save memory, "
-        "not time. Where there is no reference, it did not fit into the memory allowed.",
+        "not time. Where there is no reference, it did not fit into the memory allowed. Bytes sent are those handed to "
+        "all_reduce; a ring of R ranks sends 2 (R - 1) / R times as many.",
     )
     points: list[dict[str, Any]] = []
     if options.add:
@@ -377,7 +428,8 @@ def main() -> None:
     note = f"{report.note} Load average before it began: {load:.1f} on {os.cpu_count()} cores."
     for n in sizes:  # written after each: the largest take long
         points += measure(report, n, worlds, options.memory * GB, 64)
-        report.note = f"{note}\n\n{outlook(points, 64, 10**10)}\n\n![growth](scale.png)"
+        missing = not_run(points) if not options.quick and n == sizes[-1] else ""
+        report.note = f"{note}{missing}\n\n{outlook(points, 64, 10**10)}\n\n![growth]({report.name}.png)"
         report.data["points"] = points
         report.write(options.out)
         draw(points, options.out / "scale.png")
