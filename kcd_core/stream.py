@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from operator import itemgetter
 from typing import Any
 
@@ -106,7 +106,7 @@ class StreamFilter(IterableDataset[Any]):
                 slots: npt.NDArray[np.int64] = (mixed % np.uint64(self.slots)).astype(np.int64)
                 return slots
             ids = ids.tolist()
-        if isinstance(ids, (str, bytes)) or not isinstance(ids, Sequence):
+        if isinstance(ids, (str, bytes, Set)) or not isinstance(ids, Iterable):  # a set has no order
             raise TypeError(f"ids must be a list or array with one id per sample, got {ids!r}")
         return np.array([self._hash(i) % self.slots for i in ids], np.int64)
 

@@ -338,6 +338,7 @@ def test_as_many_ids_share_a_slot_as_the_formula_says(ids, load):
         (torch.tensor([True, False]), TypeError, "bool"),
         ("ab", TypeError, "one id per sample"),
         (7, TypeError, "one id per sample"),
+        ({7, 8}, TypeError, "one id per sample"),
         (torch.tensor(7), ValueError, r"\[B\]"),
         (torch.tensor([[1, 2]]), ValueError, r"\[B\]"),
         ([2**64, 1], ValueError, "64 bits"),
