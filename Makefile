@@ -1,41 +1,44 @@
-# Two commands for a newcomer: `make demo` and `make test`. Each makes the environment it needs.
+# Two commands for a newcomer: `make demo` and `make test`. Each makes the environment it needs. `make help` lists all.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check bench study paper-table dist clean
+.PHONY: demo help test lint check bench study paper-table dist clean
 
-demo: $(VENV)/.done
+demo: $(VENV)/.done ## KD, KC-KD and random dropping on real images
 	$(BIN)/kcd demo
 
-test: $(VENV)/.done
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+test: $(VENV)/.done ## all tests
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.done
+lint: $(VENV)/.done ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy kcd_core adapters
 
-check: lint test dist
+check: lint test dist ## all that has to pass before a change lands
 
-bench: $(VENV)/.done
+bench: $(VENV)/.done ## what kcd costs: the benchmarks, into benchmarks/results
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/streams.py
 	$(BIN)/python benchmarks/scale.py
 
-# About an hour on two cores; goes on where it was interrupted.
-study: $(VENV)/.done
+# Goes on where it was interrupted.
+study: $(VENV)/.done ## accuracy against samples drawn, about an hour on two cores
 	$(BIN)/python benchmarks/study.py
 
 # A GPU, CIFAR-100, teachers and two checkouts: `make paper-table ARGS='--help'`; to try it, ARGS='--smoke DIR'.
-paper-table: $(VENV)/.done
+paper-table: $(VENV)/.done ## the published table again, on a GPU; first ARGS='--help'
 	$(BIN)/python -m pip install --quiet -c constraints.txt torchvision tensorboardX
 	$(BIN)/python benchmarks/paper_table.py $(ARGS)
 
 # Builds both archives, installs each into an empty folder, and imports from there.
-dist: $(VENV)/.done
+dist: $(VENV)/.done ## both archives, each installed and imported
 	rm -rf build dist && $(BIN)/python -m build --outdir dist
 	set -e; for archive in dist/*.whl dist/*.tar.gz; do \
 		$(BIN)/python -m pip install --quiet --no-deps --target build/installed $$archive; \
@@ -44,7 +47,7 @@ dist: $(VENV)/.done
 		rm -rf build/installed; \
 	done
 
-clean:
+clean: ## remove the environment and all that was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The stamp is written last: an installation that was interrupted is done again.

@@ -2,15 +2,15 @@
 
     python benchmarks/_kills_run.py CHECKPOINT
 
-Distils a student (dropout, BatchNorm) from a fixed teacher on synthetic images: two workers, images mixed
-at every stage, augmentation seeded by (epoch, index), bfloat16 autocast, gradient scaling, a schedule per
-step. Saves everything at each step and between epochs, and goes on from CHECKPOINT if it is there.
+Run by kills.py. Distils a student (dropout, BatchNorm) from a fixed teacher on synthetic images: two workers,
+images mixed at every stage, augmentation seeded by (epoch, index), bfloat16 autocast, gradient scaling, a
+schedule per step. Saves everything at each step and between epochs, and goes on from CHECKPOINT if it is there.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,4 +103,8 @@ def train(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, help="file to save to, and to go on from")
+    train(parser.parse_args().checkpoint)

@@ -2,9 +2,9 @@
 
     python _paper_host.py --seed S [--smoke] run [kcd's options] SCRIPT ARGS...
 
-RepDistiller has no option for a seed, so it is seeded here, before its script starts. With ``--smoke``, data that
-are not CIFAR-100 pass torchvision's checksums; and where there is no CUDA, ``.cuda()`` does nothing, since SSKD
-calls it always.
+Run by paper_table.py. RepDistiller has no option for a seed, so it is seeded here, before its script starts. With
+``--smoke``, data that are not CIFAR-100 pass torchvision's checksums; and where there is no CUDA, ``.cuda()`` does
+nothing, since SSKD calls it always.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ def do_without_cuda() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("command", nargs=argparse.REMAINDER)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, required=True, help="of all random numbers")
+    parser.add_argument("--smoke", action="store_true", help="take any data, and do without CUDA")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="kcd's")
     args = parser.parse_args()
     if args.smoke:
         take_any_data()

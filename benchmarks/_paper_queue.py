@@ -23,6 +23,7 @@ from typing import Any
 
 from _paper_published import PAIRS
 from _paper_runs import Run, RunError, Setting, command, epochs_done, load, read
+from _report import many
 
 from kcd_adapters.files import write_whole
 
@@ -33,7 +34,7 @@ TAIL = 25  # lines of a log that are kept with a failure
 def carry_out(setting: Setting, runs: Sequence[Run], slots: Slots) -> int:
     """Do all runs that have no result yet; returns how many failed."""
     missing = [run for run in runs if load(setting.folder / run.name / "result.json") is None]
-    print(f"{len(runs)} runs, {len(runs) - len(missing)} of them done before", flush=True)
+    print(f"{many(len(runs), 'run')}, {len(runs) - len(missing)} of them done before", flush=True)
     if not missing:
         return 0
     setting.folder.mkdir(parents=True, exist_ok=True)

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 from _paper_published import METHODS, PAIRS
 from _paper_queue import hours, outcomes
+from _report import many, without_loss
 
 Result = Mapping[str, Any]
 
 NOTES = """\
 All accuracies are top-1 in percent on the test images. Here: after the last epoch, which RepDistiller's table
 reports, as its script says; mean ± s.d. over seeds. Best: of any epoch, chosen on the test images. Gain: over the
-same method without KCD, paired by seed. Samples: drawn for the student's training, of which SSKD makes four rotations
-each; its teacher's head sees all data before, and is not counted. Share: of what KD draws. SSKD's teachers are
-RepDistiller's, unless --sskd-teachers was given."""
+same method without KCD, paired by seed; the table says where that method has no run with a seed of the row. Samples:
+drawn for the student's training, of which SSKD makes four rotations each; its teacher's head sees all data before, and
+is not counted. Share: of what KD draws. SSKD's teachers are RepDistiller's, unless --sskd-teachers was given."""
 
 SMOKE = """\
 SMOKE RUN. The data are noise and the teachers untrained, so no accuracy, difference or gain below means anything. It shows
@@ -47,10 +48,15 @@ class Row:
 
 
 def report(folder: Path, header: Mapping[str, Any] | None, *, smoke: bool) -> str:
-    """Write ``folder``.json, .txt and .md, and return the text. What earlier calls said of how runs were made is kept."""
+    """Write ``folder``.json, .txt and .md, or a trial's beside them if runs are there that are not here; return the text.
+
+    What earlier calls said of how runs were made is kept.
+    """
     path = folder.with_name(f"{folder.name}.json")
-    old: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     results, failures = outcomes(folder)
+    if results:
+        path = without_loss(path, results, "method", "pair", "seed")
+    old: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     results = results or old.get("runs", [])
     headers = old.get("made_by", [])
     if header is not None and not any(same(header, one) for one in headers):
@@ -69,9 +75,9 @@ def report(folder: Path, header: Mapping[str, Any] | None, *, smoke: bool) -> st
         "runs": results,
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
-    text = text_of(folder.name, content, rows, results)
+    text = text_of(path.stem, content, rows, results)
     path.with_suffix(".txt").write_text(text + "\n")
-    path.with_suffix(".md").write_text(markdown(folder.name, content, rows, results) + "\n")
+    path.with_suffix(".md").write_text(markdown(path.stem, content, rows, results) + "\n")
     return text
 
 
@@ -164,11 +170,16 @@ def cells(row: Row) -> list[str]:
         signed(row.difference),
         f"{row.best:.2f}",
         signed(row.published_gain),
-        signed(row.gain),
+        f"no {missing.upper()} run" if (missing := without_base(row)) else signed(row.gain),
         f"{row.drawn:,.0f}",
         f"{row.share:.1%}",
         hours(row.seconds),
     ]
+
+
+def without_base(row: Row) -> str | None:
+    """The method that a gain would be over, if no run of it is here."""
+    return row.method.removeprefix("kc-") if row.gain is None and row.published_gain is not None else None
 
 
 def signed(number: float | None) -> str:
@@ -227,10 +238,10 @@ def closing(content: Mapping[str, Any], results: Sequence[Result], bullet: str =
         exact = sum(result["drawn"] == result["scheduled"] for result in results)
         lines += [
             "",
-            f"{len(results)} runs of {epochs} epochs on {samples:,} images, {exact} of which drew exactly as many samples as "
-            "the schedule says.",
+            f"{many(len(results), 'run')} of {epochs} epochs on {many(samples, 'image')}, {exact} of which drew "
+            "exactly as many samples as the schedule says.",
         ]
-    lines += ["", f"{len(content['failures'])} runs failed" + (":" if content["failures"] else ".")]
+    lines += ["", f"{many(len(content['failures']), 'run')} failed" + (":" if content["failures"] else ".")]
     for failure in content["failures"]:
         last = failure["tail"][-1:] or [""]
         name = f"{failure['method']}-{failure['pair']}-{failure['seed']}"

@@ -1,10 +1,13 @@
 """What a trial of the installation needs instead of CIFAR-100 and trained teachers: noise, and untrained ones.
 
-python _paper_smoke.py REPDISTILLER MODELS TEACHER...    (makes the teachers; the rest is imported)
+    python _paper_smoke.py REPDISTILLER MODELS TEACHER...
+
+Run by paper_table.py --smoke, to make the teachers; it imports the rest.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import subprocess
@@ -64,5 +67,12 @@ def save_teachers(models: Path, teachers: Iterable[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[0] = sys.argv[1]
-    save_teachers(Path(sys.argv[2]), sys.argv[3:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("repdistiller", help="its checkout")
+    parser.add_argument("models", type=Path, help="folder for the teachers")
+    parser.add_argument("teachers", nargs="+", metavar="teacher", help="RepDistiller's name of one")
+    args = parser.parse_args()
+    sys.path[0] = args.repdistiller
+    save_teachers(args.models, args.teachers)

@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,69 @@ import numpy as np
 import torch
 
 import kcd_core as kcd
+from kcd_adapters.extras import need
 
 RESULTS = Path(__file__).parent / "results"
 
+#: What --help of every benchmark ends with.
+RULE = """\
+Results are never replaced by less. What was measured with --quick or at other sizes or rounds than the default ones,
+and a table that lacks runs of the one in its place, is written as NAME-trial.* beside it."""
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """The description as it is, and every option's default, unless its text says it or there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = action.default
+        if action.help is None or "(default" in action.help or default is None or action.nargs == 0:
+            return action.help
+        some = default if isinstance(default, (list, tuple)) else [default]
+        return (
+            f"{action.help} (default: {' '.join(f'{x:g}' if isinstance(x, float) else f'{x}' for x in some)})"
+        )
+
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = argparse.ArgumentParser(description=description, formatter_class=Help, epilog=RULE)
     made.add_argument("--quick", action="store_true", help="small sizes and few rounds: does it run?")
-    made.add_argument("--out", type=Path, default=RESULTS, help="folder for the .json and .md files")
+    add_out(made, "for the results")
     return made
+
+
+def add_out(made: argparse.ArgumentParser, what: str) -> None:
+    made.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS,
+        metavar="DIR",
+        help=f"folder {what} (default: benchmarks/results)",
+    )
+
+
+def named(name: str, made: argparse.ArgumentParser, given: argparse.Namespace, *settings: str) -> str:
+    """What the results are called: ``name``, or that of a trial if ``settings`` are not all at their defaults."""
+    whole = all(getattr(given, setting) == made.get_default(setting) for setting in settings)
+    return name if whole else f"{name}-trial"
+
+
+def without_loss(path: Path, runs: Sequence[Mapping[str, Any]], *keys: str) -> Path:
+    """``path``, or a trial's beside it if the table there has runs that are not among ``runs``."""
+
+    def told_apart(some: Sequence[Mapping[str, Any]]) -> set[tuple[Any, ...]]:
+        return {tuple(run[key] for key in keys) for run in some}
+
+    there = json.loads(path.read_text())["runs"] if path.exists() else []
+    return path if told_apart(there) <= told_apart(runs) else path.with_stem(f"{path.stem}-trial")
+
+
+def needed(extra: str, *modules: str) -> None:
+    """End with a line that says which extra to install if a module is missing."""
+    try:
+        for module in modules:
+            need(module, extra)
+    except ImportError as error:
+        sys.exit(str(error))
 
 
 def in_turns(arms: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
@@ -126,6 +178,11 @@ class Report:
         (folder / f"{self.name}.md").write_text(
             f"# {self.name}\n\n{heading(facts)}\n\n{self.note}\n\n" + "\n".join(lines) + "\n"
         )
+        print(f"written: {folder / self.name}.json and .md", flush=True)
+
+
+def many(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.stats
+from _report import without_loss
 from _study_arms import ARMS, ratio_of
 
 #: Of the arms, in their order.
@@ -43,18 +44,22 @@ class Row:
 
 
 def report(out: Path, name: str, header: Mapping[str, Any] | None = None) -> str:
-    """Write ``name``.json, .txt and .png in ``out``; returns the text.
+    """Write ``name``.json, .txt and .png in ``out``, or a trial's beside them if runs are there that are not here.
 
+    Returns the text.
     ``header`` says how and where runs were made; those of earlier calls are kept.
     """
     path = out / f"{name}.json"
+    runs = [json.loads(file.read_text()) for file in sorted((out / name).glob("*.json"))]
+    if runs:
+        path = without_loss(path, runs, "arm", "ratio", "student", "seed")
     old: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"made_by": [], "runs": []}
-    runs = [json.loads(file.read_text()) for file in sorted((out / name).glob("*.json"))] or old["runs"]
+    runs = runs or old["runs"]
     if not runs:
         return f"{name}: no run is finished"
     made_by = old["made_by"] + [header] * (header is not None and header not in old["made_by"])
     rows = rows_of(runs)
-    text = text_of(name, runs, rows, made_by)
+    text = text_of(path.stem, runs, rows, made_by)
     content = {"made_by": made_by, "table": [asdict(row) for row in rows], "runs": runs}
     path.write_text(json.dumps(content, indent=1) + "\n")
     path.with_suffix(".txt").write_text(text + "\n")

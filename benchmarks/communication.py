@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _report import Report, duration, parser
+from _report import Report, duration, named, parser
 from torch import distributed as dist
 
 import kcd_core as kcd
@@ -136,8 +136,11 @@ def add(report: Report, world: int, result: dict[str, Any], quick: bool) -> None
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = parser(__doc__).parse_args(arguments)
-    report = Report("communication", __doc__.split("\n\n")[2].replace("\n", " ").strip())
+    options = parser(__doc__)
+    given = options.parse_args(arguments)
+    report = Report(
+        named("communication", options, given, "quick"), __doc__.split("\n\n")[2].replace("\n", " ").strip()
+    )
     with tempfile.TemporaryDirectory() as folder:
         for world in (1, 2, 3, 4):
             torch.multiprocessing.spawn(work, (world, Path(folder), given.quick), nprocs=world)

@@ -1,6 +1,6 @@
 """A training run killed with kill -9 at random moments, and gone on with from its last checkpoint each time.
 
-    python benchmarks/kills.py [--kills 100] [--seed 0] [--out DIR]
+    python benchmarks/kills.py [--quick] [--kills 100] [--seed 0] [--out DIR]
 
 Runs `_kills_run.py` once without interruption, then again and again, killing it at random moments until
 there were as many kills as wanted. Each run has to end with the very bytes of the uninterrupted one's
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from _kills_run import EPOCHS
-from _report import Report, parser
+from _report import Report, named, parser
 
 import kcd_core as kcd
 
@@ -114,10 +114,12 @@ def measure(report: Report, folder: Path, kills: int, seed: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser(__doc__)
-    options.add_argument("--kills", type=int, default=100)
-    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--kills", type=int, default=100, metavar="N", help="how many; 3 with --quick")
+    options.add_argument("--seed", type=int, default=0, metavar="S", help="of the moments")
     given = options.parse_args(arguments)
-    report = Report("kills", __doc__.split("\n\n")[2].replace("\n", " "))
+    report = Report(
+        named("kills", options, given, "quick", "kills", "seed"), __doc__.split("\n\n")[2].replace("\n", " ")
+    )
     with tempfile.TemporaryDirectory() as folder:
         measure(report, Path(folder), 3 if given.quick else given.kills, given.seed)
     report.write(given.out)

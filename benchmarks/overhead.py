@@ -1,6 +1,6 @@
 """What does KCD add to a training step, on this device?
 
-    python benchmarks/overhead.py [--device cuda] [--amp] [--compile]
+    python benchmarks/overhead.py [--quick] [--out DIR] [--device cuda] [--amp] [--compile]
 
 One real distillation step (teacher forward, student forward and backward, SGD), taken in turn by each
 arm in every round, so that the machine's noise hits all of them: plain KD, KCD, the authors' recording,
@@ -24,6 +24,7 @@ import numpy as np
 import scipy.stats
 import torch
 import torch.nn.functional as F
+from _report import about, heading, named, needed, parser
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
@@ -40,6 +41,10 @@ PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any], int, int]] = {
 WINDOW = 32  # steps after which a tracker adds what has waited
 ARMS = ("kd", "kcd", "authors", "infobatch")
 EPOCHS = 240
+NOTE = """\
+added us is the recording alone. The ratio is of whole steps: it has, too, what giving the index along with each sample
+costs (the wrapped loader's work for kcd, a column of the data set for authors and infobatch), and noise, as wide as
+its interval"""
 
 
 # -- the recordings --------------------------------------------------------------------------------------
@@ -324,6 +329,7 @@ def table(report: dict[str, Any]) -> str:
                 line += f"  {row['ratio']:6.4f}  {low:6.4f} .. {high:6.4f}  {row['added_us']:9.1f}   {row['added_share']:.3%}"
             lines.append(line)
         lines.append("")
+    lines += [NOTE, ""]
     lines.append("recording    operations   syncs   bytes to host   bytes a sample   stage end at 50,000, ms")
     for arm, row in report["recording"].items():
         lines.append(
@@ -356,30 +362,33 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--amp", action="store_true", help="autocast (and a GradScaler on CUDA)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the students")
-    parser.add_argument("--pairs", nargs="*", choices=sorted(PAIRS), default=list(PAIRS))
-    parser.add_argument("--teacher", help="a torchvision model, on 224 x 224 images")
-    parser.add_argument("--student", help="a torchvision model")
-    parser.add_argument("--batch-size", type=int, default=64, help="with --teacher and --student")
-    parser.add_argument("--samples", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=32, help="rounds; ten times as many for the short pairs")
-    parser.add_argument("--warmup", type=int, default=3, help="rounds that do not count")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    args = parser.parse_args()
+    options = parser(__doc__)
+    add = options.add_argument
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    add("--amp", action="store_true", help="autocast (and a GradScaler on CUDA)")
+    add("--compile", action="store_true", help="torch.compile the students")
+    add("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS), metavar="P",
+        help=f"teacher and student: {', '.join(PAIRS)} (default: all)")  # fmt: skip
+    add("--teacher", metavar="NAME", help="a torchvision model, on 224 x 224 images, in place of --pairs")
+    add("--student", metavar="NAME", help="a torchvision model; goes with --teacher")
+    add("--batch-size", type=int, default=64, metavar="N", help="with --teacher and --student")
+    add("--samples", type=int, default=2048, metavar="N", help="of the data set, all noise")
+    add("--steps", type=int, default=32, metavar="N", help="rounds; ten times as many for the short pairs")
+    add("--warmup", type=int, default=3, metavar="N", help="rounds that do not count")
+    add("--threads", type=int, default=1, metavar="N", help="of torch")
+    args = options.parse_args()
     if bool(args.teacher) != bool(args.student):
-        parser.error("--teacher and --student go together")
+        options.error("--teacher and --student go together")
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: this torch sees no CUDA device")
+        options.error("--device cuda: this torch sees no CUDA device")
+    needed("plot", "matplotlib.figure")
     torch.set_num_threads(args.threads)
-
-    from _report import about, heading  # beside this script
+    name = f"overhead-{device.type}{'-amp' if args.amp else ''}{'-compile' if args.compile else ''}"
+    name += f"-{args.teacher}-{args.student}" if args.teacher else ""
+    name = named(name, options, args, "quick", "pairs", "batch_size", "samples", "steps", "warmup", "threads")
+    if args.quick:
+        args.pairs, args.steps, args.warmup = ["tiny"], 2, 1
 
     pairs = [f"{args.teacher}-{args.student}"] if args.teacher else args.pairs
     report: dict[str, Any] = {
@@ -397,10 +406,10 @@ def main() -> None:
     text = heading(report) + "\n\n" + table(report)
     print(text)
     args.out.mkdir(parents=True, exist_ok=True)
-    name = f"overhead-{device.type}{'-amp' if args.amp else ''}{'-compile' if args.compile else ''}"
     (args.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
     (args.out / f"{name}.txt").write_text(text + "\n")
     plot(report, args.out / f"{name}.png")
+    print(f"written: {args.out / name}.json, .txt and .png")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from _paper_queue import Slots, carry_out
 from _paper_report import report
 from _paper_runs import Run, Setting, sskd_teacher
 from _paper_smoke import checkpoint, make
-from _report import RESULTS, about
+from _report import RULE, Help, about, add_out
 
 from kcd_adapters.profiles import profiles
 
@@ -126,35 +126,37 @@ def convert_teachers(setting: Setting, runs: Sequence[Run]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help, epilog=RULE)
     add = parser.add_argument
-    add(
-        "--repdistiller",
-        type=Path,
-        default=Path("RepDistiller"),
-        metavar="DIR",
-        help="(default: ./RepDistiller)",
-    )
-    add("--sskd", type=Path, default=Path("SSKD"), metavar="DIR", help="(default: ./SSKD)")
+    add("--repdistiller", type=Path, default=Path("RepDistiller"), metavar="DIR", help="its checkout")
+    add("--sskd", type=Path, default=Path("SSKD"), metavar="DIR", help="its checkout")
     add("--data", type=Path, metavar="DIR", help="holds cifar-100-python (default: RepDistiller's data/)")
     add("--teachers", type=Path, metavar="DIR", help="holds NAME_vanilla/ckpt_epoch_240.pth (default: RepDistiller's "
         "save/models, where its scripts/fetch_pretrained_teachers.sh puts them)")  # fmt: skip
     add("--sskd-teachers", type=Path, metavar="DIR", help="holds teacher_NAME_seed0/ckpt/best.pth, SSKD's own, which are "
         "others (default: RepDistiller's for all, as the table's one column of teachers suggests)")  # fmt: skip
-    add("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="M", help=", ".join(METHODS))
-    add("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS), metavar="P", help=", ".join(PAIRS))
-    add("--seeds", type=int, default=1, metavar="N", help="0 to N-1, each all of the table (default: 1)")
+    add(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=METHODS,
+        metavar="M",
+        help=f"{', '.join(METHODS)} (default: all)",
+    )
+    add("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS), metavar="P",
+        help=f"{', '.join(PAIRS)} (default: all)")  # fmt: skip
+    add("--seeds", type=int, default=1, metavar="N", help="0 to N-1, each all of the table")
     add("--epochs", type=int, metavar="N", help=f"for a try; milestones and stages are scaled; a multiple of {STAGES} "
         f"(default: {EPOCHS}, with --smoke {STAGES})")  # fmt: skip
     add("--gpus", nargs="+", metavar="ID", help="numbers, as CUDA_VISIBLE_DEVICES has them (default: all)")
-    add("--jobs", type=int, default=1, metavar="N", help="runs at once on each GPU (default: 1)")
-    add("--workers", type=int, default=4, metavar="N", help="of a loader; SSKD has always 4 (default: 4)")
-    add("--out", type=Path, default=RESULTS, metavar="DIR", help="for the table; the runs are in a folder below, about "
-        "2 GB a seed, which may be deleted once they are done (default: benchmarks/results)")  # fmt: skip
+    add("--jobs", type=int, default=1, metavar="N", help="runs at once on each GPU")
+    add("--workers", type=int, default=4, metavar="N", help="of a loader; SSKD has always 4")
+    add_out(
+        parser,
+        "for the table; the runs are in one below, about 2 GB a seed, which may be deleted once they are done",
+    )
     add("--smoke", type=Path, metavar="DIR", help="try it on noise and untrained teachers, made in DIR")
-    add("--smoke-samples", type=int, default=100, metavar="N", help="training images of noise (default: 100)")
+    add("--smoke-samples", type=int, default=100, metavar="N", help="training images of noise")
     add("--report-only", action="store_true", help="write the table of the runs that are done")
     args = parser.parse_args(arguments)
     if args.epochs is None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _report import Report, best, duration, in_turns, parser
+from _report import Report, best, duration, in_turns, named, parser
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
@@ -171,10 +171,11 @@ def count_operations(report: Report) -> None:
 
 
 def main() -> None:
-    args = parser(__doc__).parse_args()
+    options = parser(__doc__)
+    args = options.parse_args()
     torch.set_num_threads(1)
     report = Report(
-        "recording",
+        named("recording", options, args, "quick"),
         "Best of several turns; a ratio is kcd / reference. Medians of the turns' ratios are in the JSON.",
     )
     rounds = 10 if args.quick else 400

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _report import Report, duration, parser
+from _report import Report, duration, named, parser
 
 import kcd_core as kcd
 from kcd_core import counting, distributed, sharded
@@ -403,7 +403,7 @@ def main() -> None:
         help="that real processes may take together, if 0.6 of what is free allows it",
     )
     made.add_argument("--sizes", type=float, nargs="+", default=SIZES, metavar="N", help="samples")
-    made.add_argument("--add", action="store_true", help="to what was measured before")
+    made.add_argument("--add", action="store_true", help="add these sizes to the results")
     options = made.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
@@ -412,7 +412,7 @@ def main() -> None:
     if options.quick:
         sizes, worlds = [10**5], [1, 2]
     report = Report(
-        "scale",
+        named("scale", made, options, "quick", *["sizes"] * (not options.add)),
         "Best of one to three turns. More processes than cores take turns: on such a machine more ranks save memory, "
         "not time. Where there is no reference, it did not fit into the memory allowed. Bytes sent are those handed to "
         "all_reduce; a ring of R ranks sends 2 (R - 1) / R times as many.",
@@ -428,11 +428,11 @@ def main() -> None:
     note = f"{report.note} Load average before it began: {load:.1f} on {os.cpu_count()} cores."
     for n in sizes:  # written after each: the largest take long
         points += measure(report, n, worlds, options.memory * GB, 64)
-        missing = not_run(points) if not options.quick and n == sizes[-1] else ""
+        missing = not_run(points) if report.name == "scale" and n == sizes[-1] else ""
         report.note = f"{note}{missing}\n\n{outlook(points, 64, 10**10)}\n\n![growth]({report.name}.png)"
         report.data["points"] = points
         report.write(options.out)
-        draw(points, options.out / "scale.png")
+        draw(points, options.out / f"{report.name}.png")
 
 
 if __name__ == "__main__":

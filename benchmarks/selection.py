@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _report import Report, best, duration, in_turns, parser
+from _report import Report, best, duration, in_turns, named, parser
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 import kcd_core as kcd
@@ -315,10 +315,12 @@ def loading(report: Report, batches: int, rounds: int) -> None:
 
 
 def main() -> None:
-    args = parser(__doc__).parse_args()
+    options = parser(__doc__)
+    args = options.parse_args()
     torch.set_num_threads(1)
     report = Report(
-        "selection", "Best of several turns; a ratio is kcd / reference unless it says how many times faster."
+        named("selection", options, args, "quick"),
+        "Best of several turns; a ratio is kcd / reference unless it says how many times faster.",
     )
     quick = args.quick
     against_authors(report, 50_000, 40, 3 if quick else 15, None)

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _report import Report, best, duration, in_turns, parser
+from _report import Report, best, duration, in_turns, named, parser
 
 import kcd_core as kcd
 
@@ -163,10 +163,11 @@ def epochs(report: Report, samples: int, rounds: int) -> None:
 
 
 def main() -> None:
-    args = parser(__doc__).parse_args()
+    options = parser(__doc__)
+    args = options.parse_args()
     torch.set_num_threads(1)
     report = Report(
-        "streams",
+        named("streams", options, args, "quick"),
         "Best of several turns; a ratio is kcd / reference.",
     )
     sharing(report, 20_000 if args.quick else 1_000_000)

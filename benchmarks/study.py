@@ -21,23 +21,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from _report import machine
+from _report import RULE, Help, add_out, machine, many, needed
 from _study_arms import ARMS, STAGES, Job, ratio_of, run
 from _study_losses import STUDENTS, Material, look, teacher_of
 from _study_report import report
-from rich.console import Console
-from rich.progress import Progress
 
 from kcd_adapters.datasets import LOADERS, Images
 from kcd_adapters.demo_models import accuracy, build
 from kcd_adapters.files import write_whole
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
 #: Where Debian's package dataset-fashion-mnist puts the files.
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+TEACHER_EPOCHS = {"digits": 60, "fashion-mnist": 10}
 #: What fits an hour on two cores.
 DEFAULT_ARMS = ("kd", "kd-equal", "kc-kd-v3", "random", "rs2")
 
@@ -57,7 +60,8 @@ class Setting:
     @property
     def name(self) -> str:
         batch = "" if self.batch == 128 else f"-b{self.batch}"
-        return f"study-{self.data}-{self.samples}x{self.epochs}{batch}"
+        teacher = "" if self.teacher_epochs == TEACHER_EPOCHS[self.data] else f"-t{self.teacher_epochs}"
+        return f"study-{self.data}-{self.samples}x{self.epochs}{batch}{teacher}"
 
     @property
     def runs(self) -> Path:
@@ -179,9 +183,11 @@ def carry_out(setting: Setting, jobs: Sequence[Job], workers: int, console: Cons
     """Do the runs that are not done yet."""
     setting.runs.mkdir(parents=True, exist_ok=True)
     missing = [job for job in jobs if not (setting.runs / f"{job.name}.json").exists()]
-    console.print(f"{setting.name}: {len(jobs)} runs, {len(jobs) - len(missing)} of them done before")
+    console.print(f"{setting.name}: {many(len(jobs), 'run')}, {len(jobs) - len(missing)} of them done before")
     if not missing:
         return
+    from rich.progress import Progress
+
     torch.set_num_threads(workers)
     with Progress(console=console) as progress:
         train_teacher(setting, progress)
@@ -195,23 +201,26 @@ def carry_out(setting: Setting, jobs: Sequence[Job], workers: int, console: Cons
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]:
+    titles = "\n".join(f"  {name:17} {arm.title}" for name, arm in ARMS.items())
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=Help, epilog=f"arms:\n{titles}\n\n{RULE}"
     )
     add, found = parser.add_argument, DEBIAN.is_dir()
     add("--data", choices=["digits", "fashion-mnist"], default="fashion-mnist" if found else "digits",
-        help="(default: fashion-mnist if Debian's package of it is installed, else digits)")  # fmt: skip
-    add("--data-dir", type=Path, help="folder of the IDX files (default: the Debian package's)")
-    add("--arms", nargs="+", choices=list(ARMS), default=DEFAULT_ARMS, metavar="ARM", help=", ".join(ARMS))
-    add("--ratios", nargs="+", type=float, default=[0.7], metavar="R")
-    add("--students", nargs="+", choices=list(STUDENTS), default=["small"])
-    add("--seeds", type=int, default=10, metavar="N")
+        help="images (default: fashion-mnist if Debian's package of it is installed, else digits)")  # fmt: skip
+    add("--data-dir", type=Path, metavar="DIR", help="of the IDX files (default: the Debian package's)")
+    add("--arms", nargs="+", choices=list(ARMS), default=DEFAULT_ARMS, metavar="ARM", help="listed below")
+    add("--ratios", nargs="+", type=float, default=[0.7], metavar="R", help="of the samples kept in the end")
+    add("--students", nargs="+", choices=list(STUDENTS), default=["small"], metavar="S",
+        help=", ".join(f"{name} (first width {width})" for name, width in STUDENTS.items()))  # fmt: skip
+    add("--seeds", type=int, default=10, metavar="N", help="0 to N-1, each all arms")
     add("--epochs", type=int, default=24, metavar="N", help=f"a multiple of {STAGES}, the stages")
-    add("--samples", type=int, metavar="N", help="use the first N images (default: 20,000, or all digits)")
-    add("--batch", type=int, default=128, metavar="N")
-    add("--teacher-epochs", type=int, metavar="N")
-    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
-    add("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    add("--samples", type=int, metavar="N", help="the first N images (default: 20000, or all 1198 digits)")
+    add("--batch", type=int, default=128, metavar="N", help="samples in a batch")
+    add("--teacher-epochs", type=int, metavar="N", help="of its training (default: 10, for digits 60)")
+    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
+        help="processes (default: as many as cores)")  # fmt: skip
+    add_out(parser, "for tables, plot and, in a folder below, the runs")
     add("--report-only", action="store_true", help="recompute the tables from the runs that are done")
     args = parser.parse_args(arguments)
     if args.epochs < STAGES or args.epochs % STAGES:
@@ -223,7 +232,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
         samples=args.samples or (20_000 if fashion else 1_198),
         epochs=args.epochs,
         batch=args.batch,
-        teacher_epochs=args.teacher_epochs or (10 if fashion else 60),
+        teacher_epochs=args.teacher_epochs or TEACHER_EPOCHS[args.data],
         out=args.out,
     )
     return args, setting
@@ -232,6 +241,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     args, setting = parse(arguments)
+    needed("demo", "rich.console", "matplotlib.figure", *["sklearn.datasets"] * (args.data == "digits"))
+    from rich.console import Console
+
     console = Console(highlight=False, markup=False)
     status = 0
     try:

@@ -348,6 +348,28 @@ def test_gains_are_of_seeds_that_both_have(place):
     assert (pkt["accuracy"], kc_pkt["accuracy"], kc_pkt["gain"]) == (50, 53, 2)
 
 
+def test_why_there_is_no_gain_is_said(place, capsys):
+    assert paper_table.main([*place.command, "--methods", "kc-pkt"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("1 run, 0 of them")
+    (line,) = [line for line in printed.splitlines() if "KC-PKT  " in line]
+    assert "-0.06  no PKT run  " in line
+    assert "\n1 run of 6 epochs on 40 images, 1 of which drew" in printed
+
+
+def test_a_table_is_not_replaced_by_one_with_fewer_runs(place):
+    assert paper_table.main([*place.command, "--methods", "kd", "pkt"]) == 0
+    before = place.table()
+    (place.runs / "pkt-vgg13-vgg8-0" / "result.json").unlink()
+    assert paper_table.main([*place.command, "--report-only"]) == 0
+    assert place.table() == before
+    trial = json.loads((place.out / f"{place.runs.name}-trial.json").read_text())
+    assert [run["method"] for run in trial["runs"]] == ["kd"]
+    text, page = (place.out / f"{place.runs.name}-trial.{end}" for end in ("txt", "md"))
+    assert text.read_text().startswith(f"{place.runs.name}-trial\n")
+    assert page.read_text().startswith(f"# {place.runs.name}-trial\n")
+
+
 def test_the_table_is_recomputed_without_the_runs(place, capsys):
     assert paper_table.main(place.command) == 0
     capsys.readouterr()

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import kcd_core as kcd
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NAME, N = "study-digits-300x6", 300
+NAME, N = "study-digits-300x6-t2", 300
 SMALL = ["--data", "digits", "--samples", str(N), "--epochs", "6", "--teacher-epochs", "2", "--seeds", "1"]
 
 
@@ -81,6 +82,47 @@ def test_the_table_is_recomputed_from_the_runs_alone(study, finished, tmp_path):
     text = (tmp_path / f"{NAME}.txt").read_text()
     assert study.main([*SMALL, "--report-only", "--out", str(tmp_path)]) == 0
     assert (tmp_path / f"{NAME}.txt").read_text() == text
+
+
+def test_a_report_is_not_replaced_by_one_with_fewer_runs(study, finished, tmp_path, capsys):
+    out, _ = finished
+    for end in ("json", "txt", "png"):
+        (tmp_path / f"{NAME}.{end}").write_bytes((out / f"{NAME}.{end}").read_bytes())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / NAME).mkdir()
+    own = f"{NAME}/kd-1-small-0.json"
+    (tmp_path / own).write_bytes((out / own).read_bytes())
+    assert study.main([*SMALL, "--report-only", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith(f"{NAME}-trial: ")
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    trial = json.loads((tmp_path / f"{NAME}-trial.json").read_text())
+    assert [run["arm"] for run in trial["runs"]] == ["kd"]
+    assert {path.suffix for path in tmp_path.glob("*-trial.*")} == {".json", ".txt", ".png"}
+
+
+def test_other_teachers_make_another_study(study):
+    names = {study.parse([*SMALL, "--teacher-epochs", n])[1].name for n in ("2", "3", "60")}
+    assert names == {"study-digits-300x6-t2", "study-digits-300x6-t3", "study-digits-300x6"}
+
+
+@pytest.mark.parametrize(("missing", "options"), [("rich", []), ("matplotlib", []), ("rich", ["--help"])])
+def test_a_missing_package_is_named_with_its_extra_and_help_needs_none(missing, options, tmp_path):
+    script = "import sys; sys.modules[sys.argv[1]] = None; import study; sys.exit(study.main(sys.argv[2:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, missing, *SMALL, "--out", str(tmp_path), *options],
+        cwd=BENCHMARKS,
+        capture_output=True,
+        text=True,
+    )
+    if options:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert all(arm.title in done.stdout for arm in importlib.import_module("_study_arms").ARMS.values())
+    else:
+        assert (done.returncode, done.stderr) == (
+            1,
+            f"{missing} is not installed: pip install 'kcd-core[demo]'\n",
+        )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
