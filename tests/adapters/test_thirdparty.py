@@ -27,6 +27,8 @@ import numpy as np
 import pytest
 import reference
 
+from kcd_adapters.cli import main
+
 CHECKOUTS = os.environ.get("KCD_THIRDPARTY")
 if not CHECKOUTS:
     pytest.skip(
@@ -246,6 +248,31 @@ def test_every_method(prepare: Prepare, name: str, method: str, arguments: str, 
         line = {"repository": name, "method": method, "aligned": observed, "batches": batches, "shims": shims}
         with open(path, "a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("RepDistiller", "kd"),
+        ("RepDistiller", "crd"),
+        ("SSKD", "sskd"),
+        ("SimKD", "kd"),
+        ("ReviewKD", "reviewkd"),
+        ("mdistiller", "kd"),
+    ],
+)
+def test_patched(prepare: Prepare, name: str, method: str, tmp_path: Path) -> None:
+    folder, labels = prepare(name)
+    arguments = next(case[2] for case in CASES if case[:2] == (name, method))
+    before = {path: path.read_bytes() for path in folder.rglob("*.py")}
+    assert main(["patch", str(folder), *OPTIONS]) == 0
+    try:
+        command(name, folder, tmp_path / "trace", ("patched",), arguments)
+    finally:
+        assert main(["unpatch", str(folder)]) == 0
+    observed, batches = check(list(np.load(tmp_path / "trace", allow_pickle=True)), labels)
+    assert observed == batches
+    assert {path: path.read_bytes() for path in folder.rglob("*.py")} == before
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,6 +1,7 @@
 """Runs a command in a third-party checkout and writes down what was drawn and observed.
 
     python traced.py TRACE kcd run [options] SCRIPT ARGS...
+    python traced.py TRACE patched SCRIPT ARGS...        (after `kcd patch`)
     python traced.py TRACE plain SCRIPT ARGS...          (the shims, but no KCD)
 
 For tests alone: a fake CIFAR-100 passes torchvision's integrity check, random numbers are seeded, and
@@ -94,14 +95,17 @@ if __name__ == "__main__":
         fake_cuda()
     run.runpy.run_path = seeded
     status = 0
-    if mode == "kcd":
+    if mode != "plain":
         trace()
+    if mode == "kcd":
         status = main(rest)
-        with open(target, "wb") as file:
-            np.save(file, np.array(PASSES, dtype=object), allow_pickle=True)
     else:
         script = Path(rest[0]).resolve()
-        shims.install(find(script).shims, (), lambda text: None)
+        if mode == "plain":
+            shims.install(find(script).shims, (), lambda text: None)
         sys.argv, sys.path[0] = rest, str(script.parent)
         seeded(str(script), "__main__")
+    if mode != "plain":
+        with open(target, "wb") as file:
+            np.save(file, np.array(PASSES, dtype=object), allow_pickle=True)
     sys.exit(status)
