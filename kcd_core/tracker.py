@@ -45,6 +45,7 @@ MAX_VALUE = 2.0**20  # a larger value is not recorded
 MAX_TOTAL = 2**62  # nor is anything for a sample whose sum is beyond this: int64 would wrap
 MAX_REACH = MAX_TOTAL + MAX_TOTAL // 2  # what is added to a sum within MAX_TOTAL carries it no further
 MAX_PENDING = 32  # steps whose values wait to be added together
+SMALL = 2**13  # numbers; to copy more logits takes longer than is saved by reducing them together
 
 Sums = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]
 CheckedState = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int64]]
@@ -81,7 +82,7 @@ class KnowledgeValueTracker:
     V is kept as an int64 sum of ``round(value * 2**40)``: a sample whose values add up to more than 2**22
     is not recorded any further (counted in `skipped`), which no entropy reaches. Values of up to 32 steps
     wait before they are added; in host memory a copy of the logits waits instead where it is small (fewer
-    than 2**15 numbers a step), since their entropy is cheaper at once (``benchmarks/recording.py``).
+    than 2**13 numbers a step), since their entropy is cheaper at once (``benchmarks/overhead.py``).
     Everything that reads adds them first. With ``device``, where all of them are added at once, those
     waiting for one sample are refused together if they would carry its sum beyond 1.5 * 2**22. On CUDA a step makes no synchronisation and no
     copy to the host.
@@ -154,7 +155,7 @@ class KnowledgeValueTracker:
             given["targets"] = targets
         if self._function is entropy and self._device is None:
             logits = check_logits(logits, "student_logits")
-            waits = self._on_nonfinite == "skip" and 0 < logits.shape[0] * logits.shape[1] < GRAIN
+            waits = self._on_nonfinite == "skip" and 0 < logits.shape[0] * logits.shape[1] < SMALL
             values = _copied(logits) if waits else host_entropy(logits)
         elif self._trusted:
             values = self._function(logits, **given)
@@ -258,7 +259,7 @@ class KnowledgeValueTracker:
         # Each empties what waits when all that can fail is done: nothing is lost, nor added twice.
         indices, values = zip(*self._pending, strict=True)
         if self._device is None:
-            joined = _entropies(_joined(values)) if values[0].ndim == 2 else to_numpy(_joined(values))
+            joined = _entropies(values) if values[0].ndim == 2 else to_numpy(_joined(values))
             host, joined = np.concatenate(indices), joined.astype(np.float64, copy=False)
             self._pending = []
             self._add_numpy(host, joined)
@@ -525,11 +526,21 @@ def _sums_by_index(indices: Array, values: Array) -> Array:
     return values.new_zeros(len(values)).scatter_(0, order, sums.index_select(0, group))
 
 
-def _entropies(logits: Array) -> npt.NDArray[Any]:
-    """The entropy of every row, in blocks small enough that a row's last bit is not its neighbours' business."""
-    rows = (GRAIN - 1) // logits.shape[1]
-    blocks = (logits[start : start + rows] for start in range(0, len(logits), rows))
-    return np.concatenate([to_numpy(host_entropy(block)) for block in blocks])
+def _entropies(batches: tuple[Array, ...]) -> npt.NDArray[Any]:
+    """The entropy of every row. Joined are only as many batches as fit the cache, and as `host_entropy` takes to
+    NumPy alone: so a row's last bit does not depend on what is joined with it."""
+    values: list[npt.NDArray[Any]] = []
+    joined: list[Array] = []
+    size = 0
+    for batch in batches:
+        number = batch.shape[0] * batch.shape[1]
+        if size + number >= GRAIN:
+            values.append(to_numpy(host_entropy(_joined(tuple(joined)))))
+            joined, size = [], 0
+        joined.append(batch)
+        size += number
+    values.append(to_numpy(host_entropy(_joined(tuple(joined)))))
+    return np.concatenate(values)
 
 
 def _unrecordable(number: int) -> str:
