@@ -1,5 +1,7 @@
 """Small data sets and naive references for the loader's tests. At module level, so that workers can unpickle them."""
 
+import json
+import time
 from collections import namedtuple
 from contextlib import contextmanager
 from functools import lru_cache
@@ -212,3 +214,19 @@ def ranks_in_one_process(monkeypatch, loaders):
         total, count = zip(*(loader.tracker.sums() for loader in loaders), strict=True)
         patch.setattr(distributed, "sum_over_ranks", lambda *_: (sum(total), sum(count)))
         yield
+
+
+def run_ranks(work, world, folder, *args, seconds):
+    """What ``work(rank, world, folder, *args)`` of every rank left in ``rankN.json``. No process is left behind."""
+    processes = torch.multiprocessing.start_processes(
+        work, (world, folder, *args), nprocs=world, join=False, start_method="spawn"
+    )
+    try:
+        deadline = time.monotonic() + seconds
+        while not processes.join(timeout=1):  # raises what a rank raised
+            assert time.monotonic() < deadline, "the ranks hang"
+    finally:
+        for process in processes.processes:
+            process.kill()
+            process.join()
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(world)]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import Naive, Plain, entropy_of, identical_state, index_of, logits_of, run_epoch, wrap
+from helpers import Naive, Plain, entropy_of, identical_state, index_of, logits_of, run_epoch, run_ranks, wrap
 from torch.utils.data import DataLoader, DistributedSampler
 
 import kcd_core as kcd
@@ -288,18 +288,7 @@ def seen_by_ranks(world):
     """What every rank saw, lowest first."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        processes = torch.multiprocessing.start_processes(
-            work, (world, folder), nprocs=world, join=False, start_method="spawn"
-        )
-        try:
-            deadline = time.monotonic() + 480
-            while not processes.join(timeout=1):  # raises what a rank raised
-                assert time.monotonic() < deadline, "the ranks hang"
-        finally:
-            for process in processes.processes:
-                process.kill()
-                process.join()
-        return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(world)]
+        return run_ranks(work, world, folder, seconds=480)
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4])

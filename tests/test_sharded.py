@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
-import time
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import Naive, Plain, entropy_of, identical_state, index_of, logits_of
+from helpers import Naive, Plain, entropy_of, identical_state, index_of, logits_of, run_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
@@ -398,18 +397,7 @@ def work(rank: int, world: int, folder: Any) -> None:
 @pytest.fixture(scope="module", params=[2, 3])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     world, folder = request.param, tmp_path_factory.mktemp("sharded")
-    processes: Any = torch.multiprocessing.start_processes(
-        work, (world, folder), nprocs=world, join=False, start_method="spawn"
-    )
-    try:
-        deadline = time.monotonic() + 90
-        while not processes.join(timeout=1):
-            assert time.monotonic() < deadline, "the ranks hang"
-    finally:
-        for process in processes.processes:
-            process.kill()
-            process.join()
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(world)]
+    return run_ranks(work, world, folder, seconds=90)
 
 
 @pytest.mark.parametrize("how", ["cumulative", "fresh", "off"])

@@ -13,14 +13,13 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import entropy_of
+from helpers import entropy_of, run_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -629,18 +628,7 @@ def work(rank, world, folder, paths):
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 def test_two_ranks_draw_what_one_process_does(shards, tmp_path):
     """Five shards for two ranks: they read different numbers of samples, and meet once a stage."""
-    processes = torch.multiprocessing.start_processes(
-        work, (2, tmp_path, shards), nprocs=2, join=False, start_method="spawn"
-    )
-    try:
-        deadline = time.monotonic() + 90
-        while not processes.join(timeout=1):  # raises what a rank raised
-            assert time.monotonic() < deadline, "the ranks hang"
-    finally:
-        for process in processes.processes:
-            process.kill()
-            process.join()
-    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    ranks = run_ranks(work, 2, tmp_path, shards, seconds=90)
     for epoch, expected in enumerate(reference_epochs(4)):
         first, second = (rank["drawn"][epoch] for rank in ranks)
         assert len(first) != len(second)
