@@ -30,6 +30,6 @@ def install(name: str, **settings: Any) -> None:
     from .settings import Settings
 
     checked = Settings.from_dict(settings)
-    from . import engine
+    from .install import install as install_engine
 
-    engine.install(checked, spawned=name == "__mp_main__")
+    install_engine(checked, spawned=name == "__mp_main__")

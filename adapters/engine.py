@@ -1,124 +1,38 @@
-"""KCD inside somebody else's training script: what to patch, what to watch, when a stage ends.
+"""KCD inside somebody else's training script: what to watch, and when a stage ends.
 
-Two things are patched: ``DataLoader.__iter__`` and ``__len__``, so that the loader the student trains on
-draws the condensed set; and the one function of the host's that always gets the student's final
-prediction, so that it is recorded. The student's loader is the shuffled one whose batches are observed;
-an epoch is a pass in which something was. So phases before it (a regressor's or a head's training) draw
-all the data and count nothing, without being known.
+The student's loader is the shuffled one whose batches are observed; an epoch is a pass in which something
+was. So phases before it (a regressor's or a head's training) draw all the data and count nothing, without
+being known.
 """
 
 from __future__ import annotations
 
-import atexit
-import json
 import os
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 
-from kcd_core import __version__, distributed
+from kcd_core import distributed
 from kcd_core.condense import condense_stage
 from kcd_core.mixing import mix_arrays
 
-from . import late, shims
-from .files import check_writable, write_whole
-from .hosted import HostedLoader, differ
+from .account import Account
+from .labels import Labels, differ
 from .passes import CHECKED_AT_ONCE, Pass
-from .profiles import Profile, find
+from .profiles import Profile
 from .reasons import Reasons, unfit
 from .resume import Checkpoints
-from .settings import Settings, number
+from .settings import Settings
 
-__all__ = ["Engine", "install"]
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
 
+    from .hosted import HostedLoader
 
-def install(
-    settings: Settings,
-    profile: Profile | None = None,
-    arguments: Sequence[str] | None = None,
-    *,
-    spawned: bool = False,
-) -> Engine:
-    """Install KCD in this process, before the host's script runs.
-
-    Parameters
-    ----------
-    settings : Settings
-    profile : Profile, optional
-        Default: the one that knows the script being run, or that ``settings`` name.
-    arguments : sequence of str, optional
-        The script's. Default: ``sys.argv[1:]``.
-    spawned : bool
-        Whether this is a process that the script spawned: its parent has said what there is to say.
-
-    Raises
-    ------
-    ValueError
-        If no profile knows the script, the command line can't run with KCD (which, and why), the history
-        can't be written, or KCD is installed already.
-    """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if profile is None:
-        script = getattr(sys.modules.get("__main__"), "__file__", None) or sys.argv[0]
-        profile = find(Path(script), settings.profile)
-    refusal = profile.refuse(arguments)
-    if refusal is not None:
-        raise ValueError(f"{profile.title} can't run like this with KCD: {refusal}")
-    if hasattr(DataLoader, "_kcd_engine"):
-        raise ValueError(
-            "KCD is installed in this process already (by kcd patch? then run the script itself)"
-        )
-    engine = Engine(settings, profile, arguments)
-    engine.alone = not spawned
-    if engine.history is not None and not spawned:
-        try:
-            check_writable(engine.history)
-        except OSError as error:
-            raise ValueError(
-                f"--history {settings.history}: {error.strerror or error}; give a file in a folder that exists"
-            ) from None
-    say = (lambda text: None) if spawned else engine.say
-    say(
-        f"{profile.title}, {engine.method} (profile {profile.name}); the student is observed at {profile.observe}"
-    )
-    say(str(settings))
-    shims.install(profile.shims, settings.no_shims, say)
-    late.before_call(profile.observe, engine.observe)
-    if profile.checkpoint is not None:
-        late.after_call(profile.checkpoint[0], engine.checkpoints.save)
-        late.after_call(profile.checkpoint[1], engine.checkpoints.load)
-    late.before_call("multiprocessing.spawn.get_preparation_data", engine.spawning)
-    _patch_loader(engine)
-    # The interpreter leaves last_type where an exception ended the program.
-    atexit.register(lambda: engine.close(failed=hasattr(sys, "last_type")))
-    return engine
-
-
-def _patch_loader(engine: Engine) -> None:
-    iterate, length = DataLoader.__iter__, DataLoader.__len__
-
-    def patched_iter(loader: DataLoader[Any]) -> Iterator[Any]:
-        hosted = engine.hosted(loader)
-        return iterate(loader) if hosted is None else engine.start(hosted)
-
-    def patched_len(loader: DataLoader[Any]) -> int:
-        hosted = engine.hosted(loader) if engine.train or engine.checkpoints.waiting else None
-        return length(loader) if hosted is None else len(hosted)
-
-    DataLoader._kcd_engine = engine  # type: ignore[attr-defined]
-    DataLoader.__iter__ = patched_iter  # type: ignore[method-assign,assignment]
-    DataLoader.__len__ = patched_len  # type: ignore[method-assign]
-
-
-def _thread_variables() -> dict[str, str | None]:
-    return {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+__all__ = ["Engine"]
 
 
 class Engine:
@@ -128,39 +42,27 @@ class Engine:
     ----------
     train : HostedLoader or None
         The loader the student trains on, once it is known.
-    epochs : int
-        Passes in which the student was observed, but for the present one.
     """
 
     def __init__(self, settings: Settings, profile: Profile, arguments: Sequence[str]) -> None:
-        self.settings, self.profile, self.arguments = settings, profile, list(arguments)
-        self.method = profile.method(self.arguments)
+        self.settings, self.profile = settings, profile
+        self.account = Account(settings, profile.title, profile.method(list(arguments)))
         self.schedule = settings.schedule()
         self.train: HostedLoader | None = None
-        self.epochs = self.drawn = self.observed = 0  # of the passes that ended; samples of this process
-        self.saved = 0  # samples of all processes
-        # Absolute from the start: the host may change its working directory.
-        self.history = Path(settings.history).absolute() if settings.history is not None else None
-        self.reasons = (
-            Reasons()
-        )  # for which predictions were passed over; of this pass, once the student is known
-        self._unseen = Reasons()  # for which samples were drawn, but not observed
+        # For which predictions were passed over; of this pass, once the student is known.
+        self.reasons = Reasons()
         self._refused = Reasons()  # for which loaders were passed over
         self._any = False  # whether a loader was followed
         self.alone = True  # whether no other process may be the one that trains
         self._told = False  # whether it was said that nothing is observed
         self._hosted: weakref.WeakKeyDictionary[DataLoader[Any], HostedLoader] = weakref.WeakKeyDictionary()
         self._candidates: weakref.WeakSet[HostedLoader] = weakref.WeakSet()
-        self._checked = 0  # batches compared at once
-        self._moved = False  # whether the tracker is where the predictions are
+        self._labels = Labels()
         self._strangers = 0  # predictions of this pass with labels that no batch has
         self._elsewhere = 0  # predictions since this pass ended
-        self._rank = 0
-        self._wrong: Any = None  # labels that differed, counted on the device
         self._closed = self._plain = False
         self._agreed = False  # whether all ranks observe
         self._process = os.getpid()
-        self._threads = _thread_variables()
         self.checkpoints = Checkpoints(self)
 
     # -- drawing -----------------------------------------------------------------------------------
@@ -170,6 +72,8 @@ class Engine:
         hosted = self._hosted.get(loader)
         if hosted is not None:
             return hosted if self.train in (None, hosted) else None
+        from .hosted import HostedLoader  # torch, which the host has imported by now
+
         try:
             if self.train is None:
                 hosted = HostedLoader(loader, self.profile, self.settings)
@@ -188,7 +92,7 @@ class Engine:
 
     def start(self, hosted: HostedLoader) -> Iterator[Any]:
         """A pass over a loader. If it is the student's, the pass before it ends now."""
-        _ = self.rank  # while the host's process group is there to ask
+        _ = self.account.rank  # while the host's process group is there to ask
         self._see_all_ranks(hosted)
         if hosted is self.train:
             self._end_passes()
@@ -218,7 +122,7 @@ class Engine:
             )
         if self.train is None and not self._told:
             self._told = True
-            self.say(
+            self.account.say(
                 f"nothing was observed in a whole pass over {type(hosted.dataset).__name__}, "
                 f"{hosted.sampler.num_samples} samples: {self._why()}. That is right for a phase before the student's own"
             )
@@ -244,9 +148,10 @@ class Engine:
                         self.choose(hosted)
                     self.checkpoints.unconfirmed = False
                     indices, expected = found
-                    if known:  # else it was compared just now
-                        self._compare(expected, targets)
-                    self._record(hosted, one, indices, prediction, targets)
+                    # What is known was not compared just now.
+                    if known and not self._labels.compare(expected, targets):
+                        raise RuntimeError(self._misaligned())
+                    hosted.record(one, indices, prediction, targets)
                     return
             if not hosted.observed and hosted.waits(rows):
                 self._strangers += 1
@@ -255,7 +160,7 @@ class Engine:
             elif hosted is self.train and hosted.done:
                 self._elsewhere += 1
                 if self._elsewhere == CHECKED_AT_ONCE:
-                    self.say(
+                    self.account.say(
                         "WARNING: a student is being trained on another loader than the one that was recognised "
                         "(the host makes several?); what it draws is not condensed, and not recorded"
                     )
@@ -286,55 +191,19 @@ class Engine:
             )
         return text
 
-    def _compare(self, expected: torch.Tensor, targets: torch.Tensor) -> None:
-        wrong = differ(expected, targets)
-        self._checked += 1
-        if wrong.device.type == "cpu" or self._checked < CHECKED_AT_ONCE:
-            if int(wrong):
-                raise RuntimeError(self._misaligned())
-        elif self._wrong is None:
-            self._wrong = wrong
-        else:
-            self._wrong += wrong
-
-    def _record(
-        self, hosted: HostedLoader, one: Pass, indices: Any, prediction: torch.Tensor, targets: torch.Tensor
-    ) -> None:
-        if prediction.is_cuda and not self._moved:
-            hosted.tracker.to(prediction.device)
-            self._moved = True
-        if hosted.sampler.num_replicas > 1:
-            real = indices >= 0  # what pads a rank's length is no observation
-            if not bool(real.all()):
-                rows = torch.nonzero(real).squeeze(1)
-                indices, rows = indices[rows], rows.to(prediction.device, non_blocking=True)
-                prediction, targets = prediction[rows], targets[rows]
-        hosted.tracker.update(indices, prediction, targets=targets)
-        one.observed += len(indices)
-
     def choose(self, hosted: HostedLoader) -> None:
         """Settle on a loader as the student's."""
         if hosted.unmixable is not None:
             raise hosted.unmixable
         self.train = hosted
         self.reasons.clear()
-        self._check_threads()
         sampler, dataset = hosted.sampler, hosted.dataset
         how = "raw images" if hosted.mixer is mix_arrays else "samples after their transform"
         mixing = f"mixing {how}, {sampler.mixing}" if sampler.mixing else "no mixing"
-        self.say(
+        self.account.say(
             f"the student trains on {type(dataset).__name__}, {sampler.num_samples} samples in batches of "
             f"{hosted.batches.batch_size}; {mixing}"
         )
-
-    def _check_threads(self) -> None:
-        """Torch reads these as it is imported, and kcd has imported it before the script ran."""
-        changed = [name for name, value in _thread_variables().items() if value != self._threads[name]]
-        if changed:
-            self.say(
-                f"WARNING: the script set {', '.join(changed)} before its `import torch`, which has no effect under kcd: "
-                "set it in the shell, as the number of threads can change the last bits of the weights"
-            )
 
     def _misaligned(self) -> str:
         return (
@@ -357,16 +226,12 @@ class Engine:
         return len(train.history) > stages and train.sampler.num_kept < train.sampler.num_samples
 
     def _end_pass(self, train: HostedLoader, one: Pass, last: bool) -> None:
-        if self._wrong is not None and int(self._wrong):
+        if not self._labels.agree():
             raise RuntimeError(self._misaligned())
-        self.epochs += 1
-        self.drawn += one.drawn
-        self.observed += one.observed
-        self.saved += train.sampler.num_samples - one.size
-        if one.drawn > one.observed:
-            reason = self.reasons.leading() or f"{self.profile.observe} was not called for their batches"
-            self._unseen.note(reason, times=one.drawn - one.observed)
-        if self.schedule.due(self.epochs) and not last:
+        self.account.add(
+            train, one, self.reasons.leading() or f"{self.profile.observe} was not called for their batches"
+        )
+        if self.schedule.due(self.account.epochs) and not last:
             self._condense(train)
 
     def _condense(self, train: HostedLoader) -> None:
@@ -384,7 +249,7 @@ class Engine:
             if not skipped:
                 raise
             raise RuntimeError(
-                f"no stage can end: {skipped} of {self.observed} predictions of the student were not finite, "
+                f"no stage can end: {skipped} of {self.account.observed} predictions of the student were not finite, "
                 "and were not recorded (a learning rate that is too high, or half precision?)"
             ) from error
         train.renew()
@@ -392,23 +257,11 @@ class Engine:
             chosen,
             value,
             count,
-            epoch=self.epochs,
+            epoch=self.account.epochs,
             alpha=self.settings.alpha,
             mixing=train.sampler.mixing is not None,
         )
-        lent = (
-            "; the last batch borrows a sample, so as not to be a single one" if train.batches.lends else ""
-        )
-        self.say(
-            f"stage {chosen.stage} after epoch {self.epochs}: {len(chosen.kept)} of {chosen.num_samples} kept, "
-            f"{len(chosen.dropped)} dropped, {len(chosen.tail) if train.sampler.mixing else 0} mixed, "
-            f"cut {chosen.cut:.4f}, {self._savings(' so far')}{lent}"
-        )
-        self._write_history(train)
-
-    def _savings(self, when: str = "") -> str:
-        full = self.epochs * (self.train.sampler.num_samples if self.train else 0)
-        return f"{self.saved} of {full} samples saved{when} ({self.saved / max(1, full):.1%})"
+        self.account.tell_stage(train, chosen)
 
     def close(self, *, failed: bool = False) -> bool:
         """The end of the run: the summary. A stage due now is left out, since nothing trains on it.
@@ -429,80 +282,16 @@ class Engine:
             self._closed = True
             self._end_passes(last=True)
             if self.train is not None:
-                self._sum_up(self.train, failed)
+                self.account.sum_up(self.train, failed=failed)
             elif not failed and (self._any or self._refused or self.reasons or self.alone):
                 self._plain = bool(
                     self._any or self._refused or self.reasons
                 )  # else it did not train: --help
-                self.say(
+                self.account.say(
                     f"WARNING: this run was without KCD, since no prediction was observed: {self._why()}"
                 )
         return not self._plain
 
-    def _sum_up(self, train: HostedLoader, failed: bool) -> None:
-        processes, done = train.sampler.num_replicas, len(train.history)
-        share = f" by the first of {processes} processes" if processes > 1 else ""
-        self.say(
-            f"{number(self.epochs, 'epoch')}, {number(done, 'stage')}, {self.drawn} samples drawn{share}, "
-            f"{self.observed} of them observed, {self._savings()}"
-        )
-        if self._unseen:
-            self.say(f"not observed: {self._unseen.leading()}")
-        if not failed and done < self.settings.stages and self.settings.ratio < 1:
-            self.say(self._short(train, done))
-        if self._write_history(train):
-            self.say(f"history: {self.settings.history}")
-
-    def _short(self, train: HostedLoader, done: int) -> str:
-        """What to say of a run that ended fewer stages than were asked for."""
-        settings, epochs = self.settings, number(self.epochs, "epoch")
-        if done:
-            share = train.sampler.num_kept / train.sampler.num_samples
-            return (
-                f"{done} of {settings.stages} stages ended in {epochs} with --period {settings.period} (one that is due "
-                f"after the last epoch is left out): the last epoch was trained on {share:.1%}, not yet {settings.ratio:.1%}"
-            )
-        if settings.warmup > self.epochs:
-            why = f"--warmup {settings.warmup} is longer than the {epochs}"
-        elif settings.period > self.epochs:
-            why = f"--period {settings.period} is longer than the {epochs}"
-        else:
-            why = "the first was due after the last epoch, when nothing would train on it"
-        return f"no stage ended: {why}; this was plain training"
-
-    def _write_history(self, train: HostedLoader) -> bool:
-        if self.history is None or self.rank > 0:
-            return False
-        content = {
-            "run": {"repository": self.profile.title, "method": self.method, "kcd": __version__},
-            "settings": asdict(self.settings),
-            "summary": {
-                "epochs": self.epochs,
-                "drawn": self.drawn,
-                "observed": self.observed,
-                "saved": self.saved,
-                "processes": train.sampler.num_replicas,
-            },
-            "history": train.history.state_dict(),
-        }
-        try:
-            write_whole(self.history, json.dumps(content).encode())
-        except OSError as error:
-            self.say(f"WARNING: the history can't be written to {self.history}: {error.strerror or error}")
-            return False
-        return True
-
-    @property
-    def rank(self) -> int:
-        """This process's, remembered: at the end, the host's process group may be gone."""
-        self._rank = self._rank or distributed.rank()
-        return self._rank
-
     def spawning(self, *_: Any) -> None:
         """Take note that a process is being spawned."""
         self.alone = False
-
-    def say(self, text: str) -> None:
-        """Print a line, on the first rank alone."""
-        if self.rank == 0:
-            print(f"kcd: {text}", flush=True)

@@ -1,8 +1,6 @@
 """A host's DataLoader, iterated through a rebuilt one whose keys carry index and mix recipe.
 
-The host's loader itself is not changed, and the order stays the host's: its own sampler shuffles the
-*positions* of the kept set, so that its random numbers are consumed as before. With everything kept,
-that is its own order to the bit.
+The host's loader itself is not changed.
 """
 
 from __future__ import annotations
@@ -14,62 +12,20 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
+from torch.utils.data import DataLoader
 
 from kcd_core import CondensationHistory, KnowledgeValueTracker
 from kcd_core.keyed import KeyBatches, rebuild, understand
 from kcd_core.mixing import Mixer, Steps, default_mixer, mix_samples
-from kcd_core.sampler import CondensedSampler
 
+from .host_order import HostOrder
 from .passes import Pass
 from .profiles import Profile
+from .recording import record
 from .settings import Settings
 
-__all__ = ["HostOrder", "HostedLoader", "differ"]
-
-Blocks = Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]]
-
-
-class HostOrder(CondensedSampler):
-    """Which indices are kept, as `CondensedSampler` has it; in which order, the host's sampler says."""
-
-    def __init__(self, host: Any, num_samples: int, *, mixing: str | None) -> None:
-        super().__init__(num_samples, num_replicas=1, rank=0, mixing=mixing)
-        self.follow(host)
-
-    def follow(self, host: Any) -> None:
-        """Leave the order to this sampler of the host's from now on."""
-        self._host = host
-        self.num_replicas, self.rank = getattr(host, "num_replicas", 1), getattr(host, "rank", 0)
-        self.drop_last = getattr(host, "drop_last", False)
-
-    def blocks(self, epoch: int | None = None, start: int = 0) -> Blocks:
-        """One block, the whole epoch's; drawn when its first index is asked for, as the host would."""
-        return self._draw(self._kept, self.num_kept)
-
-    def _draw(self, kept: npt.NDArray[np.int64] | None, size: int) -> Blocks:
-        positions = np.fromiter(self._over(size), np.int64)
-        padding = self.rank + self.num_replicas * np.arange(len(positions)) >= size
-        yield (positions if kept is None else kept[positions]), padding
-
-    def _over(self, size: int) -> Any:
-        host = self._host
-        if size == self.num_samples:
-            return host
-        if isinstance(host, DistributedSampler):
-            sampler: Any = DistributedSampler(
-                range(size),  # type: ignore[arg-type]
-                host.num_replicas,
-                host.rank,
-                host.shuffle,
-                host.seed,
-                host.drop_last,
-            )
-            sampler.set_epoch(host.epoch)
-            return sampler
-        return RandomSampler(range(size), generator=host.generator)
+__all__ = ["HostedLoader"]
 
 
 class HostedLoader:
@@ -136,6 +92,10 @@ class HostedLoader:
     def observed(self) -> int:
         """Samples."""
         return sum(one.observed for one in self.passes)
+
+    def record(self, one: Pass, indices: Any, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        """Record the prediction for a batch of the pass ``one``."""
+        one.observed += record(self.tracker, self.sampler, indices, logits, targets)
 
     def follow(self, loader: DataLoader[Any]) -> bool:
         """Go on with a loader that the host made in the place of the one it let go of, if it is over the same data.
@@ -265,11 +225,3 @@ def _mix(mixer: Mixer, dataset: Any, index: int, steps: Steps) -> Any:
         raise TypeError(
             f"{error}. With kcd run and kcd patch: give --mixing none, or let the profile name the images' `fields`"
         ) from error
-
-
-def differ(expected: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """How many labels of a batch differ from those a prediction was made for, counted where those lie."""
-    if targets.is_cuda and torch.cuda.is_available() and not expected.is_cuda:
-        expected = expected.pin_memory()  # only from pinned memory does a copy not wait
-    number: torch.Tensor = (expected.to(targets.device, non_blocking=True) != targets).sum()
-    return number

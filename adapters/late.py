@@ -114,6 +114,9 @@ class _Loader(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._inner  # from here on, all is as if it had been found without us
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._inner
         self._inner.exec_module(module)
         for action in _FINDER.waiting.pop(self._name, ()):
             action(module)

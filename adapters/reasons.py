@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import torch
-
 __all__ = ["Reasons", "unfit"]
 
 
@@ -35,6 +33,8 @@ class Reasons:
 
 def unfit(prediction: Any, targets: Any) -> tuple[str, str] | None:
     """Why these can't be a student's prediction and its labels, as (kind, text); None if they can."""
+    import torch  # which the host has imported by now
+
     for kind, given, expected in (("prediction", prediction, "[B, C]"), ("labels", targets, "[B]")):
         if not isinstance(given, torch.Tensor):
             return kind, f"for the {kind} it was given {type(given).__name__}, a tensor {expected} expected"

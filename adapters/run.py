@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             f"{given} was changed by kcd patch: run it with python, or take the change back with kcd unpatch"
         )
     settings = Settings.from_args(args)
-    from .engine import install  # torch is imported no earlier than needed
+    from .install import install
     from .profiles import find
 
     profile = find(script, settings.profile)
@@ -85,7 +85,7 @@ def _prepare_children(settings: Settings, script: Path) -> None:
 
 def run_in_child() -> dict[str, Any]:
     """What the script defines, run as its own children run it, after KCD was installed."""
-    from .engine import install
+    from .install import install
 
     script = os.environ[SCRIPT]
     settings = Settings.from_environment()

@@ -125,17 +125,18 @@ def dali(note: Say) -> None:
 
 def torch_six(note: Say) -> None:
     """``torch._six`` was removed in torch 1.13."""
-    import torch
 
-    if not hasattr(torch, "_six"):
-        stub = _Stub(
-            "torch._six",
-            lambda: note("torch._six was removed; string_classes is (str,)"),
-            string_classes=(str,),
-            int_classes=(int,),
-        )
-        sys.modules["torch._six"] = stub
-        torch._six = stub  # type: ignore[attr-defined]
+    def action(torch: Any) -> None:
+        if not hasattr(torch, "_six"):
+            stub = _Stub(
+                "torch._six",
+                lambda: note("torch._six was removed; string_classes is (str,)"),
+                string_classes=(str,),
+                int_classes=(int,),
+            )
+            sys.modules["torch._six"] = torch._six = stub
+
+    when_imported("torch", action)
 
 
 def train_data(note: Say) -> None:
@@ -162,9 +163,10 @@ def train_data(note: Say) -> None:
 
 def alias_cuda(note: Say) -> None:
     """CRD moves its alias table to CUDA whether there is one or not."""
-    import torch
 
     def action(module: ModuleType) -> None:
+        import torch
+
         original = module.AliasMethod.cuda
 
         def cuda(table: Any) -> None:

@@ -22,7 +22,8 @@ from kcd_core.states import check_same
 
 from .contrast import restrict
 from .files import write_whole
-from .hosted import HostOrder
+from .host_order import HostOrder
+from .recording import record
 from .settings import Settings
 
 __all__ = ["INDEX", "KCDBatchSampler", "KCDDatasetWrapper"]
@@ -150,7 +151,7 @@ class KCDBatchSampler:
         self.history = CondensationHistory(len(dataset))
         self.epoch = self.drawn = self.observed = 0
         self._batches = KeyBatches(self.order, self.batch_size, self.drop_last)
-        self._moved = self._begun = False
+        self._begun = False
         self._state = None if state is None else Path(state)
         KCDBatchSampler.current = self
 
@@ -172,15 +173,7 @@ class KCDBatchSampler:
 
     def record(self, indices: torch.Tensor, output: torch.Tensor, targets: Any) -> None:
         """Record the student's logits of one batch."""
-        if output.is_cuda and not self._moved:
-            self.tracker.to(output.device)
-            self._moved = True
-        if self.order.num_replicas > 1 and bool((indices < 0).any()):  # what pads a rank's length
-            rows = torch.nonzero(indices >= 0).squeeze(1)
-            indices, rows = indices[rows], rows.to(output.device)
-            output, targets = output[rows], None if targets is None else targets[rows]
-        self.tracker.update(indices, output, targets=targets)
-        self.observed += len(indices)
+        self.observed += record(self.tracker, self.order, indices, output, targets)
 
     def begin(self, epoch: int) -> None:
         """At the first epoch of this process: go on from the saved state, if it is not torchdistill's epoch 0.

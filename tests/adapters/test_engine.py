@@ -233,7 +233,7 @@ def test_a_look_into_the_loader_in_the_middle_of_an_epoch_ends_nothing() -> None
             if batch == 2:  # the accuracy on all of it
                 assert sum(len(y) for _, y in engine.start(train)) == (40, 30, 20)[len(sizes) - 1]
     assert sizes == [40, 30, 20]
-    assert (engine.epochs, train.observed, engine.drawn) == (2, 20, 70)
+    assert (engine.account.epochs, train.observed, engine.account.drawn) == (2, 20, 70)
 
 
 def test_an_epoch_ends_when_the_host_lets_go_of_its_iterator() -> None:
@@ -248,7 +248,7 @@ def test_an_epoch_ends_when_the_host_lets_go_of_its_iterator() -> None:
             x, y = next(batches)
             drawn += x.flatten().int().tolist()
             engine.observe(x.expand(-1, 3).clone().requires_grad_(), y)
-    assert engine.epochs == 2
+    assert engine.account.epochs == 2
     assert set(drawn[48:]) <= set(train.sampler.kept)
     assert train.sampler.num_kept == 20
 
@@ -276,13 +276,12 @@ def test_a_distance_that_explains_all_observations_is_found() -> None:
     assert [None if one is None else one[0].tolist() for one in found] == [None, [2, 3], [4, 5]]
 
 
-def test_thread_variables_that_come_too_late_and_forks_that_end(
+def test_a_fork_that_ends_has_nothing_to_sum_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine, train = Engine(Settings(), PROFILE, []), hosted()
-    monkeypatch.setenv("OMP_NUM_THREADS", "77")
-    engine.choose(train)
-    assert "WARNING: the script set OMP_NUM_THREADS" in capsys.readouterr().out
+    engine = Engine(Settings(), PROFILE, [])
+    engine.choose(hosted())
+    capsys.readouterr()
     monkeypatch.setattr("os.getpid", lambda: -1)
     assert engine.close()
     assert capsys.readouterr().out == ""
@@ -293,9 +292,8 @@ def test_on_cuda_observing_neither_waits_nor_copies_to_the_host() -> None:
     with fake_cuda():
         engine, train = Engine(Settings(), PROFILE, []), hosted()
         now = Pass(40, observed=1, _ahead=0)
-        engine.train, train.passes, engine._checked = train, [now], 3
+        engine.train, train.passes, engine._labels._checked = train, [now], 3
         train.tracker.to("cuda:0")
-        engine._moved = True
         with Watch() as watch:
             for _ in range(40):  # more than wait to be added
                 now.pending.append((np.arange(8), torch.zeros(8, dtype=torch.long)))
@@ -303,7 +301,7 @@ def test_on_cuda_observing_neither_waits_nor_copies_to_the_host() -> None:
                 logits = torch.zeros(8, 3, device="cuda:0", dtype=torch.float16, requires_grad=True)
                 engine.observe(logits, torch.zeros(8, dtype=torch.long, device="cuda:0"))
         assert train.observed == 321
-        assert engine._wrong.device.type == "cuda"
+        assert engine._labels._wrong.device.type == "cuda"
         assert watch.to_host == []
 
 

@@ -56,7 +56,7 @@ def test_a_resumed_run_draws_what_the_other_would_have(saved: tuple[Path, list[i
     run = Run()
     run.engine.checkpoints.load(CHECKPOINT, path)
     assert run.epoch() == third
-    assert (run.engine.epochs, len(third)) == (2, 20)
+    assert (run.engine.account.epochs, len(third)) == (2, 20)
 
 
 def test_a_loader_that_was_seen_before_the_checkpoint_gets_its_state(saved: tuple[Path, list[int]]) -> None:

@@ -455,6 +455,55 @@ def test_spawned_workers(host: Host) -> None:
     assert output.count("kcd: mdistiller") == 1
 
 
+SETS_THREADS = """
+import os
+import sys
+loaded = "torch" in sys.modules
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"
+import torch
+from torch.utils.data import DataLoader
+if __name__ != "__mp_main__":
+    import losses
+    kept = []
+    data = [(torch.zeros(1), i % 2) for i in range(8)]
+    loader = DataLoader(data, batch_size=4, shuffle=True)
+    for _ in range(3):
+        kept.append(0)
+        for x, y in loader:
+            kept[-1] += len(y)
+            losses.kd(torch.zeros(len(y), 2, requires_grad=True), y)
+    torch.multiprocessing.start_processes(print, args=("child",), nprocs=1, start_method="spawn")
+    print("drawn", kept)
+print("loaded", loaded, "threads", torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize("how", ["run", "patch"])
+def test_what_a_script_sets_before_it_imports_torch_counts(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "2")
+    host = Host("sskd", tmp_path)
+    for name, code in {
+        "mine.py": "from kcd_adapters.profiles import Profile\n"
+        "PROFILE = Profile('mine', 'Mine', 'go.py', (), 'losses.kd', lambda arguments: 'kd')\n",
+        "losses.py": "def kd(logits, labels):\n    pass\n",
+        "go.py": SETS_THREADS,
+    }.items():
+        (host.folder / name).write_text(code)
+    options = (*ONCE, "--profile", "mine.py")
+    if how == "run":
+        output, _ = host.kcd(*options, "go.py")
+    else:
+        host.run("-m", "kcd_adapters", "patch", *options, ".")
+        output, _ = host.run("go.py")
+    assert output.count("loaded False threads 1") == 2  # in the spawned process, too
+    assert "drawn [8, 6, 4]" in output
+    assert output.count("kcd: Mine, kd") == 1
+
+
 def test_unknown_repositories_and_scripts_are_refused(tmp_path: Path) -> None:
     host = Host("sskd", tmp_path)
     (host.folder / "elsewhere").mkdir()

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torchvision.datasets.cifar as cifar
 
-from kcd_adapters import engine, hosted, run, shims
+from kcd_adapters import hosted, install, run, shims
 from kcd_adapters.cli import main
 from kcd_adapters.profiles import find
 from kcd_core.keyed import KeyBatches
@@ -30,12 +30,12 @@ PASSES = []  # of each: the loader's id, the keys drawn, what was observed
 
 
 def trace():
-    start, batches, record = hosted.HostedLoader.start, KeyBatches.__iter__, engine.Engine._record
+    start, batches, record = hosted.HostedLoader.start, KeyBatches.__iter__, hosted.HostedLoader.record
 
     def traced_start(self, *args):
         PASSES.append({"keys": [], "observed": []})
         if "SEED_PASSES" in os.environ:
-            seed(100 + torch.utils.data.DataLoader._kcd_engine.epochs)
+            seed(100 + install._INSTALLED[0].account.epochs)
         return start(self, *args)
 
     def traced_batches(self):
@@ -46,16 +46,16 @@ def trace():
             PASSES[-1]["keys"].append(list(batch))
             yield batch
 
-    def traced_record(self, loader, one, indices, prediction, targets):
+    def traced_record(self, one, indices, prediction, targets):
         logits = prediction.detach().double().cpu().numpy()
         PASSES[-1]["observed"].append((indices.tolist(), logits, targets.cpu().numpy()))
         if len(PASSES) == int(os.environ.get("KILL_IN", 0)) and len(PASSES[-1]["observed"]) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        return record(self, loader, one, indices, prediction, targets)
+        return record(self, one, indices, prediction, targets)
 
     hosted.HostedLoader.start = traced_start
     KeyBatches.__iter__ = traced_batches
-    engine.Engine._record = traced_record
+    hosted.HostedLoader.record = traced_record
 
 
 def identity(self, *args, **kwargs):

@@ -1,0 +1,135 @@
+"""The account of a run: what was drawn, observed and saved, told line by line and written for ``kcd report``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kcd_core import CondensedSet, __version__, distributed
+
+from .files import write_whole
+from .reasons import Reasons
+from .settings import Settings, number
+
+if TYPE_CHECKING:
+    from .hosted import HostedLoader
+    from .passes import Pass
+
+__all__ = ["Account"]
+
+
+class Account:
+    """Counts over the passes that ended, and what is said of them.
+
+    Attributes
+    ----------
+    method : str
+    epochs : int
+        Passes in which the student was observed, but for the present one.
+    drawn, observed : int
+        Samples of this process.
+    saved : int
+        Samples of all processes.
+    path : Path or None
+        Of the history.
+    """
+
+    def __init__(self, settings: Settings, repository: str, method: str) -> None:
+        self._settings, self._repository, self.method = settings, repository, method
+        self.epochs = self.drawn = self.observed = self.saved = 0
+        # Absolute from the start: the host may change its working directory.
+        self.path = Path(settings.history).absolute() if settings.history is not None else None
+        self._unseen = Reasons()  # for which samples were drawn, but not observed
+        self._rank = 0
+
+    @property
+    def rank(self) -> int:
+        """This process's, remembered: at the end, the host's process group may be gone."""
+        self._rank = self._rank or distributed.rank()
+        return self._rank
+
+    def say(self, text: str) -> None:
+        """Print a line, on the first rank alone."""
+        if self.rank == 0:
+            print(f"kcd: {text}", flush=True)
+
+    def add(self, train: HostedLoader, one: Pass, unseen: str) -> None:
+        """Add a pass over the student's loader that ended; ``unseen`` is why part of it was not observed, if so."""
+        self.epochs += 1
+        self.drawn += one.drawn
+        self.observed += one.observed
+        self.saved += train.sampler.num_samples - one.size
+        if one.drawn > one.observed:
+            self._unseen.note(unseen, times=one.drawn - one.observed)
+
+    def tell_stage(self, train: HostedLoader, chosen: CondensedSet) -> None:
+        """Say what a stage chose, and write it."""
+        lent = (
+            "; the last batch borrows a sample, so as not to be a single one" if train.batches.lends else ""
+        )
+        self.say(
+            f"stage {chosen.stage} after epoch {self.epochs}: {len(chosen.kept)} of {chosen.num_samples} kept, "
+            f"{len(chosen.dropped)} dropped, {len(chosen.tail) if train.sampler.mixing else 0} mixed, "
+            f"cut {chosen.cut:.4f}, {self._savings(train, ' so far')}{lent}"
+        )
+        self._write(train)
+
+    def _savings(self, train: HostedLoader, when: str = "") -> str:
+        full = self.epochs * train.sampler.num_samples
+        return f"{self.saved} of {full} samples saved{when} ({self.saved / max(1, full):.1%})"
+
+    def sum_up(self, train: HostedLoader, *, failed: bool) -> None:
+        """The last lines; where the script ``failed``, there is no more to be said of stages that did not end."""
+        processes, done = train.sampler.num_replicas, len(train.history)
+        share = f" by the first of {processes} processes" if processes > 1 else ""
+        self.say(
+            f"{number(self.epochs, 'epoch')}, {number(done, 'stage')}, {self.drawn} samples drawn{share}, "
+            f"{self.observed} of them observed, {self._savings(train)}"
+        )
+        if self._unseen:
+            self.say(f"not observed: {self._unseen.leading()}")
+        if not failed and done < self._settings.stages and self._settings.ratio < 1:
+            self.say(self._short(train, done))
+        if self._write(train):
+            self.say(f"history: {self._settings.history}")
+
+    def _short(self, train: HostedLoader, done: int) -> str:
+        """What to say of a run that ended fewer stages than were asked for."""
+        settings, epochs = self._settings, number(self.epochs, "epoch")
+        if done:
+            share = train.sampler.num_kept / train.sampler.num_samples
+            return (
+                f"{done} of {settings.stages} stages ended in {epochs} with --period {settings.period} (one that is due "
+                f"after the last epoch is left out): the last epoch was trained on {share:.1%}, not yet {settings.ratio:.1%}"
+            )
+        if settings.warmup > self.epochs:
+            why = f"--warmup {settings.warmup} is longer than the {epochs}"
+        elif settings.period > self.epochs:
+            why = f"--period {settings.period} is longer than the {epochs}"
+        else:
+            why = "the first was due after the last epoch, when nothing would train on it"
+        return f"no stage ended: {why}; this was plain training"
+
+    def _write(self, train: HostedLoader) -> bool:
+        if self.path is None or self.rank > 0:
+            return False
+        content = {
+            "run": {"repository": self._repository, "method": self.method, "kcd": __version__},
+            "settings": asdict(self._settings),
+            "summary": {
+                "epochs": self.epochs,
+                "drawn": self.drawn,
+                "observed": self.observed,
+                "saved": self.saved,
+                "processes": train.sampler.num_replicas,
+            },
+            "history": train.history.state_dict(),
+        }
+        try:
+            write_whole(self.path, json.dumps(content).encode())
+        except OSError as error:
+            self.say(f"WARNING: the history can't be written to {self.path}: {error.strerror or error}")
+            return False
+        return True

@@ -1,0 +1,113 @@
+"""Install KCD in a process, before somebody else's training script runs in it.
+
+Two things are patched: ``DataLoader.__iter__`` and ``__len__``, so that the loader the student trains on
+draws the condensed set; and the one function of the host's that always gets the student's final
+prediction, so that it is recorded.
+
+Nothing here imports torch: the host does, after it has set what torch reads as it is imported
+(``OMP_NUM_THREADS``, say), and both are patched in the moment after.
+"""
+
+from __future__ import annotations
+
+import atexit
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from . import late, shims
+from .engine import Engine
+from .files import check_writable
+from .profiles import Profile, find
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+__all__ = ["install"]
+
+_INSTALLED: list[Engine] = []  # one at most
+
+
+def install(
+    settings: Settings,
+    profile: Profile | None = None,
+    arguments: Sequence[str] | None = None,
+    *,
+    spawned: bool = False,
+) -> Engine:
+    """Install KCD in this process, before the host's script runs.
+
+    Parameters
+    ----------
+    settings : Settings
+    profile : Profile, optional
+        Default: the one that knows the script being run, or that ``settings`` name.
+    arguments : sequence of str, optional
+        The script's. Default: ``sys.argv[1:]``.
+    spawned : bool
+        Whether this is a process that the script spawned: its parent has said what there is to say.
+
+    Raises
+    ------
+    ValueError
+        If no profile knows the script, the command line can't run with KCD (which, and why), the history
+        can't be written, or KCD is installed already.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if profile is None:
+        script = getattr(sys.modules.get("__main__"), "__file__", None) or sys.argv[0]
+        profile = find(Path(script), settings.profile)
+    refusal = profile.refuse(arguments)
+    if refusal is not None:
+        raise ValueError(f"{profile.title} can't run like this with KCD: {refusal}")
+    if _INSTALLED:
+        raise ValueError(
+            "KCD is installed in this process already (by kcd patch? then run the script itself)"
+        )
+    engine = Engine(settings, profile, arguments)
+    engine.alone = not spawned
+    account = engine.account
+    if account.path is not None and not spawned:
+        try:
+            check_writable(account.path)
+        except OSError as error:
+            raise ValueError(
+                f"--history {settings.history}: {error.strerror or error}; give a file in a folder that exists"
+            ) from None
+    _INSTALLED.append(engine)
+    say = (lambda text: None) if spawned else account.say
+    say(
+        f"{profile.title}, {account.method} (profile {profile.name}); the student is observed at {profile.observe}"
+    )
+    say(str(settings))
+    shims.install(profile.shims, settings.no_shims, say)
+    late.before_call(profile.observe, engine.observe)
+    if profile.checkpoint is not None:
+        late.after_call(profile.checkpoint[0], engine.checkpoints.save)
+        late.after_call(profile.checkpoint[1], engine.checkpoints.load)
+    late.before_call("multiprocessing.spawn.get_preparation_data", engine.spawning)
+    late.when_imported("torch", partial(_patch_loader, engine))
+    # The interpreter leaves last_type where an exception ended the program.
+    atexit.register(lambda: engine.close(failed=hasattr(sys, "last_type")))
+    return engine
+
+
+def _patch_loader(engine: Engine, _: ModuleType) -> None:
+    from torch.utils.data import DataLoader
+
+    iterate, length = DataLoader.__iter__, DataLoader.__len__
+
+    def patched_iter(loader: DataLoader[Any]) -> Iterator[Any]:
+        hosted = engine.hosted(loader)
+        return iterate(loader) if hosted is None else engine.start(hosted)
+
+    def patched_len(loader: DataLoader[Any]) -> int:
+        hosted = engine.hosted(loader) if engine.train or engine.checkpoints.waiting else None
+        return length(loader) if hosted is None else len(hosted)
+
+    DataLoader.__iter__ = patched_iter  # type: ignore[method-assign,assignment]
+    DataLoader.__len__ = patched_len  # type: ignore[method-assign]
