@@ -7,6 +7,8 @@ import datetime
 import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -116,8 +118,17 @@ def machine() -> dict[str, Any]:
         "numpy": np.__version__,
         "torch": torch.__version__,
         "kcd_core": kcd.__version__,
+        **({"commit": known} if (known := commit(RESULTS.parents[1])) else {}),
         "threads": torch.get_num_threads(),
     }
+
+
+def commit(checkout: Path) -> str | None:
+    """A Git checkout's commit, with a + if tracked files were changed."""
+    if not (checkout / ".git").exists() or shutil.which("git") is None:
+        return None
+    git = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def about() -> dict[str, Any]:

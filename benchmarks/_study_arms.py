@@ -219,10 +219,11 @@ def run(job: Job, material: Material) -> dict[str, Any]:
     """Distil one student; returns what the tables are made of."""
     arm = ARMS[job.arm]
     schedule = kcd.CondensationSchedule(job.ratio, STAGES, period=job.epochs // STAGES)
-    epochs: float = job.epochs
+    last, epochs, size = job.epochs, float(job.epochs), len(material.targets)
     if arm.equal:
-        sizes = [schedule.size(len(material.targets), epoch) for epoch in range(1, job.epochs + 1)]
-        epochs = sum(sizes) / len(material.targets)
+        total = sum(schedule.size(size, epoch) for epoch in range(1, job.epochs + 1))
+        epochs, (whole, rest) = total / size, divmod(total, size)
+        last = whole + (rest >= job.batch)  # a smaller rest joins the last whole epoch, see below
     chooser = arm.chooser(job, material, schedule, **arm.options)
     student: Any = build(student_of(job.student), material.classes, job.seed)
     loss = loss_of(arm.loss, material, student[-1].in_features, job.seed)
@@ -233,12 +234,13 @@ def run(job: Job, material: Material) -> dict[str, Any]:
     student.train()
     drawn = []
     wall, cpu = time.perf_counter(), time.process_time()
-    for epoch in range(1, math.ceil(epochs) + 1):
+    for epoch in range(1, last + 1):
         for group in optimizer.param_groups:
             group["lr"] = rate * 0.1 ** sum(epoch - 1 >= milestone for milestone in milestones)
         order = chooser.draw(epoch)
-        if arm.equal:
-            order = order[: round(epochs * chooser.size) - sum(drawn)]
+        if arm.equal and epoch == last:
+            # A batch of a few images would be the last that BatchNorm goes by in the test.
+            order = np.concatenate([order, chooser.draw(epoch + 1)])[: total - sum(drawn)]
         # Batches of nearly one size: BatchNorm can't train on a last batch of one.
         for indices in np.array_split(order, math.ceil(len(order) / job.batch)):
             step(student, optimizer, chooser, indices, loss)

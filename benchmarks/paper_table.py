@@ -30,7 +30,7 @@ from _paper_queue import Slots, carry_out
 from _paper_report import report
 from _paper_runs import Run, Setting, sskd_teacher
 from _paper_smoke import checkpoint, make
-from _report import RULE, Help, about, add_out
+from _report import RULE, Help, about, add_out, commit
 
 from kcd_adapters.profiles import profiles
 
@@ -203,23 +203,16 @@ def made_by(arguments: Sequence[str], setting: Setting, slots: Slots) -> dict[st
     facts = about()
     machine = facts.pop("machine")
     facts["command"] = " ".join(["python benchmarks/paper_table.py", *arguments])
-    facts |= {key: machine[key] for key in ("cpu", "cores", "python", "numpy", "torch", "kcd_core")}
+    facts |= {k: machine.get(k) for k in ("cpu", "cores", "python", "numpy", "torch", "kcd_core", "commit")}
     if installed("torchvision"):
         facts["torchvision"] = importlib.metadata.version("torchvision")
-    facts |= {"RepDistiller": version(setting.repdistiller), "SSKD": version(setting.sskd)}
+    facts |= {"RepDistiller": commit(setting.repdistiller), "SSKD": commit(setting.sskd)}
     if slots[0] is not None:
         ask = "import torch; print(torch.cuda.get_device_name())"  # in this process, it would take memory on the GPU
         facts["GPU"] = subprocess.run(
             [sys.executable, "-c", ask], capture_output=True, text=True
         ).stdout.strip()
     return {key: value for key, value in facts.items() if value}
-
-
-def version(checkout: Path) -> str | None:
-    """Its commit, with a mark if tracked files were changed."""
-    git = ["git", "-C", str(checkout), "describe", "--always", "--dirty=, changed", "--exclude=*"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

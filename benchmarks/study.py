@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from _report import RULE, Help, add_out, machine, many, needed
+from _report import RULE, Help, about, add_out, many, needed
 from _study_arms import ARMS, STAGES, Job, ratio_of, run
 from _study_losses import STUDENTS, Material, look, teacher_of
 from _study_report import report
@@ -245,15 +245,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
-    status = 0
+    facts, status = about(), 0
+    made_by = {"command": " ".join(["python benchmarks/study.py", *arguments]), "date": facts["date"]}
+    made_by |= {**facts["machine"], "threads": 1}  # of a run
     try:
         if not args.report_only:
             carry_out(setting, jobs_of(args, setting), args.workers, console)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from here")
         status = 130
-    made_by = {"command": " ".join(["python benchmarks/study.py", *arguments]), **machine()}
-    made_by["threads"] = 1  # a run
     text = report(setting.out, setting.name, None if args.report_only else made_by)
     console.print(text, soft_wrap=True)
     return status

@@ -151,6 +151,17 @@ def test_arms_of_one_ratio_draw_alike(study, material, arm):
     assert done["drawn"] == sum(schedule.size(N, epoch) for epoch in range(1, 7))
 
 
+@pytest.mark.parametrize("batch", [16, 75, 76, 128])
+def test_kd_at_equal_samples_ends_in_no_stray_batch(study, material, monkeypatch, batch):
+    """At 0.3, 1,275 samples of 300 are 4 epochs and 75 samples."""
+    sizes = []
+    monkeypatch.setattr(sys.modules["_study_arms"], "step", lambda *args: sizes.append(len(args[3])))
+    done = study.run(study.Job("kd-equal", 0.3, "small", 0, epochs=6, batch=batch), material)
+    assert sum(sizes) == done["drawn"] == 1275
+    assert done["drawn_by_epoch"] == ([300] * 3 + [375] if batch > 75 else [300] * 4 + [75])
+    assert min(sizes) > batch / 2
+
+
 def test_infobatch_leaves_out_half_of_the_easy_and_counts_the_others_twice(study, material):
     job = study.Job("infobatch", 1.0, "small", 0, epochs=8, batch=128)
     arm = study.ARMS["infobatch"].chooser(job, material, kcd.CondensationSchedule())
