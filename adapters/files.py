@@ -50,12 +50,17 @@ def write_whole(path: Path, content: bytes, *, expected: bytes | None = None) ->
     _sync_directory(path.parent)
 
 
-def check_writable(path: Path) -> None:
-    """See now whether `write_whole` could write ``path`` later; an OSError if not."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    with tempfile.TemporaryFile(dir=path.parent):
-        pass
+def check_writable(path: Path, name: str) -> None:
+    """See now whether `write_whole` could write ``path`` later; a ValueError that names the setting if not."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{name} {path}: {error.strerror or error}; give a file in a folder that exists"
+        ) from None
 
 
 def is_leftover(name: str) -> bool:

@@ -71,13 +71,8 @@ def install(
     engine = Engine(settings, profile, arguments)
     engine.alone = not spawned
     account = engine.account
-    if account.path is not None and not spawned:
-        try:
-            check_writable(account.path)
-        except OSError as error:
-            raise ValueError(
-                f"--history {settings.history}: {error.strerror or error}; give a file in a folder that exists"
-            ) from None
+    if settings.history is not None and not spawned:
+        check_writable(Path(settings.history), "--history")
     _INSTALLED.append(engine)
     say = (lambda text: None) if spawned else account.say
     say(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -14,20 +13,30 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, DistributedSampler, RandomSampler
 
-from kcd_core import CondensationHistory, KnowledgeValueTracker, distributed
+from kcd_core import (
+    CondensationHistory,
+    KnowledgeValueTracker,
+    distributed,
+    load_checkpoint,
+    save_checkpoint,
+)
 from kcd_core.condense import condense_stage
 from kcd_core.keyed import PADDING, Key, KeyBatches
-from kcd_core.mixing import default_mixer
+from kcd_core.mixing import Steps, default_mixer
 from kcd_core.states import check_same
 
 from .contrast import restrict
-from .files import write_whole
+from .files import check_writable, write_whole
 from .host_order import HostOrder
 from .recording import record
 from .settings import Settings
 
 __all__ = ["INDEX", "KCDBatchSampler", "KCDDatasetWrapper"]
 
+FORGOTTEN = (
+    "Use student: {forward_proc: 'kcd_forward_batch_only'} and post_epoch_process: "
+    "'kcd_default_post_epoch_process_with_teacher' (or 'kcd_' and those you have)"
+)
 INDEX = "kcd_index"  # the sample's place in the data set, in torchdistill's supplementary dict
 
 
@@ -58,9 +67,17 @@ class KCDDatasetWrapper(Dataset[Any]):
         view = self.view
         if steps:  # the wrapper inside sees the mixed sample where it would see the plain one
             view = copy.copy(view)
-            view.org_dataset = _Mixed(self.org_dataset, index, self.mixer(self.org_dataset, index, steps))
+            view.org_dataset = _Mixed(self.org_dataset, index, self._mixed(index, steps))
         sample, target, supplement = view[index]
         return sample, target, {**supplement, INDEX: PADDING if padding else index}
+
+    def _mixed(self, index: int, steps: Steps) -> Any:
+        try:
+            return self.mixer(self.org_dataset, index, steps)
+        except TypeError as error:
+            raise TypeError(
+                f"{error}. In torchdistill: mixing: 'none' in KCDBatchSampler's kwargs"
+            ) from error
 
     def __len__(self) -> int:
         return len(self.org_dataset)
@@ -99,7 +116,8 @@ class KCDBatchSampler:
     batch_size : int
     drop_last : bool
     state : str, optional
-        A file that keeps KCD's state, written after every epoch, read where torchdistill starts at a later one.
+        A file that keeps KCD's state, written after every epoch, read where torchdistill starts at a later one
+        (see `kcd_core.save_checkpoint`).
     **settings
         Of `kcd_adapters.settings.Settings`: ``ratio``, ``stages``, ``period`` and so on.
 
@@ -108,7 +126,8 @@ class KCDBatchSampler:
     TypeError
         If the sampler does not shuffle, or the data set is not wrapped.
     ValueError
-        If a setting is outside its range, or teacher outputs are cached while images are mixed.
+        If a setting is outside its range, ``state`` or ``history`` can't be written, or teacher outputs are
+        cached while images are mixed.
     """
 
     current: KCDBatchSampler | None = (
@@ -123,7 +142,15 @@ class KCDBatchSampler:
         state: str | None = None,
         **settings: Any,
     ) -> None:
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(
+                f"KCDBatchSampler's batch_size must be an integer of at least 1, got {batch_size!r}"
+            )
         self.settings = Settings.from_dict(settings)
+        self._state = None if state is None else Path(state)
+        for name, given in (("state", state), ("history", self.settings.history)):
+            if given is not None:
+                check_writable(Path(given), f"KCDBatchSampler's {name}")
         self.schedule = self.settings.schedule()
         shuffled = (type(sampler) is RandomSampler and not sampler.replacement) or (
             isinstance(sampler, DistributedSampler) and sampler.shuffle
@@ -144,15 +171,16 @@ class KCDBatchSampler:
             raise ValueError(
                 "cached teacher outputs are wrong for mixed images: use mixing: 'none', or no cache"
             )
-        self.sampler, self.batch_size, self.drop_last = sampler, int(batch_size), bool(drop_last)
+        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, bool(drop_last)
         self.dataset = dataset
         self.order = HostOrder(sampler, len(dataset), mixing=mixing)
         self.tracker = KnowledgeValueTracker(len(dataset), value=self.settings.value)
         self.history = CondensationHistory(len(dataset))
-        self.epoch = self.drawn = self.observed = 0
+        self.epoch = self.observed = 0  # observed samples of the present epoch
         self._batches = KeyBatches(self.order, self.batch_size, self.drop_last)
+        self._batches.rehearse = mixing is not None and self.settings.ratio < 1
         self._begun = False
-        self._state = None if state is None else Path(state)
+        self._passes = 0  # that began
         KCDBatchSampler.current = self
 
     def __iter__(self) -> Iterator[list[Any]]:
@@ -166,6 +194,9 @@ class KCDBatchSampler:
                 "KCD can't tell at which epoch this run starts: with state, use pre_epoch_process: "
                 "'kcd_default_pre_epoch_process_with_teacher' (or 'kcd_' and the one you have)"
             )
+        self._passes += 1
+        if self._passes == 2 and self.epoch == 0 and distributed.rank() == 0:
+            print(f"kcd: WARNING: nothing was observed in a whole epoch. {FORGOTTEN}", flush=True)
         return iter(self._batches)
 
     def __len__(self) -> int:
@@ -181,7 +212,8 @@ class KCDBatchSampler:
         Raises
         ------
         ValueError
-            If there is no state of that epoch, or it was saved with other settings. Nothing is changed then.
+            If there is no state of that epoch, it is damaged, or it was saved with other settings. Nothing is
+            changed then.
         """
         if self._begun:
             return
@@ -191,17 +223,24 @@ class KCDBatchSampler:
                     f"KCD can't start at epoch {epoch} without its state: set state: 'FILE' in KCDBatchSampler's kwargs "
                     "from the first epoch on"
                 )
-            state = torch.load(self._state, map_location="cpu", weights_only=True)
-            check_same(
-                state, {**self._identity(), "epoch": epoch}, "run", needs=("tracker", "order", "history")
-            )
-            history = CondensationHistory.from_state(state["history"])
-            self.order.load_state_dict(state["order"])
-            if self.order.rank == 0:  # it holds the sums over all ranks
-                self.tracker.load_state_dict(state["tracker"])
-            self.epoch, self.history = epoch, history
-            self._restrict()
+            try:
+                self._restore(load_checkpoint(self._state), epoch)
+            except ValueError as error:
+                raise ValueError(
+                    f"KCD can't start at epoch {epoch} with {self._state}: {error}. The state is that after the last "
+                    "epoch: --start_epoch must be the number of epochs until then, and the checkpoint of that epoch"
+                ) from error
         self._begun = True
+
+    def _restore(self, state: Any, epoch: int) -> None:
+        check_same(state, {**self._identity(), "epoch": epoch}, "run", needs=("tracker", "order", "history"))
+        history = CondensationHistory.from_state(state["history"])
+        tracker = KnowledgeValueTracker(len(self.dataset), value=self.settings.value)
+        if self.order.rank == 0:  # it holds the sums over all ranks
+            tracker.load_state_dict(state["tracker"])
+        self.order.load_state_dict(state["order"])
+        self.epoch, self.history, self.tracker = epoch, history, tracker
+        self._restrict()
 
     def _save(self) -> None:
         """Every rank takes part in the sums; the first writes."""
@@ -210,20 +249,14 @@ class KCDBatchSampler:
         total, count = distributed.sum_over_ranks(*self.tracker.sums())
         if self.order.rank > 0:
             return
-        state = {
+        state: dict[str, Any] = {
             **self._identity(),
             "epoch": self.epoch,
-            "tracker": {
-                **self.tracker.state_dict(),
-                "total": torch.from_numpy(total),
-                "count": torch.from_numpy(count),
-            },
+            "tracker": {**self.tracker.state_dict(), "total": total, "count": count},
             "order": self.order.state_dict(),
             "history": self.history.state_dict(),
         }
-        file = io.BytesIO()
-        torch.save(state, file)
-        write_whole(self._state, file.getvalue())
+        save_checkpoint(self._state, state)
 
     def _identity(self) -> dict[str, Any]:
         names = ("alpha", "min_weight", "mixing", "value", "negatives")
@@ -238,17 +271,29 @@ class KCDBatchSampler:
     def end_epoch(self, loader: Any) -> None:
         """Condense, if a stage ends; save the state, if that is wanted."""
         if not self.observed:
-            raise RuntimeError(
-                "KCD saw no prediction of the student in this epoch: use student: {forward_proc: "
-                "'kcd_forward_batch_only'} (or 'kcd_' and the one you have)"
-            )
-        self.epoch += 1
-        self.drawn, self.observed = self.drawn + self.observed, 0
+            raise RuntimeError(f"KCD saw no prediction of the student in this epoch. {FORGOTTEN}")
+        if self.epoch == 0:
+            self._check_workers(loader)
+        self.epoch, self.observed = self.epoch + 1, 0
         if self.schedule.due(self.epoch):
-            self._condense(loader)
+            self._condense()
         self._save()
 
-    def _condense(self, loader: Any) -> None:
+    def _check_workers(self, loader: Any) -> None:
+        """Persistent workers hold a copy of the data set, whose negatives stay as they are."""
+        inner, settings = self.dataset.inner, self.settings
+        if (
+            getattr(loader, "persistent_workers", False)
+            and settings.ratio < 1
+            and settings.negatives == "kept"
+            and restrict(inner, self.order.kept) is not inner
+        ):
+            raise ValueError(
+                "persistent workers don't see that CRD's negatives changed: use persistent_workers: "
+                "False, or negatives: 'full'"
+            )
+
+    def _condense(self) -> None:
         settings = self.settings
         chosen, value, count = condense_stage(
             self.tracker,
@@ -262,11 +307,6 @@ class KCDBatchSampler:
             chosen, value, count, epoch=self.epoch, alpha=settings.alpha, mixing=settings.mixing != "none"
         )
         self._restrict()
-        if self.dataset.view is not self.dataset.inner and getattr(loader, "persistent_workers", False):
-            raise ValueError(
-                "persistent workers don't see that CRD's negatives changed: use persistent_workers: "
-                "False, or negatives: 'full'"
-            )
         if distributed.rank() == 0:
             print(
                 f"kcd: stage {chosen.stage} after epoch {self.epoch}: {len(chosen.kept)} of {chosen.num_samples} "

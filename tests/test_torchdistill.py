@@ -310,6 +310,13 @@ def test_resuming_without_its_state_is_refused(plugin: Any, tmp_path: Path) -> N
     box = build(plugin, state=path, alpha=0.5)
     with pytest.raises(ValueError, match="alpha"):
         box.pre_epoch(box, epoch=2)
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[:-1])
+    box = build(plugin, state=path)
+    with pytest.raises(ValueError, match=r"can't start at epoch 2 with .*kcd\.pt"):
+        box.pre_epoch(box, epoch=2)
+    assert (box.batches.epoch, box.batches.order.num_kept) == (0, N)
+    Path(path).write_bytes(content)
     box = build(plugin, state=path)
     box.stage_number = 2  # a later training stage: not resumed, though the epoch is a later one
     box.pre_epoch(box, epoch=2)
@@ -325,6 +332,11 @@ def test_what_is_forgotten_in_the_configuration_is_named(plugin: Any) -> None:
         build(plugin, ratoi=0.5)
     with pytest.raises(ValueError, match="cached teacher outputs"):
         build(plugin, mixing="fresh", wrapper={"key": "Cached"})
+    for name in ("state", "history"):
+        with pytest.raises(ValueError, match=f"{name} gone/x: No such file"):
+            build(plugin, **{name: "gone/x"})
+    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got 0"):
+        plugin.KCDBatchSampler(RandomSampler(Points()), 0)
     build(plugin, wrapper={"key": "Cached"})
     box = build(plugin)
     with pytest.raises(RuntimeError, match="kcd_forward_batch_only"):
@@ -335,3 +347,52 @@ def test_what_is_forgotten_in_the_configuration_is_named(plugin: Any) -> None:
         iter(box.train_data_loader).__next__()
     with pytest.raises(TypeError, match="needs the student's logits"):
         box.forward(lambda x: (x, x), x, y, supplement)
+
+
+def test_an_epoch_in_which_nothing_is_observed_is_warned_of(
+    plugin: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box = build(plugin)
+    for _ in range(3):
+        for _ in box.train_data_loader:
+            pass
+    assert capsys.readouterr().out.count("WARNING: nothing was observed in a whole epoch. Use student:") == 1
+    box = build(plugin)
+    train(box, 3)
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_what_can_not_be_mixed_fails_at_the_first_batch(plugin: Any) -> None:
+    class Words(torch.utils.data.Dataset):  # type: ignore[misc,name-defined]
+        def __getitem__(self, index: int) -> tuple[str, int]:
+            return f"word {index}", index % CLASSES
+
+        def __len__(self) -> int:
+            return N
+
+    dataset = plugin.KCDDatasetWrapper(Words())
+    batches = plugin.KCDBatchSampler(RandomSampler(dataset), 16, ratio=0.5)
+    with pytest.raises(TypeError, match=r"In torchdistill: mixing: 'none'"):
+        next(iter(DataLoader(dataset, batch_sampler=batches)))
+    batches = plugin.KCDBatchSampler(RandomSampler(dataset), 16, ratio=0.5, mixing="none")
+    assert len(next(iter(DataLoader(dataset, batch_sampler=batches)))[0]) == 16
+
+
+def test_persistent_workers_with_negatives_of_what_is_kept_are_refused_after_the_first_epoch(
+    plugin: Any,
+) -> None:
+    contrast = {"key": "Contrast", "kwargs": {"classes": CLASSES}}
+    for wrapper, negatives, fits in (
+        (contrast, "kept", False),
+        (contrast, "full", True),
+        (None, "kept", True),
+    ):
+        box = build(plugin, wrapper=wrapper, negatives=negatives)
+        box.train_data_loader = DataLoader(
+            box.dataset, batch_sampler=box.batches, num_workers=1, persistent_workers=True
+        )
+        if fits:
+            train(box, 1)
+        else:
+            with pytest.raises(ValueError, match="persistent workers don't see"):
+                train(box, 1)
