@@ -35,7 +35,8 @@ from typing import Any
 
 import torch
 
-from .torchdistill_parts import INDEX, KCDBatchSampler, KCDDatasetWrapper
+from .torchdistill_sampler import KCDBatchSampler
+from .torchdistill_wrapper import INDEX, KCDDatasetWrapper
 
 __all__ = ["KCDBatchSampler", "KCDDatasetWrapper"]
 

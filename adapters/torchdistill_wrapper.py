@@ -1,0 +1,83 @@
+"""The torchdistill plugin's data set wrapper: samples by key, mixed, each with its index."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from kcd_core.keyed import PADDING, Key
+from kcd_core.mixing import Steps, default_mixer
+
+__all__ = ["INDEX", "KCDDatasetWrapper"]
+
+INDEX = "kcd_index"  # the sample's place in the data set, in torchdistill's supplementary dict
+
+
+class KCDDatasetWrapper(Dataset[Any]):
+    """Fetches by the keys that `KCDBatchSampler` yields, mixes, and puts the index where recording finds it.
+
+    Parameters
+    ----------
+    org_dataset : Dataset
+        Returns ``(sample, target)``.
+    wrapper : dict, optional
+        ``key``, ``args`` and ``kwargs`` of another registered wrapper, to be put around the data set first.
+    """
+
+    def __init__(self, org_dataset: Any, wrapper: Mapping[str, Any] | None = None) -> None:
+        self.org_dataset = org_dataset
+        self.inner: Any
+        if wrapper is None:
+            self.inner = import_module("torchdistill.datasets.wrapper").BaseDatasetWrapper(org_dataset)
+        else:
+            make = import_module("torchdistill.datasets.registry").get_dataset_wrapper(wrapper["key"])
+            self.inner = make(org_dataset, *(wrapper.get("args") or ()), **(wrapper.get("kwargs") or {}))
+        self.view = self.inner  # with CRD's negatives restricted to what is kept
+        self.mixer = default_mixer(org_dataset)
+
+    def __getitem__(self, key: Key) -> tuple[Any, Any, dict[str, Any]]:
+        index, steps, padding = (key, (), False) if isinstance(key, int) else key
+        view = self.view
+        if steps:  # the wrapper inside sees the mixed sample where it would see the plain one
+            view = copy.copy(view)
+            view.org_dataset = _Mixed(self.org_dataset, index, self._mixed(index, steps))
+        sample, target, supplement = view[index]
+        return sample, target, {**supplement, INDEX: PADDING if padding else index}
+
+    def _mixed(self, index: int, steps: Steps) -> Any:
+        try:
+            return self.mixer(self.org_dataset, index, steps)
+        except TypeError as error:
+            raise TypeError(
+                f"{error}. In torchdistill: mixing: 'none' in KCDBatchSampler's kwargs"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self.org_dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "org_dataset":
+            raise AttributeError(name)
+        return getattr(self.org_dataset, name)
+
+
+class _Mixed:
+    """A data set in which one sample is another."""
+
+    def __init__(self, dataset: Any, index: int, sample: Any) -> None:
+        self._dataset, self._index, self._sample = dataset, index, sample
+
+    def __getitem__(self, index: int) -> Any:
+        return self._sample if index == self._index else self._dataset[index]
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_dataset":
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
