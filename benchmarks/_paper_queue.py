@@ -24,6 +24,7 @@ from typing import Any
 from _paper_published import PAIRS
 from _paper_runs import Run, RunError, Setting, command, epochs_done, load, read
 from _report import many
+from _signals import terminated
 
 from kcd_adapters.files import write_whole
 
@@ -132,22 +133,6 @@ def alone(folder: Path) -> Iterator[int]:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield lock.fileno()
-
-
-@contextmanager
-def terminated() -> Iterator[None]:
-    """Take being terminated (a batch system, a terminal that is closed) for Ctrl-C: runs must not stay behind."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, stop) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 # -- progress ----------------------------------------------------------------------------------------------

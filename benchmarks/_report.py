@@ -59,6 +59,14 @@ def add_out(made: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def bounded(made: argparse.ArgumentParser, given: argparse.Namespace, **least: int) -> None:
+    """End with a usage error if one of these options is smaller than it may be."""
+    for name, smallest in least.items():
+        value = getattr(given, name)
+        if value is not None and value < smallest:
+            made.error(f"--{name.replace('_', '-')} must be at least {smallest}, got {value}")
+
+
 def named(name: str, made: argparse.ArgumentParser, given: argparse.Namespace, *settings: str) -> str:
     """What the results are called: ``name``, or that of a trial if ``settings`` are not all at their defaults."""
     whole = all(getattr(given, setting) == made.get_default(setting) for setting in settings)

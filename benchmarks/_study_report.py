@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -15,19 +16,42 @@ import scipy.stats
 from _report import without_loss
 from _study_arms import ARMS, ratio_of
 
+from kcd_adapters.files import write_whole
+
 #: Of the arms, in their order.
 PALETTE = (
     *("black", "grey", "tab:cyan", "tab:blue", "tab:red", "tab:pink", "tab:olive", "tab:green", "tab:orange"),
     *("tab:purple", "tab:brown", "gold", "navy", "lime", "teal", "magenta", "salmon", "peru", "violet"),
 )
 
+NOTE = """\
+Mean ± s.d. over seeds. Differences are paired by seed, in percentage points, with Student's t interval. The bootstrap's
+(BCa) is in the JSON, too: it is too narrow for so few differences (of ten it covers 90 %, as a test simulates).
+Better and worse: paired t tests at 5 %, by Holm's method corrected for all comparisons of the student's table.
+Intervals and tests cover the seeds alone, that is the student's initial weights and the order of the samples: there is
+one teacher, one set of training images and one of test images.
+Images are not augmented, so the teacher sees each once, and once more when it is mixed: times are the student's, with
+all choosing, recording and mixing. Wall times include what else the machine did.
+Arms over another loss (PKT, CRD+KD) are compared with that loss on all samples."""
+
 Runs = dict[int, dict[str, Any]]  # by seed
 Key = tuple[str, float, str]  # arm, ratio, student
 
 
 @dataclass(frozen=True)
+class Difference:
+    """Between two arms' accuracies, in percentage points, paired by seed. Without spread there is only the mean."""
+
+    seeds: int
+    mean: float
+    interval: tuple[float, float] | None = None  # Student's t, 95 %
+    bootstrap: tuple[float, float] | None = None  # BCa, 95 %; from five seeds on
+    p: float | None = None  # of the paired t test
+
+
+@dataclass(frozen=True)
 class Row:
-    """One arm at one ratio. Accuracies and differences in percent, intervals at 95 %."""
+    """One arm at one ratio. Accuracies in percent."""
 
     student: str
     ratio: float
@@ -39,18 +63,17 @@ class Row:
     share: float | None  # of the samples that the arm it is compared with draws
     seconds: float
     cpu_seconds: float
-    to_base: list[float] | None  # difference and its interval
-    to_equal: list[float] | None
+    to_base: Difference | None
+    to_equal: Difference | None
 
 
-def report(out: Path, name: str, header: Mapping[str, Any] | None = None) -> str:
+def report(out: Path, name: str, runs: list[dict[str, Any]], header: Mapping[str, Any] | None = None) -> str:
     """Write ``name``.json, .txt and .png in ``out``, or a trial's beside them if runs are there that are not here.
 
-    Returns the text.
+    Returns the text. Without ``runs`` it is that of those in ``name``.json.
     ``header`` says how and where runs were made; those of earlier calls are kept.
     """
     path = out / f"{name}.json"
-    runs = [json.loads(file.read_text()) for file in sorted((out / name).glob("*.json"))]
     if runs:
         path = without_loss(path, runs, "arm", "ratio", "student", "seed")
     old: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"made_by": [], "runs": []}
@@ -61,8 +84,8 @@ def report(out: Path, name: str, header: Mapping[str, Any] | None = None) -> str
     rows = rows_of(runs)
     text = text_of(path.stem, runs, rows, made_by)
     content = {"made_by": made_by, "table": [asdict(row) for row in rows], "runs": runs}
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    path.with_suffix(".txt").write_text(text + "\n")
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_whole(path.with_suffix(".txt"), f"{text}\n".encode())
     draw(rows, path.with_suffix(".png"))
     return text
 
@@ -109,16 +132,37 @@ def column(runs: Runs, name: str) -> npt.NDArray[np.float64]:
     return np.array([runs[seed][name] for seed in sorted(runs)], float)
 
 
-def difference(own: Runs, other: Runs) -> list[float] | None:
-    """Mean paired difference of the accuracies and, from five seeds on, its bootstrap 95 % interval."""
+def difference(own: Runs, other: Runs) -> Difference | None:
     seeds = sorted(own.keys() & other.keys())
     if not seeds:
         return None
     apart = 100 * np.array([own[seed]["accuracy"] - other[seed]["accuracy"] for seed in seeds])
-    if len(seeds) < 5 or np.ptp(apart) == 0:
-        return [float(apart.mean())]
-    interval = scipy.stats.bootstrap((apart,), np.mean, rng=np.random.default_rng(0)).confidence_interval
-    return [float(x) for x in (apart.mean(), interval.low, interval.high)]
+    mean = float(apart.mean())
+    if np.ptp(apart) == 0:
+        return Difference(len(seeds), mean)
+    test = scipy.stats.ttest_1samp(apart, 0)
+    bootstrap = bca(apart) if len(seeds) >= 5 else None
+    return Difference(len(seeds), mean, ends(test.confidence_interval()), bootstrap, float(test.pvalue))
+
+
+def bca(sample: npt.NDArray[np.float64]) -> tuple[float, float]:
+    return ends(scipy.stats.bootstrap((sample,), np.mean, rng=np.random.default_rng(0)).confidence_interval)
+
+
+def ends(interval: Any) -> tuple[float, float]:
+    return float(interval.low), float(interval.high)
+
+
+def holm(p: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """The p-values, corrected for their number: to reject those below a level errs at all with at most that chance.
+
+    Holm, Scandinavian Journal of Statistics 6 (1979).
+    """
+    p = np.asarray(p, float)
+    order = np.argsort(p)
+    corrected = np.empty_like(p)
+    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return corrected
 
 
 # -- text and picture ------------------------------------------------------------------------------------
@@ -144,11 +188,8 @@ def text_of(
         lines += ["", *verdicts(own)]
     lines += [
         "",
-        "Mean ± s.d. over seeds; differences are paired by seed, in percentage points, with BCa bootstrap intervals,",
-        "which are not corrected for the number of comparisons. Better and worse: the interval is on one side of 0.",
-        "Images are not augmented, so the teacher sees each once, and once more when it is mixed: times are the",
-        "student's, with all choosing, recording and mixing. Wall times include what else the machine did.",
-        "Arms over another loss (PKT, CRD+KD) are compared with that loss on all samples.",
+        *NOTE.splitlines(),
+        *twins(runs),
         "",
     ]
     for header in made_by:
@@ -159,20 +200,51 @@ def text_of(
 
 
 def verdicts(rows: list[Row]) -> list[str]:
-    """What the intervals say, in words."""
+    """What the tests of one student's rows say, in words."""
+    tested = {
+        (row, what): apart
+        for row in rows
+        for what in ("to_base", "to_equal")
+        if (apart := getattr(row, what)) is not None and apart.p is not None
+    }
+    real = dict(zip(tested, holm([apart.p for apart in tested.values()]) < 0.05, strict=True))
 
-    def names(chosen: Iterable[Row]) -> str:
+    def said(what: str, sign: int, most: float = np.inf) -> str:
+        """The rows whose difference has this sign; 0: that can't be told from chance."""
+        chosen = [
+            row
+            for (row, which), apart in tested.items()
+            if which == what and (row.share or np.inf) <= most
+            if sign == (np.sign(apart.mean) if real[row, which] else 0)
+        ]
         return ", ".join(f"{row.arm} {row.ratio:g}" for row in chosen) or "none"
 
-    base = [(row, row.to_base[1:]) for row in rows if row.to_base and len(row.to_base) == 3]
-    equal = [(row, row.to_equal[1:]) for row in rows if row.to_equal and len(row.to_equal) == 3]
-    level = [row for row, (low, high) in base if low <= 0 <= high]
     return [
-        f"better than KD: {names(row for row, (low, _) in base if low > 0)}",
-        f"worse than KD: {names(row for row, (_, high) in base if high < 0)}",
-        f"neither, on at least 30 % fewer samples: {names(r for r in level if r.share and r.share <= 0.7)}",
-        f"better than KD at equal samples: {names(row for row, (low, _) in equal if low > 0)}",
-        f"worse than KD at equal samples: {names(row for row, (_, high) in equal if high < 0)}",
+        f"better than KD: {said('to_base', 1)}",
+        f"worse than KD: {said('to_base', -1)}",
+        f"better than KD, on at least 30 % fewer samples: {said('to_base', 1, 0.7)}",
+        f"neither better nor worse, on at least 30 % fewer samples: {said('to_base', 0, 0.7)}",
+        f"better than KD at equal samples: {said('to_equal', 1)}",
+        f"worse than KD at equal samples: {said('to_equal', -1)}",
+    ]
+
+
+def twins(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for every set of arms that gave one accuracy in every run at some ratio: they do the same here."""
+    accuracies: dict[Key, dict[int, float]] = defaultdict(dict)
+    for run in runs:
+        accuracies[run["arm"], run["ratio"], run["student"]][run["seed"]] = run["accuracy"]
+    alike: dict[Any, list[str]] = defaultdict(list)
+    for (arm, ratio, student), by_seed in accuracies.items():
+        if len(by_seed) > 1:
+            alike[student, ratio, tuple(sorted(by_seed.items()))].append(arm)
+    where: dict[Any, list[str]] = defaultdict(list)
+    for (student, ratio, _), arms in sorted(alike.items(), key=lambda item: item[0][:2], reverse=True):
+        if len(arms) > 1:
+            where[student, tuple(sorted(arms))].append(f"{ratio:g}")
+    return [
+        f"The same accuracy in every run: {' and '.join(arms)} at {', '.join(ratios)}, {student} student."
+        for (student, arms), ratios in where.items()
     ]
 
 
@@ -186,11 +258,11 @@ def line_of(row: Row) -> str:
     ).rstrip()
 
 
-def apart_of(difference: list[float] | None) -> str:
+def apart_of(difference: Difference | None) -> str:
     if difference is None:
         return ""
-    mean, *interval = difference
-    return f"{mean:+.2f}" + (" [{:+.2f}, {:+.2f}]".format(*interval) if interval else "")
+    interval = " [{:+.2f}, {:+.2f}]".format(*difference.interval) if difference.interval else ""
+    return f"{difference.mean:+.2f}{interval}"
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -228,4 +300,6 @@ def draw(rows: list[Row], path: Path) -> None:
     known = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
     handles = {label: handle for panel in known for handle, label in panel}
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=130)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=130)
+    write_whole(path, image.getvalue())

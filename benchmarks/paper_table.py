@@ -30,7 +30,7 @@ from _paper_queue import Slots, carry_out
 from _paper_report import report
 from _paper_runs import Run, Setting, sskd_teacher
 from _paper_smoke import checkpoint, make
-from _report import RULE, Help, about, add_out, commit
+from _report import RULE, Help, about, add_out, bounded, commit
 
 from kcd_adapters.profiles import profiles
 
@@ -161,9 +161,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.epochs is None:
         args.epochs = STAGES if args.smoke else EPOCHS
-    for name, least in (("seeds", 1), ("jobs", 1), ("workers", 0), ("smoke_samples", 20)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
+    bounded(parser, args, seeds=1, jobs=1, workers=0, smoke_samples=20)
     if args.epochs < STAGES or args.epochs % STAGES:
         parser.error(f"--epochs must be a multiple of {STAGES}, the stages, got {args.epochs}")
     return args

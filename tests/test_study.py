@@ -2,8 +2,12 @@
 
 import importlib
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -176,13 +180,196 @@ def test_infobatch_leaves_out_half_of_the_easy_and_counts_the_others_twice(study
     assert len(arm.draw(8)) == N
 
 
-def test_the_interval_is_of_paired_differences(study):
-    from _study_report import difference
+# ------------------------------------------------------------------------------------------- what is refused
 
-    own = {seed: {"accuracy": 0.8 + 0.01 * seed} for seed in range(6)}
-    other = {seed: {"accuracy": 0.79 + 0.01 * seed + 0.001 * (seed % 2)} for seed in range(1, 8)}
-    mean, low, high = difference(own, other)
-    apart = [1 - 0.1 * (seed % 2) for seed in range(1, 6)]
-    assert mean == pytest.approx(np.mean(apart))
-    assert min(apart) - 1e-9 <= low < mean < high <= max(apart) + 1e-9
-    assert difference(own, {}) is None
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        *[([f"--{name}", "0"], f"--{name} must be at least 1, got 0") for name in
+          ("seeds", "samples", "batch", "teacher-epochs", "workers")],
+        (["--samples", "-3"], "--samples must be at least 1, got -3"),
+        (["--epochs", "9"], "--epochs must be a multiple of 6, got 9"),
+        *[(["--ratios", "0.5", ratio], "--ratios: ratio must be") for ratio in ("0", "nan", "1.5")],
+        (["--ratios", "0.7", "0.7000001"], "--ratios must have at most six digits, got 0.7000001"),
+    ],
+)  # fmt: skip
+def test_options_out_of_bounds(study, options, reason, capsys):
+    with pytest.raises(SystemExit) as ended:
+        study.parse([*SMALL, *options])
+    assert ended.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+def refusal(study, capsys, command, *options):
+    """What the command says when it refuses, having started nothing."""
+    assert study.main([*command, *options]) == 2
+    said = capsys.readouterr()
+    assert "done before" not in said.out or "100%" not in said.out
+    assert "Traceback" not in said.err
+    return said.err
+
+
+def test_images_that_are_not_there(study, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "out")]
+    err = refusal(study, capsys, [*SMALL, *out], "--samples", "1199")
+    assert err == "--samples must be at most 1198, all there are, got 1199\n"
+    (tmp_path / "images").mkdir()
+    err = refusal(study, capsys, ["--data", "fashion-mnist", "--data-dir", str(tmp_path / "images"), *out])
+    assert "train-images-idx3-ubyte" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A finished study, to be spoilt: its folder and the command."""
+    out, command = finished
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    return tmp_path, [*command, "--out", str(tmp_path)]
+
+
+def other(**fields):
+    return lambda content: json.dumps({**json.loads(content), **fields})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda content: content[:40], "Unterminated string"),
+        (lambda content: "", "Expecting value"),
+        (lambda content: "[1]", "TypeError"),
+        (lambda content: "{}", "KeyError"),
+        (other(accuracy=None), "TypeError"),
+        (other(samples=299), "of another study: {'samples': 299}"),
+        (other(epochs=12), "of another study: {'epochs': 12}"),
+        (other(batch=64), "of another study: {'batch': 64}"),
+        (other(data="fashion-mnist"), "of another study"),
+        (other(seed=1), "it is of kc-kd-v3-0.7-small-1"),
+        (other(ratio=0.5), "it is of kc-kd-v3-0.5-small-0"),
+        (other(arm="kc-kd-v9"), "there is no kc-kd-v9"),
+        (other(student="huge"), "huge student"),
+        (other(arm="kd"), "there is no kd at 0.7"),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--report-only"]])
+def test_a_file_that_is_no_run_of_the_study_is_named(study, copied, options, change, reason, capsys):
+    out, command = copied
+    path = out / NAME / "kc-kd-v3-0.7-small-0.json"
+    path.write_text(change(path.read_text()))
+    err = refusal(study, capsys, command, *options)
+    assert str(path) in err
+    assert reason in err
+    assert "delete it, and it is done again" in err
+
+
+def test_runs_of_other_images_are_not_mixed(study, copied, capsys):
+    out, command = copied
+    first, second = out / NAME / "kc-kd-v3-0.7-small-0.json", out / NAME / "kd-1-small-0.json"
+    assert len(json.loads(first.read_text())["digest"]) == 16
+    for path in (first, second):
+        path.write_text(other(digest="0123456789abcdef")(path.read_text()))
+    assert "is of other images" in refusal(study, capsys, command)
+    assert study.main([*command, "--report-only"]) == 0, "they are of the same images"
+    second.write_text(other(digest="fedcba9876543210")(second.read_text()))
+    assert "is of other images" in refusal(study, capsys, command, "--report-only")
+    second.write_text(other(digest="0123456789abcdef", teacher_accuracy=0.5)(second.read_text()))
+    assert "is of other teachers" in refusal(study, capsys, command, "--report-only")
+
+
+def test_runs_of_before_there_were_digests_count(study, copied, capsys):
+    out, command = copied
+    for path in (out / NAME).glob("*.json"):
+        run = json.loads(path.read_text())
+        del run["digest"]
+        path.write_text(json.dumps(run))
+    assert study.main(command) == 0
+    assert "2 runs, 2 of them done before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda path, kept: path.write_bytes(path.read_bytes()[:5000]), "or is broken: delete it"),
+        (lambda path, kept: path.write_bytes(b""), "or is broken: delete it"),
+        (lambda path, kept: torch.save({**kept, "logits": kept["logits"][:9]}, path), "or is broken: delete it"),
+        (lambda path, kept: torch.save({**kept, "digest": "0123"}, path), "was trained on other images"),
+    ],
+)  # fmt: skip
+def test_a_teacher_that_is_broken_or_of_other_images(study, copied, spoil, reason, capsys):
+    out, command = copied
+    path = next((out / "study-digits-teacher").iterdir())
+    spoil(path, torch.load(path, weights_only=True))
+    err = refusal(study, capsys, command, "--seeds", "2")
+    assert str(path) in err
+    assert reason in err
+    assert len(runs(out)) == 2
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_worker(pid):
+    return b"multiprocessing-fork" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def goes_on(pid):
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def until(what):
+    deadline = time.monotonic() + 120
+    while not (said := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return said
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks into /proc")
+@pytest.mark.parametrize(
+    ("killed", "with_what", "status", "said"),
+    [
+        ("study", signal.SIGTERM, 130, "interrupted; the same command goes on from here"),
+        ("worker", signal.SIGKILL, 1, "a worker was killed, for want of memory perhaps; the same command goes on"),
+        ("study", signal.SIGKILL, -signal.SIGKILL, ""),
+    ],
+)  # fmt: skip
+def test_whatever_is_killed_nothing_runs_on(killed, with_what, status, said, tmp_path):
+    long = [
+        "--data",
+        "digits",
+        "--samples",
+        str(N),
+        "--epochs",
+        "240",
+        "--teacher-epochs",
+        "2",
+        "--workers",
+        "1",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "study.py", *long, "--arms", "kd", "--seeds", "50", "--out", str(tmp_path)],
+        cwd=BENCHMARKS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until(lambda: list(tmp_path.glob("study-*/kd-*.json")))
+        family = children(process.pid)
+        (worker,) = filter(is_worker, family)
+        os.kill(process.pid if killed == "study" else worker, with_what)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == status
+        assert said in out
+        assert "Traceback" not in out + err
+        assert bool(said) == bool(list(tmp_path.glob("*.txt"))), "the table"
+        until(lambda: not any(map(goes_on, family)))
+    finally:
+        process.kill()
+        process.wait()
+    assert len(list(tmp_path.glob("study-*/kd-*.json"))) < 50

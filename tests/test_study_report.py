@@ -1,0 +1,109 @@
+"""The statistics of benchmarks/study.py's tables, against formulas and simulation."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import _study_report as report
+
+sys.path.pop(0)
+
+
+def of(*accuracies, first=0):
+    return {seed: {"accuracy": accuracy} for seed, accuracy in enumerate(accuracies, first)}
+
+
+def test_the_interval_is_students_of_paired_differences():
+    own = of(*(0.8 + 0.01 * seed for seed in range(6)))
+    other = of(*(0.79 + 0.01 * seed + 0.001 * (seed % 2) for seed in range(1, 8)), first=1)
+    apart = np.array([1 - 0.1 * (seed % 2) for seed in range(1, 6)])
+    found = report.difference(own, other)
+    half = 2.776445 * np.std(apart, ddof=1) / 5**0.5  # the quantile for four degrees of freedom, from a table
+    assert found.seeds == 5
+    assert found.mean == pytest.approx(apart.mean())
+    assert found.interval == pytest.approx((apart.mean() - half, apart.mean() + half))
+    low, high = found.bootstrap
+    assert apart.min() - 1e-9 <= low < found.mean < high <= apart.max() + 1e-9
+    assert high - low < 2 * half
+
+
+def test_few_seeds_and_no_spread():
+    assert report.difference(of(0.5), {}) is None
+    assert report.difference(of(0.5), of(0.25)) == report.Difference(1, 25.0)
+    assert report.difference(of(0.5, 0.5), of(0.5, 0.5)) == report.Difference(2, 0.0)
+    two = report.difference(of(0.5, 0.6), of(0.5, 0.5))
+    assert two.bootstrap is None
+    assert two.interval[0] < 0 < two.mean < two.interval[1]
+
+
+def test_students_interval_covers_what_the_bootstraps_does_not():
+    """Of ten normal differences, as the notes say."""
+    samples = np.random.default_rng(0).normal(size=(4000, 10))
+    options = {"axis": 1, "n_resamples": 1000, "batch": 50, "rng": np.random.default_rng(1)}
+    bca = scipy.stats.bootstrap((samples,), np.mean, **options).confidence_interval
+    t = scipy.stats.ttest_1samp(samples, 0, axis=1).confidence_interval()
+    coverage = {name: np.mean((x.low <= 0) & (x.high >= 0)) for name, x in (("bca", bca), ("t", t))}
+    print(f"coverage of 95 % intervals: BCa {coverage['bca']:.3f}, t {coverage['t']:.3f}")
+    assert coverage["bca"] == pytest.approx(0.90, abs=0.015)
+    assert coverage["t"] == pytest.approx(0.95, abs=0.01)
+
+
+def test_holm():
+    assert report.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert report.holm([0.9, 0.8]) == pytest.approx([1, 1])
+    assert len(report.holm([])) == 0
+
+
+def runs_of(arm, ratio, accuracies, drawn=100, student="small"):
+    return [
+        {"arm": arm, "ratio": ratio, "student": student, "seed": seed, "accuracy": accuracy, "drawn": drawn}
+        | {"seconds": 1.0, "cpu_seconds": 1.0}
+        for seed, accuracy in enumerate(accuracies)
+    ]
+
+
+NOISE = np.array([0.001, -0.001, 0.002, -0.002, 0.0])
+
+
+def test_verdicts_are_of_corrected_tests():
+    kd = 0.8 + 0.01 * np.arange(5)
+    runs = runs_of("kd", 1.0, kd) + runs_of("random", 0.7, kd - 0.02 - NOISE, 87)
+    runs += runs_of("kc-kd-v3", 0.1, kd + 0.02 + NOISE, 60) + runs_of("rs2", 0.1, kd + NOISE, 60)
+    rows = report.rows_of(runs)
+    assert report.verdicts(rows)[:4] == [
+        "better than KD: kc-kd-v3 0.1",
+        "worse than KD: random 0.7",
+        "better than KD, on at least 30 % fewer samples: kc-kd-v3 0.1",
+        "neither better nor worse, on at least 30 % fewer samples: rs2 0.1",
+    ]
+    # A p of 0.03 counts alone, but not as one of three.
+    by_arm = {row.arm: row for row in rows}
+    weak = replace(by_arm["kc-kd-v3"], to_base=replace(by_arm["kc-kd-v3"].to_base, p=0.03))
+    assert report.verdicts([weak])[0] == "better than KD: kc-kd-v3 0.1"
+    others = [replace(by_arm[arm], to_base=replace(by_arm[arm].to_base, p=0.5)) for arm in ("random", "rs2")]
+    assert report.verdicts([weak, *others])[0] == "better than KD: none"
+
+
+def test_arms_with_one_accuracy_in_every_run_are_told():
+    same = [0.8, 0.9]
+    runs = [
+        *runs_of("kc-kd-v1", 0.7, same),
+        *runs_of("kc-kd-v2", 0.7, same),
+        *runs_of("kc-kd-v1", 0.5, same),
+        *runs_of("kc-kd-v2", 0.5, same),
+        *runs_of("kc-kd-v1", 0.3, same),
+        *runs_of("kc-kd-v2", 0.3, [0.8, 0.91]),
+        *runs_of("kc-kd-v3", 0.3, same[:1]),
+    ]
+    assert report.twins(runs) == [
+        "The same accuracy in every run: kc-kd-v1 and kc-kd-v2 at 0.7, 0.5, small student."
+    ]
+    text = report.text_of("x", [{"samples": 1, "data": "x", "epochs": 6, "batch": 1, "teacher_accuracy": 1} | run
+                                for run in runs], report.rows_of(runs), [])  # fmt: skip
+    assert report.twins(runs)[0] in text
+    assert "one teacher" in text
