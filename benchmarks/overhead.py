@@ -13,9 +13,11 @@ itself, timed inside its steps; ATen operations, synchronisations and bytes to t
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import numpy as np
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from _report import about, heading, named, needed, parser
+from _report import about, bounded, heading, many, named, needed, parser
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
@@ -42,9 +44,11 @@ WINDOW = 32  # steps after which a tracker adds what has waited
 ARMS = ("kd", "kcd", "authors", "infobatch")
 EPOCHS = 240
 NOTE = """\
-added us is the recording alone. The ratio is of whole steps: it has, too, what giving the index along with each sample
-costs (the wrapped loader's work for kcd, a column of the data set for authors and infobatch), and noise, as wide as
-its interval"""
+added us is the recording alone; on CUDA, host time in rounds of their own, in which the device is idle when it begins:
+what the recording launches and the copies that it waits for, not the step before. The ratio is of whole steps: it has,
+too, what giving the index along with each sample costs (the wrapped loader's work for kcd, a column of the data set for
+authors and infobatch), and noise, as wide as its interval. infobatch is one process: the all_gather of every step under
+DDP is measured by benchmarks/communication.py"""
 
 
 # -- the recordings --------------------------------------------------------------------------------------
@@ -108,7 +112,7 @@ class InfoBatch:
         host = losses.detach().cpu()
         if type(host) is torch.Tensor:
             self.scores[indices] = host.float()
-        (losses * weights).mean()
+        losses.detach() * weights  # their mean is taken in place of plain KD's
 
     def bytes_per_sample(self) -> float:
         return float(self.scores.element_size() + self.weights.element_size())
@@ -134,7 +138,6 @@ class Loop:
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp and device.type == "cuda")
         self.loader = loader
         self.recorder = RECORDERS[arm](args.samples, device) if arm in ("authors", "infobatch") else None
-        self.added: list[float] = []
         self.batches = self._forever()
 
     def _forever(self) -> Iterator[Any]:
@@ -143,8 +146,11 @@ class Loop:
             if self.arm == "kcd":
                 self.loader.end_epoch()
 
-    def step(self) -> float:
-        """Seconds from asking for the batch to the end of the update, the device waited for."""
+    def step(self, *, apart: bool = False) -> tuple[float, float]:
+        """Seconds from asking for the batch to the end of the update, the device waited for; and the recording's.
+
+        ``apart``: it begins when the device has finished the update, which else it may have to wait for.
+        """
         sync(self.device)
         start = time.perf_counter()
         *indices, images, targets = next(self.batches)
@@ -164,14 +170,16 @@ class Loop:
         self.scaler.scale(losses.mean()).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if apart:
+            sync(self.device)
         before = time.perf_counter()
         if self.arm == "kcd":
             self.loader.record(logits)
         elif self.recorder is not None:
             self.recorder.record(indices[0], logits, losses)
-        self.added.append(time.perf_counter() - before)
+        added = time.perf_counter() - before
         sync(self.device)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, added
 
 
 def sync(device: torch.device) -> None:
@@ -206,16 +214,13 @@ def measure(pair: str, args: argparse.Namespace, device: torch.device) -> dict[s
         loops[arm] = Loop(arm, teacher, student, loader, args, device)
     turns = np.random.default_rng(0)
     steps = args.steps * (10 if pair in ("small", "tiny") else 1)
-    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for number in range(steps + args.warmup):
-        for arm in turns.permutation(ARMS):
-            taken = loops[arm].step()
-            if number >= args.warmup:
-                seconds[arm].append(taken)
-    base = np.array(seconds["kd"])
+    seconds, added = in_turns(loops, steps, args.warmup, turns)
+    if device.type == "cuda":  # to wait within a step would make it longer
+        _, added = in_turns(loops, steps, args.warmup, turns, apart=True)
+    base = seconds["kd"]
     result: dict[str, Any] = {"pair": pair, "batch": batch, "rounds": steps, "arms": {}}
     for arm in ARMS:
-        own = np.array(seconds[arm])
+        own = seconds[arm]
         row: dict[str, Any] = {"median_ms": 1e3 * float(np.median(own))}
         if arm != "kd":
             interval = scipy.stats.bootstrap(
@@ -224,13 +229,25 @@ def measure(pair: str, args: argparse.Namespace, device: torch.device) -> dict[s
             ).confidence_interval  # fmt: skip
             row["ratio"] = ratio_of_medians(own, base)
             row["ratio_95"] = [float(interval.low), float(interval.high)]
-            row["added_us"] = 1e6 * typical(loops[arm].added[args.warmup :])
+            row["added_us"] = 1e6 * typical(added[arm])
             row["added_share"] = row["added_us"] / (1e3 * result["arms"]["kd"]["median_ms"])
         result["arms"][arm] = row
     return result
 
 
-def typical(seconds: list[float]) -> float:
+def in_turns(
+    loops: dict[str, Loop], rounds: int, warmup: int, turns: np.random.Generator, *, apart: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Seconds of whole steps and of the recording in them, [rounds] for each arm, the first ``warmup`` left out."""
+    taken: dict[str, list[tuple[float, float]]] = {arm: [] for arm in loops}
+    for _ in range(warmup + rounds):
+        for arm in turns.permutation(list(loops)):
+            taken[arm].append(loops[arm].step(apart=apart))
+    kept = {arm: np.array(own[warmup:]) for arm, own in taken.items()}
+    return {arm: own[:, 0] for arm, own in kept.items()}, {arm: own[:, 1] for arm, own in kept.items()}
+
+
+def typical(seconds: Any) -> float:
     """Seconds a step, with its share of what is done only once in `WINDOW` steps; the machine's hiccups left out."""
     windows = [seconds[start : start + WINDOW] for start in range(0, len(seconds), WINDOW)]
     whole = [np.mean(window) for window in windows if len(window) == WINDOW]
@@ -242,10 +259,8 @@ def ratio_of_medians(a: Any, b: Any, axis: int = -1) -> Any:
 
 
 def torchvision_pair(args: argparse.Namespace) -> tuple[Callable[[], Any], Callable[[], Any], int, int]:
-    try:
-        from torchvision import models
-    except ImportError:
-        raise SystemExit("--teacher and --student name torchvision models: install torchvision") from None
+    from torchvision import models
+
     make = {n: (lambda n=n: models.get_model(n, num_classes=100)) for n in (args.teacher, args.student)}
     return make[args.teacher], make[args.student], args.batch_size, 224
 
@@ -361,7 +376,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     options = parser(__doc__)
     add = options.add_argument
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
@@ -376,12 +391,30 @@ def main() -> None:
     add("--steps", type=int, default=32, metavar="N", help="rounds; ten times as many for the short pairs")
     add("--warmup", type=int, default=3, metavar="N", help="rounds that do not count")
     add("--threads", type=int, default=1, metavar="N", help="of torch")
-    args = options.parse_args()
+    args = options.parse_args(arguments)
+    bounded(options, args, batch_size=1, steps=2, warmup=0, threads=1)
     if bool(args.teacher) != bool(args.student):
         options.error("--teacher and --student go together")
+    largest = args.batch_size if args.teacher else max(PAIRS[pair][2] for pair in args.pairs)
+    bounded(options, args, samples=largest)  # less is no whole batch
+    if args.teacher:
+        try:
+            models = importlib.import_module("torchvision.models")
+        except ImportError:
+            options.error("--teacher and --student name torchvision models: install torchvision")
+        for name in {args.teacher, args.student} - set(models.list_models(module=models)):
+            options.error(f"{name} is no classifier of torchvision")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
+        options.error(f"--device must be cpu, cuda or cuda:N, got {args.device}")
     device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        options.error("--device cuda: this torch sees no CUDA device")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        options.error(f"--device {device}: this torch sees {many(torch.cuda.device_count(), 'CUDA device')}")
+    return options, args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options, args = parse(arguments)
+    device = torch.device(args.device)
     needed("plot", "matplotlib.figure")
     torch.set_num_threads(args.threads)
     name = f"overhead-{device.type}{'-amp' if args.amp else ''}{'-compile' if args.compile else ''}"
