@@ -54,7 +54,7 @@ def is_floating(x: Array) -> bool:
     """float16, bfloat16, float32 or float64."""
     if isinstance(x, np.ndarray):
         return bool(x.dtype.kind == "f" and x.dtype.itemsize <= 8)
-    return bool(x.is_floating_point() and x.dtype.itemsize >= 2)
+    return bool(x.dtype.is_floating_point and x.dtype.itemsize >= 2)
 
 
 def is_integer(x: Array) -> bool:

@@ -1,19 +1,19 @@
 """What goes into the rebuilt DataLoader: the index rides with the sample.
 
-A key (the index, and the mix recipe if there is one) goes through the worker queue; the data set
-returns (index, sample), the collate function (indices, the user's batch), and `CondensedLoader` takes
-the two apart. Right for any number of workers, in any order, after worker errors, with `fork` and
-`spawn`, since nothing is remembered on the side.
+Keys (the index, and the mix recipe if there is one) go through the worker queue, a batch at a time, and
+the indices with them; the data set returns (indices, samples), the collate function (indices, the user's
+batch), and `CondensedLoader` takes the two apart. Right for any number of workers, in any order, after
+worker errors, with `fork` and `spawn`, since nothing is remembered on the side.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -23,8 +23,8 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from .mixing import Mixer, Steps, default_mixer, mix_arrays, mix_samples
-from .sampler import CondensedSampler
+from .mixing import Mixer, MixRecipes, Steps, default_mixer, mix_arrays, mix_samples
+from .sampler import Blocks, CondensedSampler
 
 __all__ = ["PADDING", "KeyBatches", "rebuild", "resolve_mixer", "understand"]
 
@@ -34,6 +34,22 @@ OWN_ARGUMENTS = ("dataset", "batch_size", "shuffle", "sampler", "batch_sampler",
 PADDING = -1
 
 Key = int | tuple[int, Steps, bool]
+Indices = npt.NDArray[np.int64]
+
+
+class Keys(list[Key]):
+    """The keys of a batch, and what is recorded for it: ``indices``, int64 [B], `PADDING` for what only pads.
+
+    The indices stay an array on their way through the workers and back: neither a list nor a tensor, which
+    would be made anew for each batch, and would travel in shared memory of its own.
+    """
+
+    def __init__(self, keys: Iterable[Key], indices: Indices) -> None:
+        super().__init__(keys)
+        self.indices = indices
+
+    def __reduce__(self) -> Any:
+        return Keys, (list(self), self.indices)
 
 
 class KeyBatches:
@@ -46,45 +62,46 @@ class KeyBatches:
         # from the start, mixed with itself: what can't be mixed is found now, and not in epoch 41.
         self.rehearse = False
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[Keys]:
         # torch calls this more than once per epoch: it changes nothing, and reads everything now.
         recipes = self.sampler.recipes
         blocks = self.sampler.blocks(start=self.start)
         batches = self._batches(recipes, blocks, self.rehearse and not len(recipes))
         return self._lending(batches) if self.lends else batches
 
-    def _batches(self, recipes: Any, blocks: Any, rehearse: bool) -> Iterator[list[Key]]:
-        batch: list[Key] = []
+    def _batches(self, recipes: MixRecipes, blocks: Blocks, rehearse: bool) -> Iterator[Keys]:
+        size = self.batch_size
+        keys: list[Key] = []
+        left: Indices = np.empty(0, np.int64)  # what does not fill a batch yet
         for indices, padding in blocks:
-            keys: list[Key] = indices.tolist()
+            new: list[Key] = indices.tolist()
             for place in np.flatnonzero(recipes.contains(indices) | padding).tolist():
                 index = int(indices[place])
-                keys[place] = (index, recipes.steps(index), bool(padding[place]))
-            if rehearse and len(keys):
+                new[place] = (index, recipes.steps(index), bool(padding[place]))
+            if rehearse and new:
                 index, rehearse = int(indices[0]), False
-                keys[0] = (index, ((index, index, 1.0),), bool(padding[0]))
-            at = 0
-            while at < len(keys):
-                room = self.batch_size - len(batch)
-                batch += keys[at : at + room]
-                at += room
-                if len(batch) == self.batch_size:
-                    yield batch
-                    batch = []
-        if batch and not self.drop_last:
-            yield batch
+                new[0] = (index, ((index, index, 1.0),), bool(padding[0]))
+            keys += new
+            left = np.concatenate([left, np.where(padding, PADDING, indices)])
+            full = len(keys) - len(keys) % size
+            for at in range(0, full, size):
+                yield Keys(keys[at : at + size], left[at : at + size])
+            keys, left = keys[full:], left[full:]
+        if keys and not self.drop_last:
+            yield Keys(keys, left)
 
     @staticmethod
-    def _lending(batches: Iterator[list[Key]]) -> Iterator[list[Key]]:
+    def _lending(batches: Iterator[Keys]) -> Iterator[Keys]:
         """The same batches, but that the last full one lends a sample to one of a single sample."""
         before = next(batches, None)
         for batch in batches:
-            if len(batch) == 1 and before:
-                batch.insert(0, before.pop())
-            if before:
-                yield before
+            assert before is not None
+            if len(batch) == 1:
+                joined, indices = [*before, *batch], np.concatenate([before.indices, batch.indices])
+                before, batch = Keys(joined[:-2], indices[:-2]), Keys(joined[-2:], indices[-2:])
+            yield before
             before = batch
-        if before:
+        if before is not None:
             yield before
 
     @property
@@ -105,7 +122,7 @@ class KeyBatches:
 
 
 class _KeyedDataset:
-    """Fetches by key and returns (index, sample). Looks like the user's data set in every other way."""
+    """Fetches by keys and returns (indices, samples). Looks like the user's data set in every other way."""
 
     __slots__ = ("_kcd_dataset", "_kcd_mixer")
 
@@ -113,30 +130,31 @@ class _KeyedDataset:
         object.__setattr__(self, "_kcd_dataset", dataset)
         object.__setattr__(self, "_kcd_mixer", mixer)
 
-    def __getitem__(self, key: Key) -> tuple[int, Any]:
-        if isinstance(key, int):
-            return key, self._kcd_dataset[key]
-        index, steps, padding = key
-        sample = self._kcd_mixer(self._kcd_dataset, index, steps) if steps else self._kcd_dataset[index]
-        return PADDING if padding else index, sample
+    def __getitem__(self, index: Any) -> Any:
+        return self._kcd_dataset[index]
 
-    def __getitems__(self, keys: list[Key]) -> list[tuple[int, Any]]:
-        together = getattr(self._kcd_dataset, "__getitems__", None)
+    def __getitems__(self, keys: Keys) -> tuple[Indices, list[Any]]:
+        dataset = self._kcd_dataset
+        together = getattr(dataset, "__getitems__", None)
         if not together:
-            dataset = self._kcd_dataset
-            return [(key, dataset[key]) if type(key) is int else self[key] for key in keys]
+            return keys.indices, [dataset[key] if type(key) is int else self._kcd_fetch(key) for key in keys]
         # The data set's own batched fetch for what is not mixed; order restored afterwards.
-        plain = {place: key for place, key in enumerate(keys) if isinstance(key, int)}
+        plain = {place: key for place, key in enumerate(keys) if type(key) is int}
         fetched = together(list(plain.values())) if plain else []
         if len(fetched) != len(plain):
             raise TypeError(
-                f"{type(self._kcd_dataset).__name__}.__getitems__ must return one sample per index, got "
+                f"{type(dataset).__name__}.__getitems__ must return one sample per index, got "
                 f"{type(fetched).__name__} of length {len(fetched)} for {len(plain)} indices"
             )
         samples = dict(zip(plain, fetched, strict=True))
-        return [
-            (plain[place], samples[place]) if place in plain else self[key] for place, key in enumerate(keys)
+        return keys.indices, [
+            samples[place] if place in plain else self._kcd_fetch(key) for place, key in enumerate(keys)
         ]
+
+    def _kcd_fetch(self, key: Any) -> Any:
+        """A sample by a key that says more than the index."""
+        index, steps, _ = key
+        return self._kcd_mixer(self._kcd_dataset, index, steps) if steps else self._kcd_dataset[index]
 
     def __len__(self) -> int:
         return len(self._kcd_dataset)
@@ -155,14 +173,14 @@ class _KeyedDataset:
 
 
 class _IndexedCollate:
-    """Collates (index, sample) pairs to (int64 [B], the user's batch)."""
+    """Collates (indices, samples) to (indices, the user's batch)."""
 
     def __init__(self, collate: Any) -> None:
         self.collate = collate
 
-    def __call__(self, pairs: list[tuple[int, Any]]) -> tuple[torch.Tensor, Any]:
-        indices = torch.tensor([index for index, _ in pairs], dtype=torch.int64)
-        return indices, self.collate([sample for _, sample in pairs])
+    def __call__(self, fetched: tuple[Indices, list[Any]]) -> tuple[Indices, Any]:
+        indices, samples = fetched
+        return indices, self.collate(samples)
 
 
 def understand(loader: Any, seed: int) -> tuple[tuple[int, bool], dict[str, Any]]:
@@ -232,7 +250,7 @@ def rebuild(
     return DataLoader(
         _KeyedDataset(loader.dataset if dataset is None else dataset, mixer),  # type: ignore[arg-type]
         batch_sampler=batches,
-        collate_fn=_IndexedCollate(loader.collate_fn),
+        collate_fn=_IndexedCollate(loader.collate_fn),  # type: ignore[arg-type]
         **carried,
     )
 

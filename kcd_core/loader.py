@@ -282,9 +282,10 @@ class CondensedLoader:
             indices, student_logits, teacher_logits, targets = (
                 _take(x, rows) for x in (indices, student_logits, teacher_logits, targets)
             )
+        update = self.tracker.update if current is None else self.tracker._update_drawn
         if self._sharded:
             indices = _within(indices, *self._own)
-        self.tracker.update(indices, student_logits, teacher_logits=teacher_logits, targets=targets)
+        update(indices, student_logits, teacher_logits=teacher_logits, targets=targets)
         self._seen = True
         if current is not None:
             current.owes = False
@@ -620,7 +621,8 @@ class _Iterator:
             loader._position = current.end
         elif loader._current is not None:
             loader._current.ambiguous = True
-        return (indices, batch) if loader._return_index else batch
+        # A copy of the caller's own: what is recorded must not change in its hands.
+        return (torch.from_numpy(indices.copy()), batch) if loader._return_index else batch
 
 
 def _real_rows(indices: Any) -> Any:

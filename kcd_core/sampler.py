@@ -23,6 +23,7 @@ __all__ = ["CondensedSampler"]
 STATE_VERSION = 1
 MIX_ARRAYS = ("mix_target", "mix_source", "mix_weight", "mix_stage")
 Indices = npt.NDArray[np.int64]
+Blocks = Iterator[tuple[Indices, npt.NDArray[np.bool_]]]  # indices, and which of them only pad
 CheckedState = tuple[int, int, Indices | None, MixRecipes]  # epoch, stage, kept (None: everything), recipes
 
 
@@ -161,9 +162,7 @@ class CondensedSampler:
         blocks = self.blocks()
         return (index for indices, _ in blocks for index in indices.tolist())
 
-    def blocks(
-        self, epoch: int | None = None, start: int = 0
-    ) -> Iterator[tuple[Indices, npt.NDArray[np.bool_]]]:
+    def blocks(self, epoch: int | None = None, start: int = 0) -> Blocks:
         """This rank's indices in blocks, with a mask of those that only pad the rank's length.
 
         Parameters
@@ -177,9 +176,7 @@ class CondensedSampler:
         # All state is read here, at the call, and not at the first next().
         return self._blocks(self._kept, self.num_kept, epoch, start)
 
-    def _blocks(
-        self, kept: Indices | None, size: int, epoch: int, start: int
-    ) -> Iterator[tuple[Indices, npt.NDArray[np.bool_]]]:
+    def _blocks(self, kept: Indices | None, size: int, epoch: int, start: int) -> Blocks:
         ranks = self.num_replicas
         left = max(0, size - start)
         length = left // ranks if self.drop_last else -(-left // ranks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from .condense import CondensedSet, no_indices
 from .members import Members
 from .mixing import MixRecipes
 from .permutation import mix_int, permute, round_keys
-from .sampler import CondensedSampler, fingerprint
+from .sampler import Blocks, CondensedSampler, fingerprint
 from .selection import Indices
 from .sharded import ShardedSet, bounds, check_sizes
 from .states import check_same
@@ -129,16 +129,12 @@ class ShardedSampler(CondensedSampler):
             weights=whole.weights,
         )
 
-    def blocks(
-        self, epoch: int | None = None, start: int = 0
-    ) -> Iterator[tuple[Indices, npt.NDArray[np.bool_]]]:
+    def blocks(self, epoch: int | None = None, start: int = 0) -> Blocks:
         """See `CondensedSampler.blocks`. ``start`` is a multiple of the number of ranks."""
         epoch = self.epoch if epoch is None else epoch
         return self._draw(self._members, len(self), epoch, start // self.num_replicas)
 
-    def _draw(
-        self, members: Members | None, length: int, epoch: int, start: int
-    ) -> Iterator[tuple[Indices, npt.NDArray[np.bool_]]]:
+    def _draw(self, members: Members | None, length: int, epoch: int, start: int) -> Blocks:
         size = self.stop - self.start if members is None else len(members)
         key = round_keys(mix_int(self.seed ^ mix_int(self.rank)), epoch)
         # In ascending order, what an epoch draws begins after what the one before drew, around the end.

@@ -147,6 +147,22 @@ class KnowledgeValueTracker:
             If an index lies outside ``0 .. N-1``. An index on a device is masked and counted instead,
             and reported when the values are read.
         """
+        self._append(self._checked_indices(indices), self._values(student_logits, teacher_logits, targets))
+
+    def _update_drawn(
+        self,
+        indices: npt.NDArray[np.int64],
+        student_logits: Any,
+        *,
+        teacher_logits: Any = None,
+        targets: Any = None,
+    ) -> None:
+        """`update` for indices that a sampler of this package drew, and nobody will write to: they are not
+        looked at, which is the larger part of the cost of a small batch (``benchmarks/overhead.py``)."""
+        self._append(indices, self._values(student_logits, teacher_logits, targets))
+
+    def _values(self, student_logits: Any, teacher_logits: Any, targets: Any) -> Array:
+        """Values [B], or logits [B, C] to be reduced later, that no one else holds."""
         logits = _detached(student_logits)
         given: dict[str, Any] = {}
         if teacher_logits is not None:
@@ -156,21 +172,19 @@ class KnowledgeValueTracker:
         if self._function is entropy and self._device is None:
             logits = check_logits(logits, "student_logits")
             waits = self._on_nonfinite == "skip" and 0 < logits.shape[0] * logits.shape[1] < SMALL
-            values = _copied(logits) if waits else host_entropy(logits)
-        elif self._trusted:
-            values = self._function(logits, **given)
-        else:
-            logits = check_logits(logits, "student_logits")
-            with sys.modules["torch"].no_grad() if is_tensor(logits) else nullcontext():
-                values = as_array(self._function(logits, **given))
-                if values.shape != logits.shape[:1]:
-                    raise ValueError(
-                        f"the value function must return one value per sample, shape {tuple(logits.shape[:1])}, "
-                        f"got {tuple(values.shape)}"
-                    )
-                values = _as_values(values, logits)
-                values = poison(values, logits)  # a new array: the function may have returned a view
-        self._append(indices, values)
+            return _copied(logits) if waits else host_entropy(logits)
+        if self._trusted:
+            return self._function(logits, **given)
+        logits = check_logits(logits, "student_logits")
+        with sys.modules["torch"].no_grad() if is_tensor(logits) else nullcontext():
+            values = as_array(self._function(logits, **given))
+            if values.shape != logits.shape[:1]:
+                raise ValueError(
+                    f"the value function must return one value per sample, shape {tuple(logits.shape[:1])}, "
+                    f"got {tuple(values.shape)}"
+                )
+            values = _as_values(values, logits)
+            return poison(values, logits)  # a new array: the function may have returned a view
 
     def record(self, indices: Any, values: Any) -> None:
         """Record values computed elsewhere.
@@ -191,11 +205,11 @@ class KnowledgeValueTracker:
         if not is_floating(values) and not is_integer(values):
             raise TypeError(f"values must be real numbers, got dtype {dtype_name(values)}")
         # A copy: the caller may reuse the buffer.
-        self._append(indices, values.detach().clone() if is_tensor(values) else np.array(values, np.float64))
+        values = values.detach().clone() if is_tensor(values) else np.array(values, np.float64)
+        self._append(self._checked_indices(indices), values)
 
-    def _append(self, indices: Any, values: Array) -> None:
-        """Keep ``values`` [B], or logits [B, C], which no one else holds, until they are added."""
-        indices = self._checked_indices(indices)
+    def _append(self, indices: Array, values: Array) -> None:
+        """Keep checked indices and ``values`` [B], or logits [B, C], which no one else holds, until they are added."""
         if len(indices) != len(values):
             raise ValueError(
                 f"indices and the batch must have one length, got {len(indices)} indices for {len(values)} samples"

@@ -87,6 +87,15 @@ def test_behind_a_prefetcher_after_an_epoch_without():
         record(loader, batch)
 
 
+def test_what_the_caller_does_with_the_indices_changes_no_recording():
+    loader = wrap(Plain(N), kcd_options={"return_index": True})
+    for indices, batch in loader:
+        indices.fill_(-7)
+        record(loader, batch)
+    assert (loader.tracker.count == 1).all()
+    assert_right(loader)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_indices_that_come_along_are_right_behind_a_prefetcher(workers):
     loader = wrap(Plain(N), num_workers=workers, kcd_options={"return_index": True})

@@ -107,6 +107,7 @@ def test_a_batched_fetch_set_to_none_is_none():
 def mark_worker(worker_id):
     dataset = get_worker_info().dataset
     assert len(dataset) == N
+    assert dataset[3][1] == 3  # a sample of the user's, not what kcd makes of it
     dataset.kind = "list"  # set on the user's data set, read by its __getitem__
     dataset.images = dataset.images + 1000
 
