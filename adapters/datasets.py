@@ -41,6 +41,14 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
         self.mean, self.std = (torch.as_tensor(x).float().view(-1, 1, 1) for x in (mean, std))
         self.generator = torch.Generator().manual_seed(0)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # As an array: torch can't hand a generator to a process that was not forked (pytorch issue 146828).
+        return vars(self) | {"generator": self.generator.get_state().numpy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, generator=torch.Generator())
+        self.generator.set_state(torch.from_numpy(state["generator"]))
+
     def __len__(self) -> int:
         return len(self.data)
 

@@ -455,6 +455,25 @@ def test_spawned_workers(host: Host) -> None:
     assert output.count("kcd: mdistiller") == 1
 
 
+AS_FORKSERVER = """
+import os
+from multiprocessing import spawn
+from kcd_adapters import run
+from kcd_adapters.settings import Settings
+os.environ[run.VARIABLE] = Settings(ratio=0.5, stages=2, period=1).to_json()
+os.environ[run.SCRIPT] = os.path.abspath("train_student.py")
+child = os.path.join(os.path.dirname(run.__file__), "child.py")
+spawn.import_main_path(child)  # in the server, from Python 3.14 on
+spawn.prepare({"init_main_from_path": child})  # in each process forked from it
+print("prepared")
+"""
+
+
+@on("repdistiller")
+def test_a_process_forked_from_a_server_has_the_script_already(host: Host) -> None:
+    assert "prepared" in host.run("-c", AS_FORKSERVER)[0]
+
+
 SETS_THREADS = """
 import os
 import sys
