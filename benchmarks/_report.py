@@ -52,11 +52,19 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def add_out(made: argparse.ArgumentParser, what: str) -> None:
     made.add_argument(
         "--out",
-        type=Path,
+        type=folder,
         default=RESULTS,
         metavar="DIR",
         help=f"folder {what} (default: benchmarks/results)",
     )
+
+
+def folder(text: str) -> Path:
+    """The path of a folder, which may be made later; said at once if it can't be."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is no folder")
+    return path
 
 
 def bounded(made: argparse.ArgumentParser, given: argparse.Namespace, **least: int) -> None:

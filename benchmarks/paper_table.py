@@ -187,13 +187,25 @@ def setting_of(args: argparse.Namespace) -> Setting:
     )
 
 
+def visible() -> list[str]:
+    """The GPUs that torch sees, as CUDA_VISIBLE_DEVICES has them."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return listed.split(",") if listed else [f"{i}" for i in range(torch.cuda.device_count())]
+
+
+def missing_gpus(gpus: Sequence[str] | None) -> list[str]:
+    absent = [
+        gpu for gpu in gpus or () if gpu.isdigit() and gpu not in visible()
+    ]  # or a UUID, taken on trust
+    seen = ", ".join(visible()) or "none"
+    return [f"--gpus: torch does not see {', '.join(absent)}; it sees {seen}"] if absent else []
+
+
 def slots_of(args: argparse.Namespace) -> Slots:
     """A place for every run at a time. Without CUDA there are ``--jobs`` of them, on the CPU."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = listed.split(",") if listed else [f"{i}" for i in range(torch.cuda.device_count())]
     if not torch.cuda.device_count():
         return [None] * args.jobs
-    return [gpu for _ in range(args.jobs) for gpu in args.gpus or visible]
+    return [gpu for _ in range(args.jobs) for gpu in args.gpus or visible()]
 
 
 def made_by(arguments: Sequence[str], setting: Setting, slots: Slots) -> dict[str, Any]:
@@ -220,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = [Run(m, p, seed) for seed in range(args.seeds) for p in args.pairs for m in args.methods]
     if not args.report_only:
         slots = slots_of(args)
-        problems = missing_tools(setting, runs, slots)
+        problems = missing_gpus(args.gpus) + missing_tools(setting, runs, slots)
         if args.smoke and not problems:
             teachers = sorted({PAIRS[pair].teacher for pair in args.pairs})
             make(setting.data, setting.teachers, setting.repdistiller, teachers, args.smoke_samples)

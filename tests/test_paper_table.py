@@ -431,11 +431,20 @@ def test_runs_take_the_gpus_in_turns(place, monkeypatch):
     assert paper_table.slots_of(paper_table.parse(["--gpus", "7", "--jobs", "2"])) == ["7", "7"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert paper_table.slots_of(paper_table.parse([])) == ["0", "1", "2"]
-    assert paper_table.main([*place.command, "--gpus", "6", "--methods", "sskd", "kd"]) == 0
+    assert paper_table.main([*place.command, "--gpus", "2", "--methods", "sskd", "kd"]) == 0
     for method in ("sskd", "kd"):
         log = (place.runs / f"{method}-vgg13-vgg8-0" / "log.txt").read_text()
-        assert "\nGPU 6\n" in log
-        assert method == "kd" or "--gpu-id 6" in log  # it overwrites CUDA_VISIBLE_DEVICES with it
+        assert "\nGPU 2\n" in log
+        assert method == "kd" or "--gpu-id 2" in log  # it overwrites CUDA_VISIBLE_DEVICES with it
+
+
+def test_gpus_that_are_not_there_are_said(place, monkeypatch, capsys):
+    assert paper_table.main([*place.command, "--gpus", "0"]) == 2
+    assert "--gpus: torch does not see 0; it sees none" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert paper_table.main([*place.command, "--gpus", "1", "2", "MIG-1f2e"]) == 2
+    assert "--gpus: torch does not see 2; it sees 0, 1" in capsys.readouterr().err
+    assert not place.runs.exists()
 
 
 # -- what is needed ----------------------------------------------------------------------------------------

@@ -188,6 +188,7 @@ def test_infobatch_leaves_out_half_of_the_easy_and_counts_the_others_twice(study
     [
         *[([f"--{name}", "0"], f"--{name} must be at least 1, got 0") for name in
           ("seeds", "samples", "batch", "teacher-epochs", "workers")],
+        (["--out", __file__], "test_study.py is no folder"),
         (["--samples", "-3"], "--samples must be at least 1, got -3"),
         (["--epochs", "9"], "--epochs must be a multiple of 6, got 9"),
         *[(["--ratios", "0.5", ratio], "--ratios: ratio must be") for ratio in ("0", "nan", "1.5")],

@@ -1,0 +1,45 @@
+"""What the benchmarks write down of where their figures come from."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import _report
+
+sys.path.pop(0)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_a_commit_is_said_with_a_plus_if_files_were_changed(tmp_path):
+    def git(*words):
+        return subprocess.run(
+            ["git", "-C", tmp_path, *words], check=True, capture_output=True, text=True
+        ).stdout
+
+    assert _report.commit(tmp_path) is None, "no checkout"
+    git("init", "-q")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "x")
+    known = _report.commit(tmp_path)
+    assert len(known) >= 7
+    assert git("rev-parse", "HEAD").startswith(known)
+    (tmp_path / "another").write_text("2")
+    assert _report.commit(tmp_path) == known, "files that Git does not know do not count"
+    (tmp_path / "file").write_text("2")
+    assert _report.commit(tmp_path) == f"{known}+"
+
+
+def test_about_says_command_date_and_commit(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/x.py", "--quick"])
+    monkeypatch.setattr(_report, "commit", lambda checkout: "abc1234+")
+    facts = _report.about()
+    assert facts["command"] == "python benchmarks/x.py --quick"
+    assert facts["date"].endswith(" UTC")
+    assert "commit abc1234+" in _report.heading(facts)
+    monkeypatch.setattr(_report, "commit", lambda checkout: None)
+    assert "commit" not in _report.heading(_report.about()), "an unpacked archive has none"
