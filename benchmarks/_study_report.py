@@ -27,12 +27,19 @@ PALETTE = (
 NOTE = """\
 Mean ± s.d. over seeds. Differences are paired by seed, in percentage points, with Student's t interval. The bootstrap's
 (BCa) is in the JSON, too: it is too narrow for so few differences (of ten it covers 90 %, as a test simulates).
-Better and worse: paired t tests at 5 %, by Holm's method corrected for all comparisons of the student's table.
+Better and worse: paired t tests at 5 %, by Holm's method corrected for all comparisons of the student's table (the
+intervals are not).
 Intervals and tests cover the seeds alone, that is the student's initial weights and the order of the samples: there is
 one teacher, one set of training images and one of test images.
 Images are not augmented, so the teacher sees each once, and once more when it is mixed: times are the student's, with
 all choosing, recording and mixing. Wall times include what else the machine did.
 Arms over another loss (PKT, CRD+KD) are compared with that loss on all samples."""
+
+#: Why arms may do the same.
+WHY = {
+    ("kc-kd-v1", "kc-kd-v2"): """
+F is one number for all that was never dropped, so F^0.03 matters only where by V alone a dropped sample would come back."""
+}
 
 Runs = dict[int, dict[str, Any]]  # by seed
 Key = tuple[str, float, str]  # arm, ratio, student
@@ -95,14 +102,19 @@ def report(out: Path, name: str, runs: list[dict[str, Any]], header: Mapping[str
 
 def rows_of(runs: Iterable[Mapping[str, Any]]) -> list[Row]:
     """All rows, by student and ratio, in the order of the arms."""
-    groups: dict[Key, Runs] = defaultdict(dict)
-    for run in runs:
-        groups[run["arm"], run["ratio"], run["student"]][run["seed"]] = dict(run)
+    groups = grouped(runs)
     order = list(ARMS)
     keys = sorted(
         (k for k in groups if k[0] in ARMS), key=lambda k: (k[2] != "small", -k[1], order.index(k[0]))
     )
     return [row_of(key, groups) for key in keys]
+
+
+def grouped(runs: Iterable[Mapping[str, Any]]) -> dict[Key, Runs]:
+    groups: dict[Key, Runs] = defaultdict(dict)
+    for run in runs:
+        groups[run["arm"], run["ratio"], run["student"]][run["seed"]] = dict(run)
+    return groups
 
 
 def row_of(key: Key, groups: Mapping[Key, Runs]) -> Row:
@@ -189,6 +201,7 @@ def text_of(
     lines += [
         "",
         *NOTE.splitlines(),
+        *of_mixing(runs),
         *twins(runs),
         "",
     ]
@@ -229,21 +242,29 @@ def verdicts(rows: list[Row]) -> list[str]:
     ]
 
 
+def of_mixing(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What mixing adds to the choice of samples alone, a line for each student."""
+    groups, found = grouped(runs), defaultdict(list)
+    for (arm, ratio, student), own in sorted(groups.items(), key=lambda item: item[0][1:], reverse=True):
+        apart = difference(own, groups.get(("kc-kd-v2", ratio, student), {}))
+        if arm == "kc-kd-v3" and apart:
+            found[student].append(f"{apart_of(apart)} at {ratio:g}")
+    return [f"kc-kd-v3 minus kc-kd-v2, {student} student: {'; '.join(at)}" for student, at in found.items()]
+
+
 def twins(runs: Iterable[Mapping[str, Any]]) -> list[str]:
     """A line for every set of arms that gave one accuracy in every run at some ratio: they do the same here."""
-    accuracies: dict[Key, dict[int, float]] = defaultdict(dict)
-    for run in runs:
-        accuracies[run["arm"], run["ratio"], run["student"]][run["seed"]] = run["accuracy"]
     alike: dict[Any, list[str]] = defaultdict(list)
-    for (arm, ratio, student), by_seed in accuracies.items():
-        if len(by_seed) > 1:
-            alike[student, ratio, tuple(sorted(by_seed.items()))].append(arm)
+    for (arm, ratio, student), own in grouped(runs).items():
+        if len(own) > 1:
+            alike[student, ratio, tuple(sorted(own)), tuple(column(own, "accuracy"))].append(arm)
     where: dict[Any, list[str]] = defaultdict(list)
-    for (student, ratio, _), arms in sorted(alike.items(), key=lambda item: item[0][:2], reverse=True):
+    for (student, ratio, *_), arms in sorted(alike.items(), key=lambda item: item[0][:2], reverse=True):
         if len(arms) > 1:
             where[student, tuple(sorted(arms))].append(f"{ratio:g}")
     return [
         f"The same accuracy in every run: {' and '.join(arms)} at {', '.join(ratios)}, {student} student."
+        + WHY.get(arms, "")
         for (student, arms), ratios in where.items()
     ]
 

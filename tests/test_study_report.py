@@ -102,8 +102,19 @@ def test_arms_with_one_accuracy_in_every_run_are_told():
     ]
     assert report.twins(runs) == [
         "The same accuracy in every run: kc-kd-v1 and kc-kd-v2 at 0.7, 0.5, small student."
+        + report.WHY["kc-kd-v1", "kc-kd-v2"]
     ]
     text = report.text_of("x", [{"samples": 1, "data": "x", "epochs": 6, "batch": 1, "teacher_accuracy": 1} | run
                                 for run in runs], report.rows_of(runs), [])  # fmt: skip
     assert report.twins(runs)[0] in text
     assert "one teacher" in text
+
+
+def test_what_mixing_adds():
+    alone = np.array([0.8, 0.81, 0.82])
+    runs = [*runs_of("kc-kd-v2", 0.7, alone), *runs_of("kc-kd-v3", 0.7, alone + np.array([0.01, 0.02, 0.03]))]
+    runs += [*runs_of("kc-kd-v2", 0.3, alone), *runs_of("kc-kd-v3", 0.3, alone), *runs_of("rs2", 0.3, alone)]
+    half = 4.302653 / 3**0.5  # the quantile for two degrees of freedom, from a table
+    assert report.of_mixing([*runs, *runs_of("kc-kd-v3", 0.7, alone, student="large")]) == [
+        f"kc-kd-v3 minus kc-kd-v2, small student: +2.00 [{2 - half:+.2f}, {2 + half:+.2f}] at 0.7; +0.00 at 0.3"
+    ]
