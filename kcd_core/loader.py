@@ -17,6 +17,7 @@ from .condense import CondensedSet, Select, check_settings, condense_stage
 from .history import CondensationHistory
 from .keyed import PADDING, KeyBatches, rebuild, resolve_mixer, understand
 from .mixing import Mixer, MixRecipes, is_built_in
+from .passes import Pass
 from .sampler import CheckedState as SamplerState
 from .sampler import CondensedSampler, fingerprint
 from .schedule import CondensationSchedule
@@ -176,7 +177,7 @@ class CondensedLoader:
         self._resume = 0  # where the next iterator starts
         self._recorded = 0  # global position up to which this epoch is recorded
         self._seen = False  # anything recorded this epoch, in whatever way
-        self._current: _Pass | None = None
+        self._current: Pass | None = None
         self._iterator: weakref.ref[_Iterator] | None = None  # of that pass
 
     # -- drawing -----------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ class CondensedLoader:
         owed = alive and self._current is not None and self._current.owes
         start, self._resume = self._resume, 0
         self._batches.start = start
-        self._current = _Pass(start, ambiguous=owed)
+        self._current = Pass(start, ambiguous=owed)
         # Made here, at the call: what this pass draws is settled, whatever is installed meanwhile.
         iterator = _Iterator(self, self._current, iter(self._inner))
         self._iterator = weakref.ref(iterator)
@@ -267,7 +268,12 @@ class CondensedLoader:
         """
         current = None
         if indices is None:
-            current = self._sure()
+            current = self._current
+            if current is None or current.yielded == 0:
+                raise RuntimeError(
+                    "record() was called before this pass yielded a batch: iterate the loader first"
+                )
+            current.check(self._recorded, self.epoch)
             indices = current.indices
         if self._choose_device:
             self._move_to(student_logits)
@@ -288,38 +294,7 @@ class CondensedLoader:
         update(indices, student_logits, teacher_logits=teacher_logits, targets=targets)
         self._seen = True
         if current is not None:
-            current.owes = False
-            current.records += 1
-            self._recorded = current.end
-
-    def _sure(self) -> _Pass:
-        """The pass whose last batch is being recorded, if that is beyond doubt."""
-        current, hint = self._current, "; or pass indices= (see return_index)"
-        if current is None or current.yielded == 0:
-            raise RuntimeError(
-                "record() was called before this pass yielded a batch: iterate the loader first"
-            )
-        if not current.owes:
-            raise RuntimeError(
-                "record() was called twice for one batch: call it once per batch of the loader" + hint
-            )
-        if current.ambiguous:
-            raise RuntimeError(
-                "record() can't tell which batch the logits belong to: a second iteration was started while "
-                "a batch of the first was not recorded yet, or two are read in turns" + hint
-            )
-        if current.records == 0 and current.yielded != 1:
-            raise RuntimeError(
-                f"record() can't tell which batch the logits belong to: {current.yielded} batches were fetched "
-                "before the first record, so something (a prefetcher?) looks ahead, or the first batches "
-                "were not recorded" + hint
-            )
-        if current.begin < self._recorded:
-            raise RuntimeError(
-                f"this part of epoch {self.epoch} was recorded before: call end_epoch() once after each epoch "
-                "(and record only one pass over it)" + hint
-            )
-        return current
+            self._recorded = current.note_record()
 
     def _move_to(self, logits: Any) -> None:
         """Keep the values where the first recorded logits are, if CUDA can spare the copies."""
@@ -574,25 +549,13 @@ class _State(NamedTuple):
     history: CondensationHistory
 
 
-class _Pass:
-    """One iteration over the loader: what `record` has to know to be sure."""
-
-    def __init__(self, start: int, *, ambiguous: bool) -> None:
-        self.ambiguous = ambiguous
-        self.indices: Any = None  # of the batch yielded last
-        self.begin = self.end = start  # its global positions
-        self.lost = 0  # positions after it whose batches could not be fetched
-        self.yielded = self.records = 0
-        self.owes = False
-
-
 class _Iterator:
     """Yields the user's batches and keeps the pass up to date.
 
     No generator, which would end at a worker's exception: a DataLoader's iterator goes on after it.
     """
 
-    def __init__(self, loader: CondensedLoader, current: _Pass, batches: Iterator[Any]) -> None:
+    def __init__(self, loader: CondensedLoader, current: Pass, batches: Iterator[Any]) -> None:
         self._loader, self._pass, self._batches = loader, current, batches
 
     def __iter__(self) -> _Iterator:
@@ -608,15 +571,9 @@ class _Iterator:
         except Exception as error:
             if str(error).startswith("DataLoader timed out"):
                 raise  # the batch comes with the next call
-            # Passed over if the caller goes on, drawn again if it resumes here.
-            current.lost += loader.batch_size * per_position
+            current.note_loss(loader.batch_size * per_position)
             raise
-        current.indices = indices
-        current.begin = current.end + current.lost
-        current.end = current.begin + len(indices) * per_position
-        current.lost = 0
-        current.yielded += 1
-        current.owes = True
+        current.note_batch(indices, len(indices) * per_position)
         if loader._current is current:
             loader._position = current.end
         elif loader._current is not None:
