@@ -158,7 +158,10 @@ def difference(own: Runs, other: Runs) -> Difference | None:
 
 
 def bca(sample: npt.NDArray[np.float64]) -> tuple[float, float]:
-    return ends(scipy.stats.bootstrap((sample,), np.mean, rng=np.random.default_rng(0)).confidence_interval)
+    # `rng` in new versions of SciPy, which know `random_state`, too
+    return ends(
+        scipy.stats.bootstrap((sample,), np.mean, random_state=np.random.default_rng(0)).confidence_interval
+    )
 
 
 def ends(interval: Any) -> tuple[float, float]:

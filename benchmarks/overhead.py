@@ -225,7 +225,7 @@ def measure(pair: str, args: argparse.Namespace, device: torch.device) -> dict[s
         if arm != "kd":
             interval = scipy.stats.bootstrap(
                 (own, base), ratio_of_medians, paired=True, n_resamples=2000, method="percentile",
-                rng=np.random.default_rng(0),
+                random_state=np.random.default_rng(0),
             ).confidence_interval  # fmt: skip
             row["ratio"] = ratio_of_medians(own, base)
             row["ratio_95"] = [float(interval.low), float(interval.high)]

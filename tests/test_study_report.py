@@ -44,7 +44,7 @@ def test_few_seeds_and_no_spread():
 def test_students_interval_covers_what_the_bootstraps_does_not():
     """Of ten normal differences, as the notes say."""
     samples = np.random.default_rng(0).normal(size=(4000, 10))
-    options = {"axis": 1, "n_resamples": 1000, "batch": 50, "rng": np.random.default_rng(1)}
+    options = {"axis": 1, "n_resamples": 1000, "batch": 50, "random_state": np.random.default_rng(1)}
     bca = scipy.stats.bootstrap((samples,), np.mean, **options).confidence_interval
     t = scipy.stats.ttest_1samp(samples, 0, axis=1).confidence_interval()
     coverage = {name: np.mean((x.low <= 0) & (x.high >= 0)) for name, x in (("bca", bca), ("t", t))}
