@@ -44,17 +44,62 @@ def chosen_tail(sampler):
     return sampler.recipes.target[sampler.recipes.weight.argmin()]
 
 
-def test_results_are_those_of_the_study():
-    """Every row of the table is one that benchmarks/study.py printed."""
-    printed = (ROOT / "benchmarks/results/study-fashion-mnist-20000x24.txt").read_text(encoding="utf-8")
-    printed = [" ".join(line.split()) for line in printed.splitlines()]
-    rows = re.findall(
-        r"^\| .*? \| ([\d.]+) % \| (\d.*?) \| (.*?) ?\|$", (ROOT / "README.md").read_text(), re.MULTILINE
+def printed_study(name):
+    """What benchmarks/study.py printed of each student: the lines of its table, and its verdicts by their beginning."""
+    text = (ROOT / f"benchmarks/results/study-{name}.txt").read_text(encoding="utf-8")
+    text, note = text.split("\nMean ± s.d.")
+    students = {}
+    for part in re.split(r"\n\n(?=\w+ student\n)", text)[1:]:
+        lines = [" ".join(line.split()) for line in part.splitlines()]
+        verdicts = dict(line.split(": ", 1) for line in lines if re.match("(better|worse) than KD", line))
+        students[lines[0].removesuffix(" student")] = lines, verdicts
+    return students, note
+
+
+def study_of_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Results")[1].split("What it costs")[0]
+    return " ".join(line for line in text.splitlines() if not line.startswith("|")), re.findall(
+        r"^\| (small|large) \| .*? \| ([\d.]*) ?\| ([\d.]+) % \| (\d.*?) \| (.*?) ?\|$", text, re.MULTILINE
     )
-    assert len(rows) == 8
-    for share, accuracy, difference in rows:
-        share = f"{float(share):.1f}%"
-        assert [line for line in printed if accuracy in line and share in line and difference in line]
+
+
+def test_results_are_those_of_the_study():
+    """Every row of the table, and every difference in the text, is one that benchmarks/study.py printed."""
+    students, note = printed_study("fashion-mnist-20000x24")
+    text, rows = study_of_readme()
+    assert len(rows) == 15
+    for student, ratio, share, accuracy, difference in rows:
+        row = (
+            rf" {ratio or 1} 10 {accuracy} [\d,]+ {float(share):.1f}% [\d.]+ [\d.]+ ?{re.escape(difference)}"
+        )
+        assert any(re.search(row, line) for line in students[student][0]), row
+    differences = re.findall(r"[-+]\d\.\d\d \[.*?\]", text)
+    assert len(differences) == 5
+    printed = " ".join(" ".join(lines) for lines, _ in students.values()) + note
+    assert [difference for difference in differences if difference not in printed] == []
+
+
+def test_verdicts_are_those_of_the_study():
+    students, note = printed_study("fashion-mnist-20000x24")
+    text, _ = study_of_readme()
+
+    def ratios(student, verdict):
+        return set(re.findall(r"kc-kd-v3 ([\d.]+)", students[student][1][verdict]))
+
+    small, large = re.search(
+        r"KC-KD is better than KD at ([\d., and]+), for the larger student at ([\d., and]+),", text
+    ).groups()
+    assert ratios("small", "better than KD") == set(re.findall(r"[\d.]+\d", small))
+    assert ratios("large", "better than KD") == set(re.findall(r"[\d.]+\d", large))
+    for student, (lines, _) in students.items():
+        tried = {line.split()[4] for line in lines if line.startswith("KC-KD v3: and mixing ")}
+        assert ratios(student, "better than KD at equal samples") == tried, "at every ratio"
+        assert "0.7" in tried - ratios(student, "better than KD")
+        assert not re.search("kc-(pkt|crd)", students[student][1]["better than KD"])
+    assert "The same accuracy in every run: kc-kd-v1 and kc-kd-v2 at 0.7, 0.5, 0.3, small student." in note
+    # On digits, nothing beyond chance.
+    ((_, verdicts),) = printed_study("digits-1198x24")[0].values()
+    assert set(verdicts.values()) == {"none"}
 
 
 def test_by_hand_examples_run(capsys):
