@@ -184,7 +184,7 @@ class HostedLoader:
         for indices, batch in self._rehearsed(batches):
             targets = self._targets(batch)
             if targets is not None:
-                now.pending.append((torch.from_numpy(indices), targets.clone()))  # the host may write to its own
+                now.pending.append((indices, targets.clone()))  # the host may write to its own
             now.drawn += int((indices >= 0).sum())
             yield batch
         now.exhausted = True

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from kcd_core import CondensedSampler, KnowledgeValueTracker
+from kcd_core.keyed import without_padding
 
 __all__ = ["record"]
 
@@ -12,16 +15,16 @@ __all__ = ["record"]
 def record(
     tracker: KnowledgeValueTracker, order: CondensedSampler, indices: Any, logits: Any, targets: Any
 ) -> int:
-    """Record logits [B, C] for ``indices`` [B], and return for how many samples.
+    """Record logits [B, C] for ``indices`` [B] that ``order`` drew, and return for how many samples.
 
     An index below 0 pads a rank's length, and is no observation. The tracker moves to the device of the
     first logits.
     """
     if logits.is_cuda and tracker.device is None:
         tracker.to(logits.device)
-    if order.num_replicas > 1 and bool((indices < 0).any()):
-        rows = (indices >= 0).nonzero().squeeze(1)
-        indices, rows = indices[rows], rows.to(logits.device, non_blocking=True)
-        logits, targets = logits[rows], None if targets is None else targets[rows]
-    tracker.update(indices, logits, targets=targets)
+    if order.num_replicas > 1:
+        indices, logits, targets = without_padding(indices, logits, targets)
+    # An array came straight from the sampler; what a host collated may lie on a device.
+    update = tracker._update_drawn if isinstance(indices, np.ndarray) else tracker.update
+    update(indices, logits, targets=targets)
     return len(indices)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -23,10 +24,11 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from ._arrays import is_tensor, to_numpy
 from .mixing import Mixer, MixRecipes, Steps, default_mixer, mix_arrays, mix_samples
 from .sampler import Blocks, CondensedSampler
 
-__all__ = ["PADDING", "KeyBatches", "rebuild", "resolve_mixer", "understand"]
+__all__ = ["PADDING", "KeyBatches", "rebuild", "resolve_mixer", "understand", "without_padding"]
 
 MANUAL = "; use KnowledgeValueTracker, CondensedSampler and condense_step() by hand (docs/by-hand.md in the repository)"
 # What the rebuilt loader sets itself; every other argument of DataLoader is carried over by name.
@@ -181,6 +183,25 @@ class _IndexedCollate:
     def __call__(self, fetched: tuple[Indices, list[Any]]) -> tuple[Indices, Any]:
         indices, samples = fetched
         return indices, self.collate(samples)
+
+
+def without_padding(indices: Any, *others: Any) -> tuple[Any, ...]:
+    """``indices`` [B] and what has a row for each of them (or is None), without the rows that only pad.
+
+    Indices on a device are not looked at.
+    """
+    unseen = is_tensor(indices) and not indices.is_cpu
+    padding = None if unseen else to_numpy(indices) == PADDING
+    if padding is None or not padding.any():
+        return indices, *others
+    rows = np.flatnonzero(~padding)
+    return tuple(None if x is None else _take(x, rows) for x in (indices, *others))
+
+
+def _take(x: Any, rows: Indices) -> Any:
+    if is_tensor(x):
+        return x[torch.from_numpy(rows).to(x.device, non_blocking=True)]
+    return np.asarray(x)[rows]
 
 
 def understand(loader: Any, seed: int) -> tuple[tuple[int, bool], dict[str, Any]]:

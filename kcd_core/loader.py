@@ -12,10 +12,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from . import distributed
-from ._arrays import as_array, checked_int, is_integer, to_numpy
+from ._arrays import as_array, checked_int, is_integer
 from .condense import CondensedSet, Select, check_settings, condense_stage
 from .history import CondensationHistory
-from .keyed import PADDING, KeyBatches, rebuild, resolve_mixer, understand
+from .keyed import KeyBatches, rebuild, resolve_mixer, understand, without_padding
 from .mixing import Mixer, MixRecipes, is_built_in
 from .passes import Pass
 from .sampler import CheckedState as SamplerState
@@ -283,10 +283,9 @@ class CondensedLoader:
                 "only the rows of the samples themselves, or indices="
             )
         padded = self.sampler.num_replicas > 1 and (self._sharded or not self.sampler.drop_last)
-        rows = _real_rows(indices) if padded else None
-        if rows is not None:  # the last batch of a padded epoch
-            indices, student_logits, teacher_logits, targets = (
-                _take(x, rows) for x in (indices, student_logits, teacher_logits, targets)
+        if padded:
+            indices, student_logits, teacher_logits, targets = without_padding(
+                indices, student_logits, teacher_logits, targets
             )
         update = self.tracker.update if current is None else self.tracker._update_drawn
         if self._sharded:
@@ -582,14 +581,6 @@ class _Iterator:
         return (torch.from_numpy(indices.copy()), batch) if loader._return_index else batch
 
 
-def _real_rows(indices: Any) -> Any:
-    """The rows that are no padding, or None if all are. Indices on a device are not looked at."""
-    if isinstance(indices, torch.Tensor) and indices.device.type != "cpu":
-        return None
-    padding = to_numpy(indices) == PADDING
-    return np.flatnonzero(~padding) if padding.any() else None
-
-
 def _within(indices: Any, start: int, stop: int) -> Any:
     """Indices of the data set as those of its slice ``start .. stop - 1``."""
     indices = as_array(indices)
@@ -607,11 +598,3 @@ def _within(indices: Any, start: int, stop: int) -> Any:
             "was recorded"
         )
     return indices - start
-
-
-def _take(x: Any, rows: Any) -> Any:
-    if x is None:
-        return None
-    if isinstance(x, torch.Tensor):
-        return x[torch.from_numpy(rows).to(x.device, non_blocking=True)]
-    return np.asarray(x)[rows]
