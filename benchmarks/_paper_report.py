@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from _paper_published import METHODS, PAIRS
 from _paper_queue import hours, outcomes
-from _report import many, without_loss
+from _report import many, table_at, without_loss
+
+from kcd_adapters.files import write_whole
 
 Result = Mapping[str, Any]
 
@@ -56,9 +58,8 @@ def report(folder: Path, header: Mapping[str, Any] | None, *, smoke: bool) -> st
     results, failures = outcomes(folder)
     if results:
         path = without_loss(path, results, "method", "pair", "seed")
-    old: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    results = results or old.get("runs", [])
-    headers = old.get("made_by", [])
+    old = table_at(path)
+    results, headers = results or old["runs"], old["made_by"]
     if header is not None and not any(same(header, one) for one in headers):
         headers = [*headers, header]
     if not results and not failures:
@@ -74,10 +75,10 @@ def report(folder: Path, header: Mapping[str, Any] | None, *, smoke: bool) -> st
         "failures": failures,
         "runs": results,
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
     text = text_of(path.stem, content, rows, results)
-    path.with_suffix(".txt").write_text(text + "\n")
-    path.with_suffix(".md").write_text(markdown(path.stem, content, rows, results) + "\n")
+    write_whole(path.with_suffix(".txt"), f"{text}\n".encode())
+    write_whole(path.with_suffix(".md"), f"{markdown(path.stem, content, rows, results)}\n".encode())
     return text
 
 

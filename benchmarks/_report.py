@@ -81,14 +81,28 @@ def named(name: str, made: argparse.ArgumentParser, given: argparse.Namespace, *
     return name if whole else f"{name}-trial"
 
 
+def table_at(path: Path) -> dict[str, Any]:
+    """What an earlier call wrote: the runs, and how they were made."""
+    if not path.exists():
+        return {"made_by": [], "runs": []}
+    try:
+        table = json.loads(path.read_text())
+        return {"made_by": list(table["made_by"]), "runs": list(table["runs"])}
+    except (ValueError, KeyError, TypeError):
+        sys.exit(f"{path} is no table of runs, or is broken: move it away, and it is written again")
+
+
 def without_loss(path: Path, runs: Sequence[Mapping[str, Any]], *keys: str) -> Path:
     """``path``, or a trial's beside it if the table there has runs that are not among ``runs``."""
 
     def told_apart(some: Sequence[Mapping[str, Any]]) -> set[tuple[Any, ...]]:
         return {tuple(run[key] for key in keys) for run in some}
 
-    there = json.loads(path.read_text())["runs"] if path.exists() else []
-    return path if told_apart(there) <= told_apart(runs) else path.with_stem(f"{path.stem}-trial")
+    return (
+        path
+        if told_apart(table_at(path)["runs"]) <= told_apart(runs)
+        else path.with_stem(f"{path.stem}-trial")
+    )
 
 
 def needed(extra: str, *modules: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.stats
-from _report import without_loss
+from _report import table_at, without_loss
 from _study_arms import ARMS, ratio_of
 
 from kcd_adapters.files import write_whole
@@ -83,7 +83,7 @@ def report(out: Path, name: str, runs: list[dict[str, Any]], header: Mapping[str
     path = out / f"{name}.json"
     if runs:
         path = without_loss(path, runs, "arm", "ratio", "student", "seed")
-    old: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"made_by": [], "runs": []}
+    old = table_at(path)
     runs = runs or old["runs"]
     if not runs:
         return f"{name}: no run is finished"

@@ -43,3 +43,14 @@ def test_about_says_command_date_and_commit(monkeypatch):
     assert "commit abc1234+" in _report.heading(facts)
     monkeypatch.setattr(_report, "commit", lambda checkout: None)
     assert "commit" not in _report.heading(_report.about()), "an unpacked archive has none"
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"made_by": [], "ru', "[]", '{"made_by": []}', '{"made_by": 0, "runs": []}']
+)
+def test_a_table_that_is_none_is_named(tmp_path, content):
+    path = tmp_path / "table.json"
+    path.write_text(content)
+    with pytest.raises(SystemExit, match=r"table\.json is no table of runs, or is broken: move it away"):
+        _report.without_loss(path, [], "seed")
+    assert path.read_text() == content
