@@ -21,7 +21,7 @@ lint: $(VENV)/.done ## style and types
 
 check: lint test dist ## all that has to pass before a change lands
 
-bench: $(VENV)/.done ## what kcd costs: the benchmarks, into benchmarks/results
+bench: $(VENV)/.done ## what kcd costs, into benchmarks/results; half an hour, 6 GB of memory
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/overhead.py
@@ -29,10 +29,10 @@ bench: $(VENV)/.done ## what kcd costs: the benchmarks, into benchmarks/results
 	$(BIN)/python benchmarks/scale.py
 
 # Goes on where it was interrupted.
-study: $(VENV)/.done ## accuracy against samples drawn, about an hour on two cores
+study: $(VENV)/.done ## accuracy against samples drawn, under an hour on two cores; data: see README
 	$(BIN)/python benchmarks/study.py
 
-# A GPU, CIFAR-100, teachers and two checkouts: `make paper-table ARGS='--help'`; to try it, ARGS='--smoke DIR'.
+# A GPU (hours), CIFAR-100, teachers and two checkouts: `make paper-table ARGS='--help'`; to try it, ARGS='--smoke DIR'.
 paper-table: $(VENV)/.done ## the published table again, on a GPU; first ARGS='--help'
 	$(BIN)/python -m pip install --quiet -c constraints.txt torchvision tensorboardX
 	$(BIN)/python benchmarks/paper_table.py $(ARGS)

@@ -22,4 +22,6 @@ def need(module: str, extra: str = "demo") -> Any:
         top = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != top:
             raise  # it is installed, and lacks something itself
-        raise ImportError(f"{top} is not installed: pip install 'kcd-core[{extra}]'") from None
+        raise ImportError(
+            f"{top} is not installed: pip install '.[{extra}]' in a checkout of kcd_core"
+        ) from None

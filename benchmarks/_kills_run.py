@@ -57,7 +57,7 @@ def train(path: Path) -> None:
     # With a generator of its own, the loader leaves the global one to the training: a resume starts one
     # more pass than the run it goes on with, and would draw once more.
     loader = kcd.wrap_loader(
-        DataLoader(dataset, BATCH, shuffle=True, num_workers=2, generator=torch.Generator()), schedule=SCHEDULE, return_index=True
+        DataLoader(dataset, BATCH, shuffle=True, num_workers=2, multiprocessing_context="fork", generator=torch.Generator()), schedule=SCHEDULE, return_index=True
     )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=loader.total_steps(EPOCHS) + 1)

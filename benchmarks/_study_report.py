@@ -31,8 +31,9 @@ Better and worse: paired t tests at 5 %, by Holm's method corrected for all comp
 intervals are not).
 Intervals and tests cover the seeds alone, that is the student's initial weights and the order of the samples: there is
 one teacher, one set of training images and one of test images.
-Images are not augmented, so the teacher sees each once, and once more when it is mixed: times are the student's, with
-all choosing, recording and mixing. Wall times include what else the machine did.
+The teacher learned from all training images, on other data than digits mirrored and shifted. The students' are not
+augmented, so the teacher sees each once, and once more when it is mixed: times are the student's, with all choosing,
+recording and mixing. Wall and CPU times depend on what else the machine did: rows made in one session compare.
 Arms over another loss (PKT, CRD+KD) are compared with that loss on all samples."""
 
 #: Why arms may do the same.

@@ -8,7 +8,8 @@ run that is finished is not done again, one that failed or was interrupted start
 repeated, or extended by seeds, pairs and methods. What is missing is said before anything starts.
 
 To try an installation, on a CPU, too: `--smoke DIR` puts noise as CIFAR-100 and untrained teachers in DIR, and
-does every run for a few epochs. Its figures mean nothing.
+does every run for a few epochs. Its figures mean nothing. `--pairs resnet56-resnet20 --methods kd kc-kd` is a minute on
+two cores, all 88 runs are hours (SSKD's most of them).
 """
 
 from __future__ import annotations

@@ -356,7 +356,7 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("no picture: it needs matplotlib, pip install 'kcd-core[plot]'")
+        print("no picture: it needs matplotlib, pip install '.[plot]' in a checkout of kcd_core")
         return
     figure = Figure(figsize=(11, 4), layout="constrained")
     panels = zip(

@@ -177,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     text = report(setting.out, setting.name, runs, None if args.report_only else header)
     console.print(text, soft_wrap=True)
+    console.print(f"\nwritten to {setting.out}: .json, .txt and .png of what the title names")
     return status
 
 

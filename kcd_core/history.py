@@ -146,13 +146,15 @@ class CondensationHistory:
         Raises
         ------
         ImportError
-            If matplotlib is not installed (``pip install kcd-core[plot]``).
+            If matplotlib is not installed (``pip install '.[plot]'`` in a checkout).
         """
         if axes is None:
             try:
                 from matplotlib.figure import Figure
             except ImportError:
-                raise ImportError("history.plot() needs matplotlib: pip install 'kcd-core[plot]'") from None
+                raise ImportError(
+                    "history.plot() needs matplotlib: pip install '.[plot]' in a checkout of kcd_core"
+                ) from None
             height = 1.2 + 0.8 * max(1, len(self.records))
             axes = Figure(figsize=(7, height), layout="constrained").subplots()
         for row, r in enumerate(self.records):

@@ -320,7 +320,10 @@ def test_digits_are_whole_and_of_other_writers():
 def test_a_missing_extra_is_named():
     code = "import sys; sys.modules['sklearn'] = None; from kcd_adapters.datasets import digits; digits()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "ImportError: sklearn is not installed: pip install 'kcd-core[demo]'" in done.stderr
+    assert (
+        "ImportError: sklearn is not installed: pip install '.[demo]' in a checkout of kcd_core"
+        in done.stderr
+    )
 
 
 def test_a_small_file_that_unzips_to_much_more_than_its_header_says_is_not_unzipped(tmp_path):

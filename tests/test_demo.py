@@ -193,7 +193,10 @@ def test_missing_extras_are_named_before_training(package, tmp_path, capsys, mon
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["demo", "--out", str(tmp_path / "out")]) == 2
-    assert f"{package} is not installed: pip install 'kcd-core[demo]'" in capsys.readouterr().err
+    assert (
+        f"{package} is not installed: pip install '.[demo]' in a checkout of kcd_core"
+        in capsys.readouterr().err
+    )
 
 
 def test_help_says_where_the_pictures_go(capsys):

@@ -134,7 +134,7 @@ def test_without_matplotlib_says_what_to_install(
 
     monkeypatch.setattr(sys, "meta_path", [Hide(), *sys.meta_path])
     assert main(["report", str(wrapped), "-o", str(tmp_path / "out")]) == 2
-    assert "pip install 'kcd-core[plot]'" in capsys.readouterr().err
+    assert "pip install '.[plot]' in a checkout of kcd_core" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -124,7 +124,7 @@ def test_a_missing_package_is_named_with_its_extra_and_help_needs_none(missing, 
     else:
         assert (done.returncode, done.stderr) == (
             1,
-            f"{missing} is not installed: pip install 'kcd-core[demo]'\n",
+            f"{missing} is not installed: pip install '.[demo]' in a checkout of kcd_core\n",
         )
     assert not list(tmp_path.iterdir())
 
