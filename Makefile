@@ -21,7 +21,7 @@ lint: $(VENV)/.done ## style and types
 
 check: lint test dist ## all that has to pass before a change lands
 
-bench: $(VENV)/.done ## what kcd costs, into benchmarks/results; half an hour, 6 GB of memory
+bench: $(VENV)/.done ## what kcd costs, into benchmarks/results; needs 6 GB of memory
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/overhead.py

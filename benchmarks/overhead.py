@@ -43,10 +43,8 @@ PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any], int, int]] = {
 WINDOW = 32  # steps after which a tracker adds what has waited
 ARMS = ("kd", "kcd", "authors", "infobatch")
 EPOCHS = 240
-MOST, MOST_OF_AUTHORS = (
-    1.005,
-    0.7,
-)  # the targets: a step's time to plain KD's, the recording's to the authors'
+MOST = 1.005  # the target for a step's time, to plain KD's
+MOST_OF_AUTHORS = 0.7  # and for the recording's, to the authors'
 NOTE = """\
 added us is the recording alone; on CUDA, host time in rounds of their own, in which the device is idle when it begins:
 what the recording launches and the copies that it waits for, not the step before. The ratio is of whole steps: it has,

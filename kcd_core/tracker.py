@@ -157,8 +157,8 @@ class KnowledgeValueTracker:
         teacher_logits: Any = None,
         targets: Any = None,
     ) -> None:
-        """`update` for indices that a sampler of this package drew, and nobody will write to: they are not
-        looked at, which is the larger part of the cost of a small batch (``benchmarks/overhead.py``)."""
+        """`update` for indices that a sampler of this package drew, and nobody will write to: they are
+        neither checked nor copied."""
         self._append(indices, self._values(student_logits, teacher_logits, targets))
 
     def _values(self, student_logits: Any, teacher_logits: Any, targets: Any) -> Array:
