@@ -15,7 +15,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import Naive, Plain, entropy_of, identical_state, index_of, logits_of, run_epoch, run_ranks, wrap
+from helpers import (
+    Naive,
+    Plain,
+    entropy_of,
+    identical_state,
+    index_of,
+    leave_together,
+    logits_of,
+    run_epoch,
+    run_ranks,
+    wrap,
+)
 from torch.utils.data import DataLoader, DistributedSampler
 
 import kcd_core as kcd
@@ -270,17 +281,6 @@ def work(rank, world, folder):
             "nobody records": nobody_records(rank, world),
         }
     leave_together(folder / f"rank{rank}.json", result, world)
-
-
-def leave_together(path, result, world):
-    """By files: where a rank leaves first, torch 2.2 can wait forever, even in a barrier."""
-    (path.parent / "unfinished").mkdir(exist_ok=True)
-    unfinished = path.parent / "unfinished" / path.name
-    unfinished.write_text(json.dumps(result))
-    unfinished.rename(path)
-    while len(list(path.parent.glob(f"{path.stem[:-1]}?.json"))) < world:
-        time.sleep(0.02)
-    os._exit(0)
 
 
 @functools.cache
