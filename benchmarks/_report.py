@@ -176,10 +176,28 @@ def heading(facts: dict[str, Any]) -> str:
     return f"`{facts['command']}`, {facts['date']}; {settings}"
 
 
-class Report:
-    """Rows of (what, figure, reference, ratio, target, met), printed as they come and written at the end."""
+def verdict(
+    interval: Sequence[float] | None, *, at_most: float | None = None, at_least: float | None = None
+) -> str:
+    """``"met"`` or ``"missed"`` if all of the interval is on one side of the target, else ``"can't tell"``.
 
-    HEAD = ("what", "kcd", "reference", "ratio", "target", "met")
+    ``interval``: lowest and highest, both ends included; twice the same for what is exact; None if it is not known.
+    """
+    if (at_most is None) == (at_least is None):
+        raise TypeError("verdict() takes one target: at_most or at_least")
+    if interval is None:
+        return "can't tell"
+    low, high = interval
+    meets = [end <= at_most if at_most is not None else end >= (at_least or 0) for end in (low, high)]
+    if low != low or high != high or meets[0] != meets[1]:
+        return "can't tell"
+    return "met" if meets[0] else "missed"
+
+
+class Report:
+    """Rows of (what, figure, reference, ratio, target, verdict), printed as they come and written at the end."""
+
+    HEAD = ("what", "kcd", "reference", "ratio", "target", "verdict")
 
     def __init__(self, name: str, note: str) -> None:
         self.name, self.note = name, note
@@ -197,17 +215,16 @@ class Report:
         at_least: float | None = None,
         **data: Any,
     ) -> None:
-        """One line. ``ratio`` is compared with ``at_most`` or ``at_least``."""
-        target = met = ""
+        """One line. ``ratio`` is compared with ``at_most`` or ``at_least``, as if it were exact."""
+        target = found = ""
         if ratio is not None and (at_most is not None or at_least is not None):
             target = f"<= {at_most:g}" if at_most is not None else f">= {at_least:g}"
-            good = ratio <= at_most if at_most is not None else ratio >= (at_least or 0)
-            met = "yes" if good else "NO"
+            found = verdict((ratio, ratio), at_most=at_most, at_least=at_least)
         shown = "" if ratio is None else f"{ratio:.3g}"
-        row = dict(zip(self.HEAD, (what, kcd, reference, shown, target, met), strict=True))
+        row = dict(zip(self.HEAD, (what, kcd, reference, shown, target, found), strict=True))
         self.rows.append(row)
         self.data[what] = {**row, **data}
-        print(f"{what:<64} {kcd:>12} {reference:>30} {shown:>8} {target:>7} {met}", flush=True)
+        print(f"{what:<64} {kcd:>12} {reference:>30} {shown:>8} {target:>7} {found}", flush=True)
 
     def write(self, folder: Path) -> None:
         """``NAME.json`` and ``NAME.md``."""

@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         measure(report, Path(folder), 3 if given.quick else given.kills, given.seed)
     report.write(given.out)
-    return 0 if all(row["met"] != "NO" for row in report.rows) else 1
+    return 0 if all(row["verdict"] != "missed" for row in report.rows) else 1
 
 
 if __name__ == "__main__":
