@@ -1,16 +1,23 @@
 """What the miniature hosts share: data, a model, and a record of what was drawn and predicted.
 
 It knows nothing of kcd. Tests work out from the record alone what should have been drawn.
+
+MINI_DEVICE and MINI_AMP (a dtype's name) say where the hosts train and how; MINI_N how many samples there are. With
+MINI_STEPS, a file, no record is made, which would wait for a device, but a note of every step: how many samples, and
+from which lines the host waited for the device since the step before.
 """
 
 import atexit
+import json
 import os
+import warnings
 
 import numpy as np
 import torch
 
-N, CLASSES = 98, 5
-_RECORD = []
+N, CLASSES = int(os.environ.get("MINI_N", 98)), 5
+DEVICE, AMP, STEPS = (os.environ.get(f"MINI_{name}") for name in ("DEVICE", "AMP", "STEPS"))
+_RECORD, _WAITED = [], []
 
 
 def images():
@@ -36,7 +43,18 @@ class Points(torch.utils.data.Dataset):
 
 
 def model():
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, CLASSES))
+    return on_device(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, CLASSES)))
+
+
+def on_device(x):
+    """A model or a tensor, moved as ``.cuda()`` does."""
+    return x if DEVICE is None else x.to(DEVICE)
+
+
+def autocast():
+    if AMP is None:
+        return torch.autocast("cpu", enabled=False)
+    return torch.autocast(torch.device(DEVICE or "cpu").type, getattr(torch, AMP))
 
 
 def optimizer(model):
@@ -47,10 +65,25 @@ def seed():
     torch.set_num_threads(1)
     torch.manual_seed(3)
     np.random.seed(3)
+    if STEPS and "cuda" in (DEVICE or ""):
+        torch.cuda.set_sync_debug_mode("warn")
+        warnings.simplefilter("always")
+        warnings.showwarning = _waited
+
+
+def _waited(message, category, filename, lineno, file=None, line=None):
+    if "called a synchronizing" in str(message):
+        _WAITED.append(f"{filename}:{lineno}")
 
 
 def record(phase, epoch, index, image, logits=None, **more):
     """Phase, epoch (from 1), indices, images as they arrived, and the student's logits for them."""
+    if STEPS:
+        _RECORD.append({"phase": phase, "epoch": epoch, "rows": len(index), "waited": _WAITED.copy()})
+        if logits is not None:
+            _RECORD[-1] |= {"device": logits.device.type, "dtype": str(logits.dtype).removeprefix("torch.")}
+        _WAITED.clear()
+        return
     item = {"phase": phase, "epoch": epoch, "index": torch.as_tensor(index).tolist(), **more}
     item["image"] = (image.detach() * 255).round().numpy().astype(np.uint8)
     item["logits"] = None if logits is None else logits.detach().double().numpy()
@@ -58,11 +91,15 @@ def record(phase, epoch, index, image, logits=None, **more):
 
 
 def weights(model):
-    _RECORD.append({"phase": "weights", "state": {k: v.numpy() for k, v in model.state_dict().items()}})
+    if not STEPS:
+        _RECORD.append({"phase": "weights", "state": {k: v.numpy() for k, v in model.state_dict().items()}})
 
 
 def _write():
-    if _RECORD:
+    if _RECORD and STEPS:
+        with open(STEPS, "w") as file:
+            json.dump(_RECORD, file)
+    elif _RECORD:
         rank = os.environ.get("MINI_RANK", "0")
         with open(f"{os.environ['MINI_RECORD']}.{rank}", "wb") as file:
             np.save(file, np.array(_RECORD, dtype=object), allow_pickle=True)

@@ -14,13 +14,15 @@ def train_distill(epoch, train_loader, module_list, criterion_list, optimizer, o
         else:
             images, target, index = data
         steps = idx + 1
+        images, target, index = (mini.on_device(x) for x in (images, target, index))
         if len(images) == 1:
             raise ValueError("Expected more than 1 value per channel when training")
-        logit_s = model_s(images)
-        with torch.no_grad():
-            logit_t = model_t(images)
-        loss = criterion_list[0](logit_s, target)
-        loss = loss + criterion_list[1](F.log_softmax(logit_s, 1), F.softmax(logit_t, 1))
+        with mini.autocast():
+            logit_s = model_s(images)
+            with torch.no_grad():
+                logit_t = model_t(images)
+            loss = criterion_list[0](logit_s, target)
+            loss = loss + criterion_list[1](F.log_softmax(logit_s, 1), F.softmax(logit_t, 1))
         more = {}
         if opt.distill == "crd":
             loss = loss + criterion_list[2](logit_s, logit_t, index, contrast_idx)
@@ -41,6 +43,7 @@ def train_distill(epoch, train_loader, module_list, criterion_list, optimizer, o
 def validate(val_loader, model, criterion, opt):
     with torch.no_grad():
         for images, target in val_loader:
+            images, target = mini.on_device(images), mini.on_device(target)
             output = model(images)
             criterion(output, target)
             accuracy(output, target, topk=(1, 2))

@@ -31,10 +31,11 @@ class BaseTrainer:
         save_checkpoint({"model": model}, os.path.join(self.log_path, "student_latest"))
 
     def train_iter(self, data, epoch):
-        image, target, index = data
+        image, target, index = (mini.on_device(x) for x in data)
         self.optimizer.zero_grad()
-        preds = self.distiller(image.float())
-        loss = torch.nn.functional.cross_entropy(preds, target)
+        with mini.autocast():
+            preds = self.distiller(image.float())
+            loss = torch.nn.functional.cross_entropy(preds, target)
         loss.backward()
         self.optimizer.step()
         accuracy(preds, target, topk=(1, 5))
