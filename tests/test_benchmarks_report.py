@@ -54,3 +54,36 @@ def test_a_table_that_is_none_is_named(tmp_path, content):
     with pytest.raises(SystemExit, match=r"table\.json is no table of runs, or is broken: move it away"):
         _report.without_loss(path, [], "seed")
     assert path.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("interval", "target", "verdict"),
+    [
+        ((0.9, 1.0), {"at_most": 1.0}, "met"),
+        ((0.9, 1.1), {"at_most": 1.0}, "can't tell"),
+        ((1.1, 1.2), {"at_most": 1.0}, "missed"),
+        ((1.0, 1.2), {"at_least": 1.0}, "met"),
+        ((0.9, 1.2), {"at_least": 1.0}, "can't tell"),
+        ((0.8, 0.9), {"at_least": 1.0}, "missed"),
+        ((0.0, 0.0), {"at_most": 0}, "met"),
+        ((float("nan"), float("nan")), {"at_most": 1.0}, "can't tell"),
+        (None, {"at_most": 1.0}, "can't tell"),
+    ],
+)
+def test_a_verdict_is_that_of_the_whole_interval(interval, target, verdict):
+    assert _report.verdict(interval, **target) == verdict
+
+
+def test_a_verdict_needs_one_target():
+    for targets in ({}, {"at_most": 1, "at_least": 0}):
+        with pytest.raises(TypeError, match="one target"):
+            _report.verdict((0, 1), **targets)
+
+
+def test_a_row_says_whether_its_target_is_met(capsys):
+    report = _report.Report("name", "")
+    report.add("a", "1", ratio=0.5, at_most=0.7)
+    report.add("b", "1", ratio=0.5, at_least=0.7)
+    report.add("c", "1", ratio=0.5)
+    assert [row["verdict"] for row in report.rows] == ["met", "missed", ""]
+    assert [row["target"] for row in report.rows] == ["<= 0.7", ">= 0.7", ""]
