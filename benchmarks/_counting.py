@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import json
 import re
 import tempfile
@@ -92,28 +93,38 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 # -- on a device -----------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _started(device: torch.device) -> None:
+    """A profiler's first session may miss what the next ones see."""
+    profiled(lambda: None, device)
+
+
+def counts(run: Callable[[], object], device: torch.device) -> dict[str, int | None]:
+    """Kernels, copies and synchronisations of a run, both ways; None for what could not be counted."""
+    _started(device)
+    run()  # what only a first call does is not counted
+    seen = profiled(run, device) or dict.fromkeys(("kernels", "copies", "syncs_profiled"))
+    return {**seen, "syncs_warned": warned(run, device)}
+
+
 def on_device(
-    run: Callable[[], object], idle: Callable[[], object], device: torch.device, steps: int
+    run: Callable[[], object], idle: Mapping[str, int | None], device: torch.device, steps: int
 ) -> dict[str, Any]:
     """What ``run`` does on a CUDA device, as figures a step; None for what could not be counted.
 
     Parameters
     ----------
-    run, idle : callable
-        ``steps`` recorded steps, and the same without the recording: its counts are taken off.
+    run : callable
+        ``steps`` recorded steps.
+    idle : mapping
+        The `counts` of the same without the recording, which are taken off.
     """
-    counted: dict[str, Any] = dict.fromkeys(("kernels", "copies", "syncs_profiled", "syncs_warned"))
-    run()  # what only a first call does is not counted
-    seen, nothing = profiled(run, device), profiled(idle, device)
-    if seen and nothing:
-        for key in ("kernels", "copies", "syncs_profiled"):
-            counted[key] = (seen[key] - nothing[key]) / steps
-    waits, none = warned(run, device), warned(idle, device)
-    if waits is not None and none is not None:
-        counted["syncs_warned"] = (waits - none) / steps
+    row: dict[str, Any] = {}
+    for key, number in counts(run, device).items():
+        nothing = idle[key]
+        row[key] = None if number is None or nothing is None else (number - nothing) / steps
     highest, before = peak(run, device)
-    counted["recording_peak_bytes"] = highest - before
-    return counted
+    return {**row, "recording_peak_bytes": highest - before}
 
 
 def profiled(run: Callable[[], object], device: torch.device) -> dict[str, int] | None:

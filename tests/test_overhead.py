@@ -412,10 +412,11 @@ def test_what_is_done_without_recording_is_taken_off(monkeypatch, counts):
         keys = ("kernels", "copies", "syncs_profiled")
         return dict(zip(keys, runs[call()], strict=False)) if counts else None
 
+    monkeypatch.setattr(_counting, "_started", lambda device: None)
     monkeypatch.setattr(_counting, "profiled", profiled)
     monkeypatch.setattr(_counting, "warned", lambda call, device: runs[call()][3] if counts else None)
     monkeypatch.setattr(_counting, "peak", lambda call, device: (1500, 1000))
-    counted = _counting.on_device(lambda: "run", lambda: "idle", CPU, 32)
+    counted = _counting.on_device(lambda: "run", _counting.counts(lambda: "idle", CPU), CPU, 32)
     assert counted.pop("recording_peak_bytes") == 500
     assert list(counted.values()) == ([2.0, 0.0, 1.0, 0.0625] if counts else [None] * 4)
 
@@ -462,8 +463,9 @@ def test_what_is_counted_on_a_device_is_in_the_table(monkeypatch, capsys):
         {arm: np.array([loops[arm].step(), 1.0]) for arm in loops},
         {arm: np.ones(2) for arm in recorders.RECORDERS},
     )
+    idle = _counting.counts(lambda: loops["kd"].again(_counting.WINDOW, recorded=False), CPU)
     for arm, own in loops.items():
-        rows[arm].update(measure.counted(own, loops["kd"], CPU))
+        rows[arm].update(measure.counted(own, idle, CPU))
     assert rows["kd"]["peak_bytes"] == 1_250_000
     assert "kernels" not in rows["kd"], "it records nothing"
     assert rows["kcd"]["recording_peak_bytes"] == 250_000
@@ -493,7 +495,7 @@ def test_launches_and_waits_are_counted_on_a_device():
         for _ in range(8):
             (x + 1).cpu()
 
-    counted = _counting.on_device(run, lambda: None, device, 8)
+    counted = _counting.on_device(run, _counting.counts(lambda: None, device), device, 8)
     assert counted["recording_peak_bytes"] > 0
     assert {key: counted[key] for key in ("kernels", "copies", "syncs_profiled", "syncs_warned")} == {
         "kernels": 1.0,

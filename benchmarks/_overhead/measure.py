@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 import torch
-from _counting import WINDOW, on_device, peak
+from _counting import WINDOW, counts, on_device, peak
 from torch.utils.data import DataLoader, TensorDataset
 
 import kcd_core as kcd
@@ -60,8 +60,9 @@ def measure(pair: Pair, settings: Settings, progress: Progress) -> dict[str, Any
     }
     if settings.device.type == "cuda":
         progress.begin(f"{pair.name}: launches, synchronisations and memory")
+        idle = counts(partial(loops["kd"].again, WINDOW, recorded=False), settings.device)
         for arm, loop in loops.items():
-            result["arms"][arm].update(counted(loop, loops["kd"], settings.device))
+            result["arms"][arm].update(counted(loop, idle, settings.device))
     return result
 
 
@@ -130,8 +131,8 @@ def ratio_of_medians(a: Any, b: Any, axis: int = -1) -> Any:
     return np.median(a, axis=axis) / np.median(b, axis=axis)
 
 
-def counted(loop: Loop, idle: Loop, device: torch.device) -> dict[str, Any]:
-    """On CUDA: an arm's peak memory, and what its recording launches and waits for."""
+def counted(loop: Loop, idle: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """On CUDA: an arm's peak memory, and what its recording launches and waits for, beyond the ``idle`` counts."""
 
     def steps() -> None:
         for _ in range(STEPS_AT_PEAK):
@@ -140,9 +141,5 @@ def counted(loop: Loop, idle: Loop, device: torch.device) -> dict[str, Any]:
     highest, _ = peak(steps, device)
     row: dict[str, Any] = {"peak_bytes": highest}
     if loop.arm != "kd":
-        row.update(
-            on_device(
-                partial(loop.again, WINDOW), partial(idle.again, WINDOW, recorded=False), device, WINDOW
-            )
-        )
+        row.update(on_device(partial(loop.again, WINDOW), idle, device, WINDOW))
     return row
