@@ -112,6 +112,8 @@ def trained(host: Host, below: Path, part: Part, condensed: bool) -> Trained:
     settings = (f"--{name}={getattr(SCHEDULE, name)}" for name in ("ratio", "stages", "period"))
     kcd_run = ("-m", "kcd_adapters", "run", *settings, "--history=history.json")
     how = "kcd run" if condensed else "the plain run"
+    if part.left() < 3:
+        raise RunError(f"there was no time for {how}")
     try:
         done = subprocess.run(
             [sys.executable, *(kcd_run if condensed else ()), *host.script],
@@ -121,7 +123,7 @@ def trained(host: Host, below: Path, part: Part, condensed: bool) -> Trained:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=max(1.0, part.left() - 1),
+            timeout=part.left() - 1,
             check=False,
         )
     except subprocess.TimeoutExpired as error:

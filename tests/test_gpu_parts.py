@@ -1,0 +1,306 @@
+"""The parts `distil` and `host` of benchmarks/gpu.py, on the CPU and at a small size."""
+
+import gzip
+import importlib
+import json
+import sys
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import torch
+
+import kcd_core as kcd
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+N = 120
+SMALL = {"tests": 40, "batch": 30, "teacher": (1, 4), "student": (1, 4), "teacher_epochs": 1, "every": 4}
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    """A part's module by its name; it finds the script's neighbours."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield lambda name: importlib.import_module(f"_gpu.{name}")
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def small(gpu):
+    """Sizes for these tests."""
+    size = gpu("_pictures").Size(images=N, periods=(1,), seeds=2, **SMALL)
+    return {("cpu", True): size}
+
+
+@pytest.fixture(scope="module")
+def part_of(gpu, tmp_path_factory):
+    """A part's run, on the CPU."""
+
+    def make(name="distil", *, seconds=100.0, **given):
+        out = tmp_path_factory.mktemp(name) / "rows.json"
+        deadline = time.monotonic() + seconds
+        settings = {"device": torch.device("cpu"), "quick": True, "data_dir": None, **given}
+        return gpu("part").Part(name=name, out=out, deadline=deadline, **settings)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Files such as Fashion-MNIST's, where torchvision puts them; a class is a brightness, blurred."""
+    folder = tmp_path_factory.mktemp("data")
+    below = folder / "FashionMNIST" / "raw"
+    below.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name, count in (("train", 150), ("t10k", 50)):
+        labels = generator.integers(0, 10, count, dtype=np.uint8)
+        images = (20 * labels[:, None, None] + generator.integers(0, 50, (count, 28, 28))).astype(np.uint8)
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            (below / f"{name}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def watched(gpu, small, part_of, data_dir):
+    """The part, once, and what went on in its runs: by arm and seed, the samples of each loss and of each recording."""
+    distil, arms = gpu("distil"), gpu("_distil_arms")
+    losses, records, trackers, now = defaultdict(list), defaultdict(list), {}, []
+    run_of, loss_of, update = distil.run_of, arms.loss_of, kcd.KnowledgeValueTracker.update
+
+    def watched_run(arm, seed, *rest):
+        now[:] = [(next(name for name in arms.ARMS if arms.ARMS[name] is arm), seed)]
+        result = run_of(arm, seed, *rest)
+        now.clear()
+        return result
+
+    def watched_loss(logits, *rest):
+        if now:
+            losses[now[0]].append(len(logits))
+        return loss_of(logits, *rest)
+
+    def watched_update(tracker, indices, logits):
+        if now:
+            trackers[now[0]] = tracker
+            records[now[0]].append((indices.copy(), logits.detach().double().numpy()))
+        update(tracker, indices, logits)
+
+    part = part_of(data_dir=data_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distil, "SIZES", small)
+        patch.setattr(distil, "run_of", watched_run)
+        patch.setattr(arms, "loss_of", watched_loss)
+        patch.setattr(kcd.KnowledgeValueTracker, "update", watched_update)
+        distil.run(part)
+    return part, losses, records, trackers
+
+
+# -- distil ----------------------------------------------------------------------------------------------
+
+
+def test_all_arms_run_and_are_written(watched):
+    part, losses, _, _ = watched
+    assert part.failures == []
+    written = json.loads(part.out.read_text())
+    assert written["rows"] == json.loads(json.dumps(part.rows))
+    assert part.rows[0]["data"].startswith(f"the first {N} images of Fashion-MNIST")
+    single = [row for row in part.rows if "seed" in row]
+    assert sorted((row["arm"], row["seed"]) for row in single) == sorted(losses)
+    assert len(single) == 10
+    for row in single:
+        assert 0 <= row["accuracy"] <= 1
+        assert row["seconds"] > 0
+
+
+def test_an_arm_draws_what_the_schedule_says(watched):
+    part, losses, _, _ = watched
+    for ratio in ("0.7", "0.3"):
+        wanted = sum(reference.sizes(N, ratio, 6, 1, 0, 6))
+        assert [sum(losses[f"kc-kd-{ratio}", seed]) for seed in (0, 1)] == [wanted] * 2
+    equal = sum(reference.sizes(N, "0.7", 6, 1, 0, 6))
+    assert [sum(losses[name, 0]) for name in ("kd", "kd-equal", "random")] == [6 * N, equal, equal]
+    assert all(row["drawn"] == sum(losses[row["arm"], row["seed"]]) for row in part.rows if "seed" in row)
+    assert min(min(batches) for batches in losses.values()) > 1, "BatchNorm"
+
+
+def test_the_summary_is_of_the_runs(watched):
+    part, *_ = watched
+    runs = defaultdict(dict)
+    for row in part.rows:
+        if "seed" in row:
+            runs[row["arm"]][row["seed"]] = row
+    summaries = [row for row in part.rows if "seeds" in row]
+    assert [row["arm"] for row in summaries] == list(runs)
+    for row in summaries:
+        own, base = runs[row["arm"]], runs["kd"]
+        assert row["accuracy"] == pytest.approx(50 * sum(own[seed]["accuracy"] for seed in (0, 1)))
+        ratios = [own[seed]["seconds"] / base[seed]["seconds"] for seed in (0, 1)]
+        assert row["time_ratio"] == pytest.approx(sum(ratios) / 2)
+        if row["arm"] != "kd":
+            apart = [own[seed]["accuracy"] - base[seed]["accuracy"] for seed in (0, 1)]
+            assert row["to_kd"] == pytest.approx(50 * sum(apart), abs=1e-9)
+
+
+def test_what_is_recorded_and_drawn_follows_from_the_logits(watched):
+    """V and F, and the set of every epoch, from a float64 reading of what the student predicted."""
+    *_, records, trackers = watched
+    for ratio in ("0.7", "0.3"):
+        key = (f"kc-kd-{ratio}", 0)
+        sizes = reference.sizes(N, ratio, 6, 1, 0, 6)
+        record, kept = -np.ones((N, 6)), list(range(N))
+        batches = iter(records[key])
+        for epoch, size in enumerate(sizes):
+            drawn = []
+            while len(drawn) < size:
+                indices, logits = next(batches)
+                drawn += indices.tolist()
+                record[indices, epoch] = [reference.entropy(row) for row in logits]
+            assert sorted(drawn) == sorted(kept)
+            value, count = reference.recorded(record)
+            if epoch < 5:
+                kept = reference.condense(value, count, previous=size, target=sizes[epoch + 1]).kept
+        assert next(batches, None) is None
+        np.testing.assert_allclose(trackers[key].value, value, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(trackers[key].count, count)
+
+
+def test_mixtures_are_the_methods(gpu):
+    generator = np.random.default_rng(0)
+    start = generator.integers(0, 256, (40, 5, 5), dtype=np.uint8)
+    expected, images = dict(enumerate(start)), torch.from_numpy(start.copy())
+    for stage, target in enumerate((34, 28, 22), 1):
+        value = generator.random(40)
+        chosen = kcd.condense(value, np.ones(40, int), previous=target + 6, target=target, stage=stage)
+        expected = reference.mix(expected, chosen.tail, chosen.dropped, chosen.weights)
+        images = gpu("_distil_arms").mixed(images, chosen)
+    np.testing.assert_array_equal(images.numpy(), np.stack([expected[i] for i in range(40)]))
+    assert (images.numpy() != start).any()
+
+
+@pytest.mark.parametrize(("samples", "period", "batch"), [(120, 1, 30), (60_000, 4, 500), (101, 3, 64)])
+def test_equal_samples_are_equal(gpu, samples, period, batch):
+    arms = gpu("_distil_arms")
+    equal, kcd_s = (
+        arms.lengths_of(arms.ARMS[name], samples, period, batch) for name in ("kd-equal", "kc-kd-0.7")
+    )
+    assert sum(equal) == sum(kcd_s) == sum(reference.sizes(samples, "0.7", 6, period, 0, 6 * period))
+    assert equal[0] == samples
+    assert batch <= min(equal) <= max(equal) < 2 * samples
+
+
+def test_no_stage_of_all_images_leaves_a_smaller_batch_for_a_device_to_choose_kernels_for(gpu):
+    arms, size = gpu("_distil_arms"), gpu("_pictures").SIZES["cuda", False]
+    for arm in arms.ARMS.values():
+        for period in size.periods:
+            assert all(n % size.batch == 0 for n in arms.lengths_of(arm, 60_000, period, size.batch))
+
+
+def test_a_part_ends_before_its_deadline_though_the_runs_are_longer_than_they_seemed(
+    gpu, small, part_of, data_dir, monkeypatch
+):
+    distil = gpu("distil")
+    (size,) = small.values()
+    long = replace(size, periods=(200,))
+    monkeypatch.setattr(distil, "SIZES", {("cpu", True): long})
+    monkeypatch.setattr(distil, "pace_of", lambda *_: distil.Pace(0, 0))
+    part = part_of(seconds=6, data_dir=data_dir)
+    distil.run(part)
+    assert part.left() > 0
+    assert [row["what"] for row in part.rows[:2]] == ["teacher", "setting"]
+    assert len(part.failures) == 1
+    assert "no time for a single run of" in part.failures[0]
+    assert json.loads(part.out.read_text())["failures"] == part.failures
+
+
+def test_a_run_that_does_not_fit_is_not_begun(gpu, small, part_of, data_dir, monkeypatch):
+    distil = gpu("distil")
+    monkeypatch.setattr(distil, "SIZES", small)
+    monkeypatch.setattr(distil, "pace_of", lambda *_: distil.Pace(1, 1))
+    monkeypatch.delattr(distil, "run_of")
+    part = part_of(data_dir=data_dir)
+    distil.run(part)
+    assert "single run of KD, KD at equal samples, random dropping to 0.7" in part.failures[0]
+
+
+def test_absent_and_damaged_files_are_told_and_replaced_by_digits(gpu, small, part_of, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    pictures = gpu("_pictures")
+    monkeypatch.setattr(pictures, "DEBIAN", tmp_path / "none")
+    (size,) = small.values()
+    part = part_of()
+    shown, _ = pictures.pictures_of(part, size)
+    assert shown.name.startswith("the first 600 images of scikit-learn's digits")
+    assert "pass --data-dir" in part.rows[0]["figure"]
+    assert part.failures == []
+    part = part_of(data_dir=tmp_path)
+    shown, _ = pictures.pictures_of(part, size)
+    assert "digits" in shown.name
+    assert f"--data-dir {tmp_path} has neither train-images" in part.failures[0]
+
+
+# -- host ------------------------------------------------------------------------------------------------
+
+
+def test_both_miniatures_are_observed_and_condensed(gpu, part_of):
+    part = part_of("host")
+    gpu("host").run(part)
+    assert part.failures == []
+    first, *rest = part.rows
+    assert "not counted" in first["figure"]
+    assert [row["what"] for row in rest] == ["RepDistiller", "mdistiller"]
+    for row in rest:
+        assert row["drawn"] == reference.sizes(200, "0.5", 2, 1, 0, 4)
+        assert row["observed"] == sum(row["drawn"])
+        assert row["dtype"] == "bfloat16"
+
+
+def test_a_run_that_breaks_says_how(gpu, part_of, monkeypatch):
+    host = gpu("host")
+    monkeypatch.setattr(host, "MINIATURES", (host.Host("SSKD", "sskd", ("missing.py",), "float16"),))
+    part = part_of("host")
+    host.run(part)
+    assert "SSKD: the plain run ended with 2: " in part.failures[0]
+    assert "missing.py" in part.failures[0]
+    part = part_of("host", seconds=1)
+    host.run(part)
+    assert part.failures == ["SSKD: there was no time for the plain run"]
+
+
+def steps(host, sizes, inside, first=()):
+    """The notes of a run whose steps wait at the lines ``inside``, and each epoch's first at ``first``, too."""
+    made = []
+    for epoch, size in enumerate(sizes, 1):
+        for start in range(0, size, 250):
+            waited = [*inside, *first] if start == 0 or epoch == 1 else list(inside)
+            made.append({"epoch": epoch, "rows": min(250, size - start), "waited": waited})
+            made[-1] |= {"device": "cuda", "dtype": "float16"}
+    records = [{"kept": size} for size in sizes[1:]]
+    history = {"summary": {"observed": sum(sizes)}, "history": {"records": records}}
+    return host.Trained(made, history)
+
+
+@pytest.mark.parametrize(
+    ("plain", "mine", "error"),
+    [
+        (["a:1"], ["a:1"], None),
+        (["a:1"], ["a:1", "b:2"], "kcd run waits at b:2"),
+        (["a:1"], ["a:1", "a:1"], "lines where the host waits, too"),
+        ([], [], "none was counted in the plain run"),
+    ],
+)
+def test_a_synchronisation_that_kcd_adds_to_a_step_is_found(gpu, part_of, plain, mine, error):
+    host = gpu("host")
+    part = part_of("host", device=torch.device("cuda"))
+    runs = steps(host, [1000] * 4, plain), steps(host, [1000, 750, 500, 500], mine, first=["c:3", "d:4"])
+    if error is None:
+        host.look(host.MINIATURES[0], *runs, part)
+    else:
+        with pytest.raises(host.RunError, match=error):
+            host.look(host.MINIATURES[0], *runs, part)
+    (row,) = part.rows
+    assert row["synchronisations"] == {"plain": len(plain), "kcd": len(mine)}
+    assert row["synchronisations_at_start"] == {"plain": len(plain), "kcd": len(mine) + 2}
