@@ -576,6 +576,21 @@ def test_a_part_says_what_failed_and_what_was_left_out(part, monkeypatch):
     assert len(left_out) == 6
 
 
+def test_a_quick_part_measures_the_smallest_pair_in_few_rounds(part, monkeypatch):
+    part.quick, asked = True, []
+
+    def measure(pair, settings, progress):
+        asked.append(
+            (pair.name, settings.rounds * (10 if pair.short else 1), settings.windows, settings.backend)
+        )
+        return measured()
+
+    monkeypatch.setattr(step_part, "measure", measure)
+    step_part.run(part)
+    assert asked == [("tiny", 2, 1, None), ("tiny", 2, 1, None), ("tiny", 2, 1, "eager")]
+    assert part.rows[-1]["figure"] == "not counted: they are CUDA's"
+
+
 def test_students_are_not_compiled_without_a_compiler(part, monkeypatch):
     monkeypatch.setattr(step_part.shutil, "which", lambda name: None)
     monkeypatch.setattr(step_part, "measure", lambda *_: measured())

@@ -49,7 +49,8 @@ def run(part: Part) -> None:
             continue
         seconds = left * weight(pair, way) / sum(weight(*later) for later in plan[number:])
         try:
-            result = measure(PAIRS[pair], settings(part, way, seconds), Progress())
+            models = replace(PAIRS[pair], short=PAIRS[pair].short and not part.quick)
+            result = measure(models, settings(part, way, seconds), Progress())
         except Exception as error:  # of one pair; the others are measured all the same
             part.fail(f"{pair}, {way}", f"{type(error).__name__}: {error}".splitlines()[0][:300])
             continue
