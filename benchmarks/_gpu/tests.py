@@ -37,7 +37,8 @@ class Outcomes:
                 report.nodeid if report.when == "call" else f"{report.nodeid} ({report.when})", report
             )
         elif report.skipped:
-            self.told(report.nodeid, "skipped", f": {report.longrepr[2]}" if report.longrepr else "")
+            why = report.longrepr[2] if isinstance(report.longrepr, tuple) else "it fails as expected"
+            self.told(report.nodeid, "skipped", f": {why.removeprefix('Skipped: ')}")
         elif report.when == "call":
             self.told(report.nodeid, "passed", f" in {report.duration:.1f} s")
 
@@ -45,7 +46,7 @@ class Outcomes:
         crash = getattr(report.longrepr, "reprcrash", None)
         why = crash.message if crash is not None else str(report.longrepr)
         lines = [line for line in why.splitlines() if line.strip()] or ["no reason given"]
-        short = (lines[0] if crash is not None else lines[-1])[:300]
+        short = (lines[0] if crash is not None else lines[-1].removeprefix("E   "))[:300]
         self.told(name, "failed", f": {short}")
         self.part.fail(name, short)
 
