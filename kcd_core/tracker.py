@@ -22,18 +22,9 @@ from ._arrays import (
     state_array,
     to_numpy,
 )
+from .rows import nan_unless_finite
 from .states import check_same
-from .values import (
-    GRAIN,
-    Value,
-    check_logits,
-    entropy,
-    host_entropy,
-    is_built_in,
-    poison,
-    resolve,
-    value_name,
-)
+from .values import Value, check_logits, entropy, host_entropy, is_built_in, resolve, value_name
 
 __all__ = ["KnowledgeValueTracker"]
 
@@ -45,7 +36,10 @@ MAX_VALUE = 2.0**20  # a larger value is not recorded
 MAX_TOTAL = 2**62  # nor is anything for a sample whose sum is beyond this: int64 would wrap
 MAX_REACH = MAX_TOTAL + MAX_TOTAL // 2  # what is added to a sum within MAX_TOTAL carries it no further
 MAX_PENDING = 32  # steps whose values wait to be added together
-SMALL = 2**13  # numbers; to copy more logits takes longer than is saved by reducing them together
+# A step's logits of fewer numbers wait, too, as a copy. In host memory a copy of more takes longer than is saved
+# by reducing them together; on a device, where a step is bound by launches, it bounds what waits to 16 MB in float32.
+SMALL = 2**13
+SMALL_ON_DEVICE = 2**17
 
 Sums = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]
 CheckedState = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int64]]
@@ -81,11 +75,12 @@ class KnowledgeValueTracker:
     -----
     V is kept as an int64 sum of ``round(value * 2**40)``: a sample whose values add up to more than 2**22
     is not recorded any further (counted in `skipped`), which no entropy reaches. Values of up to 32 steps
-    wait before they are added; in host memory a copy of the logits waits instead where it is small (fewer
-    than 2**13 numbers a step), since their entropy is cheaper at once (``benchmarks/overhead.py``).
-    Everything that reads adds them first. With ``device``, where all of them are added at once, those
-    waiting for one sample are refused together if they would carry its sum beyond 1.5 * 2**22. On CUDA a step makes no synchronisation and no
-    copy to the host.
+    wait before they are added; of an entropy, a copy of the logits waits instead where it is small, since
+    reducing them together is cheaper: fewer than 2**13 numbers a step in host memory, fewer than 2**17 with
+    ``device`` (at most 16 MB in float32, and as much again while they are reduced). Everything that reads adds them first. With ``device``, where all of
+    them are added at once, those waiting for one sample are refused together if they would carry its sum
+    beyond 1.5 * 2**22. On CUDA a step makes no synchronisation and no copy to the host, and may be recorded on
+    any stream, but not inside a graph that is being captured: its replays would record nothing.
 
     Examples
     --------
@@ -113,6 +108,7 @@ class KnowledgeValueTracker:
         self._pending: list[tuple[Array, Array]] = []
         self._reported = np.zeros(2, np.int64)
         self._device: Any = None
+        self._stream: Any = None  # the CUDA stream of what was recorded last
         self._total: Array = np.zeros(self._num_samples, np.int64)
         self._count: Array = np.zeros(self._num_samples, np.int32)
         self._skipped: Array = np.zeros(2, np.int64)  # values not recordable, indices out of range
@@ -163,16 +159,20 @@ class KnowledgeValueTracker:
 
     def _values(self, student_logits: Any, teacher_logits: Any, targets: Any) -> Array:
         """Values [B], or logits [B, C] to be reduced later, that no one else holds."""
+        self._join_stream()
         logits = _detached(student_logits)
         given: dict[str, Any] = {}
         if teacher_logits is not None:
             given["teacher_logits"] = _detached(teacher_logits)
         if targets is not None:
             given["targets"] = targets
-        if self._function is entropy and self._device is None:
+        if self._function is entropy:
             logits = check_logits(logits, "student_logits")
-            waits = self._on_nonfinite == "skip" and 0 < logits.shape[0] * logits.shape[1] < SMALL
-            return _copied(logits) if waits else host_entropy(logits)
+            on_host = self._device is None
+            small = 0 < logits.shape[0] * logits.shape[1] < (SMALL if on_host else SMALL_ON_DEVICE)
+            if small and not (on_host and self._on_nonfinite == "raise"):
+                return _copied(logits)
+            return host_entropy(logits)
         if self._trusted:
             return self._function(logits, **given)
         logits = check_logits(logits, "student_logits")
@@ -184,7 +184,7 @@ class KnowledgeValueTracker:
                     f"got {tuple(values.shape)}"
                 )
             values = _as_values(values, logits)
-            return poison(values, logits)  # a new array: the function may have returned a view
+            return values + nan_unless_finite(logits)  # a new array: the function may have returned a view
 
     def record(self, indices: Any, values: Any) -> None:
         """Record values computed elsewhere.
@@ -204,6 +204,7 @@ class KnowledgeValueTracker:
             raise ValueError(f"values must be [B], one per index, got shape {tuple(values.shape)}")
         if not is_floating(values) and not is_integer(values):
             raise TypeError(f"values must be real numbers, got dtype {dtype_name(values)}")
+        self._join_stream()
         # A copy: the caller may reuse the buffer.
         values = values.detach().clone() if is_tensor(values) else np.array(values, np.float64)
         self._append(self._checked_indices(indices), values)
@@ -267,13 +268,37 @@ class KnowledgeValueTracker:
 
     # -- adding ------------------------------------------------------------------------------------
 
+    def _join_stream(self) -> None:
+        """Let the current CUDA stream wait for what was recorded on another one. The host waits for neither."""
+        if self._device is None or self._device.type != "cuda":
+            return
+        cuda = sys.modules["torch"].cuda
+        if not cuda.is_initialized():
+            return
+        if cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a CUDA graph is being captured, and its replays would record nothing: capture the student alone, "
+                "and record its output outside of the graph, after each replay"
+            )
+        stream = cuda.current_stream(self._device)
+        if stream == self._stream:
+            return
+        if self._stream is not None:
+            stream.wait_stream(self._stream)
+            for x in (self._total, self._count, self._skipped, *(x for pair in self._pending for x in pair)):
+                if is_tensor(x):
+                    x.record_stream(stream)  # its memory is not given away before this stream has read it
+        self._stream = stream
+
     def _flush(self) -> None:
+        self._join_stream()
         if not self._pending:
             return
         # Each empties what waits when all that can fail is done: nothing is lost, nor added twice.
         indices, values = zip(*self._pending, strict=True)
         if self._device is None:
-            joined = _entropies(values) if values[0].ndim == 2 else to_numpy(_joined(values))
+            joined = _joined(values)
+            joined = to_numpy(host_entropy(joined) if joined.ndim == 2 else joined)
             host, joined = np.concatenate(indices), joined.astype(np.float64, copy=False)
             self._pending = []
             self._add_numpy(host, joined)
@@ -309,7 +334,8 @@ class KnowledgeValueTracker:
                     indices = indices.pin_memory()  # only from pinned memory does a copy not wait
                 indices = indices.to(self._device, non_blocking=True)
                 inside = None
-            values = _joined(value_list).double()
+            values = _joined(value_list)
+            values = (entropy(values) if values.ndim == 2 else values).double()
             ok = (values.abs() <= MAX_VALUE) & (self._total.index_select(0, indices).abs() <= MAX_TOTAL)
             recorded = ok if inside is None else ok & inside
             fixed = (values * SCALE).round().where(recorded, 0)
@@ -419,7 +445,7 @@ class KnowledgeValueTracker:
         if device is None:
             for name in arrays:
                 setattr(self, name, to_numpy(getattr(self, name)).copy())
-            self._device = None
+            self._device = self._stream = None
             return self
         import torch
 
@@ -429,7 +455,8 @@ class KnowledgeValueTracker:
                 tensor = torch.as_tensor(getattr(self, name))
                 # copy=True: a tensor over NumPy memory, or the same tensor, must not be shared
                 setattr(self, name, tensor.to(device, copy=True))
-        self._device = device
+        self._device, self._stream = device, None
+        self._join_stream()
         return self
 
     def __repr__(self) -> str:
@@ -437,6 +464,9 @@ class KnowledgeValueTracker:
         return f"KnowledgeValueTracker({self._num_samples}, value={value_name(self._function)!r}, device={where!r})"
 
     # -- state -------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stream": None}  # a stream is this process's
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and tensors (NumPy arrays where torch is not installed). Copies."""
@@ -538,23 +568,6 @@ def _sums_by_index(indices: Array, values: Array) -> Array:
     group = (ordered != ordered.roll(1)).cumsum(0)  # from 0, or from 1 where the first differs from the last
     sums = values.new_zeros(len(values) + 1).index_add_(0, group, values.index_select(0, order))
     return values.new_zeros(len(values)).scatter_(0, order, sums.index_select(0, group))
-
-
-def _entropies(batches: tuple[Array, ...]) -> npt.NDArray[Any]:
-    """The entropy of every row. Joined are only as many batches as fit the cache, and as `host_entropy` takes to
-    NumPy alone: so a row's last bit does not depend on what is joined with it."""
-    values: list[npt.NDArray[Any]] = []
-    joined: list[Array] = []
-    size = 0
-    for batch in batches:
-        number = batch.shape[0] * batch.shape[1]
-        if size + number >= GRAIN:
-            values.append(to_numpy(host_entropy(_joined(tuple(joined)))))
-            joined, size = [], 0
-        joined.append(batch)
-        size += number
-    values.append(to_numpy(host_entropy(_joined(tuple(joined)))))
-    return np.concatenate(values)
 
 
 def _unrecordable(number: int) -> str:

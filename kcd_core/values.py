@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 
 from ._arrays import Array, as_array, dtype_name, is_floating, is_integer, is_tensor, to_numpy
+from .rows import Rows, by_rows
 
 __all__ = ["Value", "cross_entropy", "entropy", "kd_divergence", "margin"]
 
 Value = Callable[..., Array]
-
-GRAIN = 2**15  # elements below which torch, too, uses one core
 
 
 def entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
@@ -51,27 +50,23 @@ def entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = N
 
     Notes
     -----
-    Computed from the log-softmax, so a probability that underflows contributes 0, as it should. A
-    logit of -inf makes ``0 * -inf = NaN``: it is caught with no pass over the data of its own.
+    With :math:`d_c = z_c - \max z`, :math:`\log \sum_c e^{d_c} - \sum_c e^{d_c} d_c / \sum_c e^{d_c}`: a
+    probability that underflows contributes 0, as it should. A logit of -inf makes ``0 * -inf = NaN``: it is
+    caught with no pass over the data of its own.
     """
-    values = host_entropy(student_logits)
-    if isinstance(values, np.ndarray) and is_tensor(student_logits):
-        return sys.modules["torch"].from_numpy(values)
-    return values
+    return like(host_entropy(student_logits), student_logits)
 
 
 def host_entropy(student_logits: Any) -> Array:
     """`entropy`, as a NumPy array wherever NumPy computed it: what a tracker in host memory keeps."""
-    log_p = _log_probs(student_logits, "student_logits")
-    if not isinstance(log_p, np.ndarray):
-        plain = type(log_p) is sys.modules["torch"].Tensor and not log_p.requires_grad
-        if not (plain and log_p.is_cpu and log_p.numel() < GRAIN):
-            p = log_p.exp()
-            return (p * log_p if log_p.requires_grad else p.mul_(log_p)).sum(-1).neg()
-        log_p = log_p.numpy()  # the same memory, and NumPy's exp takes about half the time of torch's
-    # einsum makes no product in memory, and does not warn of the NaN that an infinite logit gives.
-    negative = np.einsum("ij,ij->i", np.exp(log_p), log_p)
-    return np.negative(negative, out=negative)
+    return by_rows(_entropy, 3, check_logits(student_logits, "student_logits"))
+
+
+def _entropy(rows: Rows, logits: Array) -> Array:
+    below = rows.below_top(logits)
+    p = rows.exp(below)  # times their sum
+    total = rows.sum(p)
+    return rows.log(total) - rows.dot(p, below) / total  # both terms are at least 0: nothing cancels
 
 
 def cross_entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
@@ -93,28 +88,29 @@ def cross_entropy(student_logits: Any, *, teacher_logits: Any = None, targets: A
     IndexError
         If a target in host memory lies outside ``0 .. C-1``. On a device it gives NaN instead.
     """
-    log_p = _log_probs(student_logits, "student_logits")
-    targets = _required(targets, "targets", "cross_entropy", log_p)
+    logits = check_logits(student_logits, "student_logits")
+    targets = _required(targets, "targets", "cross_entropy", logits)
     if not is_integer(targets):
         raise TypeError(f"targets must be class indices (integers), got dtype {dtype_name(targets)}")
     if targets.ndim != 1:
         raise ValueError(f"targets must be [B], one class per sample, got shape {tuple(targets.shape)}")
-    classes = log_p.shape[-1]
+    classes = logits.shape[-1]
     on_host = not is_tensor(targets) or targets.device.type == "cpu"
     if on_host and len(targets) and not 0 <= targets.min() <= targets.max() < classes:
         raise IndexError(
             f"targets must lie in 0 .. {classes - 1}, got {int(targets.min())} .. {int(targets.max())}"
         )
-    if is_tensor(log_p):
-        targets = targets.to(log_p.device, non_blocking=True).long()
-        # On a device gather() would end in a device assert: masked there instead, and NaN.
-        inside = None if on_host else (targets >= 0) & (targets < classes)
-        place = targets if inside is None else targets.where(inside, 0)
-        picked = log_p.gather(-1, place.unsqueeze(-1)).squeeze(-1)
-        picked = picked if inside is None else picked.where(inside, float("nan"))
+    if is_tensor(targets):
+        targets = targets.to(logits.device, non_blocking=True).long()
     else:
-        picked = np.take_along_axis(log_p, targets.astype(np.int64)[:, None], -1)[:, 0]
-    return poison(-picked, student_logits)
+        targets = targets.astype(np.int64, copy=False)
+    return like(by_rows(_cross_entropy, 2, logits, targets), logits)
+
+
+def _cross_entropy(rows: Rows, logits: Array, targets: Array) -> Array:
+    below = rows.below_top(logits)
+    log_p = rows.pick(below, targets) - rows.log(rows.sum(rows.exp(below)))
+    return rows.nan_unless_finite(logits) - log_p
 
 
 def kd_divergence(
@@ -140,18 +136,27 @@ def kd_divergence(
     ValueError
         If ``teacher_logits`` is missing, or its shape is not that of the student's.
     """
-    log_s = _log_probs(student_logits, "student_logits", temperature)
-    teacher_logits = _required(teacher_logits, "teacher_logits", "kd_divergence", log_s)
-    if is_tensor(log_s):
-        teacher_logits = teacher_logits.to(log_s.device, non_blocking=True)
-    log_t = _log_probs(teacher_logits, "teacher_logits", temperature)
-    if log_t.shape != log_s.shape:
+    student = check_logits(student_logits, "student_logits")
+    teacher = check_logits(
+        _required(teacher_logits, "teacher_logits", "kd_divergence", student), "teacher_logits"
+    )
+    if is_tensor(student):
+        teacher = teacher.to(student.device, non_blocking=True)
+    if teacher.shape != student.shape:
         raise ValueError(
-            f"teacher_logits must have the student's shape {tuple(log_s.shape)}, got {tuple(log_t.shape)}"
+            f"teacher_logits must have the student's shape {tuple(student.shape)}, got {tuple(teacher.shape)}"
         )
-    with np.errstate(invalid="ignore"):
-        divergence = ((log_t - log_s) * _exp(log_t)).sum(-1)
-    return poison(divergence, student_logits, teacher_logits)
+    return like(by_rows(partial(_kd_divergence, temperature), 5, student, teacher), student)
+
+
+def _kd_divergence(temperature: float, rows: Rows, student: Array, teacher: Array) -> Array:
+    log_t = _log_softmax(rows, teacher, temperature)
+    difference = log_t - _log_softmax(rows, student, temperature)
+    return (
+        rows.dot(rows.exp(log_t), difference)
+        + rows.nan_unless_finite(student)
+        + rows.nan_unless_finite(teacher)
+    )
 
 
 def margin(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
@@ -163,14 +168,21 @@ def margin(student_logits: Any, *, teacher_logits: Any = None, targets: Any = No
     teacher_logits, targets
         Accepted and ignored.
     """
-    log_p = _log_probs(student_logits, "student_logits")
-    if is_tensor(log_p):
-        first, second = log_p.topk(2, -1).values.exp().unbind(-1)
-        gap = first - second
-    else:
-        top = np.exp(np.partition(log_p, -2, axis=-1)[:, -2:])
-        gap = top[:, 1] - top[:, 0]
-    return poison(1 - gap, student_logits)
+    logits = check_logits(student_logits, "student_logits")
+    return like(by_rows(_margin, 2, logits), logits)
+
+
+def _margin(rows: Rows, logits: Array) -> Array:
+    below = rows.below_top(logits)
+    second = rows.exp(rows.second(below))  # and the highest is exp(0), both times the sum
+    return 1 - (1 - second) / rows.sum(rows.exp(below)) + rows.nan_unless_finite(logits)
+
+
+def _log_softmax(rows: Rows, logits: Array, temperature: float = 1.0) -> Array:
+    below = rows.below_top(logits)
+    if temperature != 1.0:
+        below = below / temperature
+    return below - rows.log(rows.sum(rows.exp(below))).reshape(-1, 1)
 
 
 _BUILT_IN: dict[str, Value] = {f.__name__: f for f in (entropy, cross_entropy, kd_divergence, margin)}
@@ -211,12 +223,10 @@ def is_built_in(value: Value) -> bool:
     return value in _BUILT_IN.values() or getattr(value, "func", None) in _BUILT_IN.values()
 
 
-def poison(values: Array, *logits: Any) -> Array:
-    """``values`` with NaN where a row of ``logits`` holds something that is not finite."""
-    for x in map(as_array, logits):
-        with np.errstate(invalid="ignore"):
-            # 0 * x is 0 for finite numbers and NaN for all others; a plain sum could overflow.
-            values = values + (x * 0).sum(-1)
+def like(values: Array, logits: Any) -> Array:
+    """``values`` as a tensor where the logits are one."""
+    if isinstance(values, np.ndarray) and is_tensor(logits):
+        return sys.modules["torch"].from_numpy(values)
     return values
 
 
@@ -231,27 +241,6 @@ def check_logits(logits: Any, name: str) -> Array:
             "reduce dense or multi-head predictions to one row per sample first"
         )
     return logits
-
-
-def _log_probs(logits: Any, name: str, temperature: float = 1.0) -> Array:
-    logits = check_logits(logits, name)
-    half = logits.dtype.itemsize == 2
-    if not isinstance(logits, np.ndarray):
-        torch = sys.modules["torch"]
-        if temperature != 1.0:
-            logits = logits.float() / temperature if half else logits / temperature
-        return torch.log_softmax(logits, -1, dtype=torch.float32) if half else torch.log_softmax(logits, -1)
-    if half:
-        logits = logits.astype(np.float32)
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        if temperature != 1.0:
-            logits = logits / temperature
-        shifted = logits - logits.max(-1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
-def _exp(x: Array) -> Array:
-    return x.exp() if is_tensor(x) else np.exp(x)
 
 
 def _required(x: Any, name: str, value: str, like: Array) -> Array:

@@ -346,9 +346,9 @@ def test_a_quarter_of_the_logits_is_enough(value: str, rows: int, classes: int, 
 
 
 @on_cuda
-@pytest.mark.parametrize("classes", [500, 20_000])
+@pytest.mark.parametrize("classes", [500, 2_000, 20_000])
 def test_what_waits_is_bounded(classes: int) -> None:
-    """To 4 MB: of small logits a copy, of large ones the values, since a step's logits alone are larger."""
+    """To 16 MB: of small logits a copy, of large ones the values, since a step's logits alone are larger."""
     step = random_steps("cuda", classes, steps=1)[0]
     tracker = Tracker(N, device="cuda")
     tracker.update(*step)
@@ -356,7 +356,7 @@ def test_what_waits_is_bounded(classes: int) -> None:
     before = torch.cuda.memory_allocated()
     for _ in range(MAX_PENDING - 1):
         tracker.update(*step)
-    assert torch.cuda.memory_allocated() - before <= 4.2 * 2**20
+    assert torch.cuda.memory_allocated() - before <= 1.05 * 2**24
 
 
 # -- indices that are not there ----------------------------------------------------------------------------

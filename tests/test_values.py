@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,8 @@ import scipy.special
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import kcd_core as kcd
 from kcd_core import values
@@ -285,6 +288,110 @@ def test_what_a_value_needs(kind: str) -> None:
     for wrong in (10, -1, -100):
         with pytest.raises(IndexError, match=r"targets must lie in 0 .. 9"):
             kcd.cross_entropy(student, targets=[0, 1, 2, wrong])
+
+
+class OfAnotherClass(torch.Tensor):
+    """As functorch's and fake ones are: computed by torch, in host memory, too."""
+
+
+def torchs_own(x: Any) -> Any:
+    return x.as_subclass(OfAnotherClass) if x.is_floating_point() else x
+
+
+def plain(x: Any) -> Any:
+    return number(x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *(f"other {kind}" for kind in KINDS if kind.startswith("torch"))])
+@pytest.mark.parametrize("function", BUILT_IN)
+@pytest.mark.parametrize(("rows", "classes"), [(67, 2), (67, 10), (67, 101), (34, 1001), (5, 40_000)])
+def test_a_value_depends_on_its_row_alone(function: Any, kind: str, rows: int, classes: int) -> None:
+    """To the last bit: not on the rows beside it, their order, their layout, or the number of threads."""
+    given = cast(inputs(rows, classes), kind.removeprefix("other "))
+    if kind.startswith("other"):
+        given = {k: torchs_own(x) for k, x in given.items()}
+    whole = plain(function(**given))
+    wide = {k: plain(x) if k != "targets" else np.asarray(x) for k, x in given.items()}
+    np.testing.assert_allclose(whole, expected(function, **wide), rtol=2e-5, atol=2e-6)
+    for size in (1, 2, 33):
+        cuts = range(0, rows, size)
+        parts = [function(**{k: x[start : start + size] for k, x in given.items()}) for start in cuts]
+        np.testing.assert_array_equal(np.concatenate([plain(x) for x in parts]), whole)
+    order = np.random.default_rng(0).permutation(rows)
+    np.testing.assert_array_equal(plain(function(**{k: x[order] for k, x in given.items()})), whole[order])
+    columns = {k: x if k == "targets" else x.T[:].copy().T if "numpy" in kind else x.t().contiguous().t()
+               for k, x in given.items()}  # fmt: skip
+    np.testing.assert_array_equal(plain(function(**columns)), whole)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(threads, 2))
+        np.testing.assert_array_equal(plain(function(**given)), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("function", BUILT_IN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_values_can_be_differentiated(function: Any, dtype: Any) -> None:
+    """Against torch's own softmax."""
+    given = cast(inputs(9, 41), "torch float64")
+    given = {
+        k: x if k == "targets" else x.to(dtype).requires_grad_(k == "student_logits")
+        for k, x in given.items()
+    }
+    student, teacher = given["student_logits"], given["teacher_logits"]
+    log_p, p = student.double().log_softmax(-1), student.double().softmax(-1)
+    want = {
+        "entropy": -(p * log_p).sum(-1),
+        "cross_entropy": torch.nn.functional.cross_entropy(
+            student.double(), given["targets"], reduction="none"
+        ),
+        "kd_divergence": torch.nn.functional.kl_div(
+            log_p, teacher.double().softmax(-1), reduction="none"
+        ).sum(-1),
+        "margin": 1 - p.topk(2).values[:, 0] + p.topk(2).values[:, 1],
+    }[function.__name__]
+    weights = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((function(**given) * weights).sum(), student)
+    (right,) = torch.autograd.grad((want * weights).sum(), student)
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(gradient.double(), right.double(), rtol=tolerance, atol=tolerance)
+
+
+def test_host_memory_is_bounded_by_a_chunk() -> None:
+    """For 64 MB of logits, in whatever precision, at most a quarter of their bytes."""
+    for library in ("numpy", "torch"):
+        for dtype in ("float16", "float32", "bfloat16"):
+            if (library, dtype) == ("numpy", "bfloat16"):
+                continue
+            rows = 2**26 // 1024 // (4 if dtype == "float32" else 2)
+            logits: Any = torch.zeros(rows, 1024, dtype=getattr(torch, dtype))
+            given = {"teacher_logits": logits, "targets": torch.zeros(rows, dtype=torch.int64)}
+            if library == "numpy":
+                logits, given = logits.numpy(), {k: x.numpy() for k, x in given.items()}
+            for function in BUILT_IN:
+                tracemalloc.start()
+                with LiveBytes() as live:
+                    function(logits, **given)
+                peak = tracemalloc.get_traced_memory()[1] + live.most
+                tracemalloc.stop()
+                assert peak <= 2**26 / 4
+
+
+class LiveBytes(TorchDispatchMode):
+    """At least the bytes that torch's operations made at once: those of the largest result, times those alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            own = {x.untyped_storage().data_ptr() for x in tree_leaves(args) if isinstance(x, torch.Tensor)}
+            if result.untyped_storage().data_ptr() not in own:
+                self.most = max(self.most, 4 * result.numel() * result.element_size())
+        return result
 
 
 def test_names() -> None:

@@ -1,0 +1,186 @@
+"""Arithmetic on rows of logits ``[B, C]`` whose result for a row depends on that row alone.
+
+Not on how many rows are beside it, where it lies, how it is stored, or how many threads there are: else the
+last bit of a value, and with it the set, would depend on the size of the batch. In host memory NumPy computes,
+a chunk of rows at a time, in one thread. Elsewhere torch does, and there even a plain sum over a row is another
+one when the number of rows is: `TorchRows.sum` says how it is avoided.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ._arrays import Array, is_tensor
+
+HOST_CHUNK = 2**15  # numbers of a chunk in host memory: a core's cache holds what is made of them
+DEVICE_CHUNK = 2**23  # bytes that may be made of a chunk on a device, where the logits are small
+DEVICE_SHARE = 8  # and where they are large, one in so many of their bytes
+WINDOW = 32  # numbers that one thread of a device adds
+
+#: What is computed of a chunk: ``f(rows, logits, *others) -> [B]``, ``rows`` being the back end.
+RowFunction = Callable[..., Array]
+
+
+class NumpyRows:
+    """Rows in host memory."""
+
+    exp, log = np.exp, np.log
+
+    @staticmethod
+    def below_top(logits: Array) -> Array:
+        """Every logit less the highest of its row, in float32 at least: at most 0."""
+        top = logits.max(-1, keepdims=True)
+        # One layout, whatever the caller's: a sum's order follows it.
+        return np.subtract(logits, top.astype(np.float32) if top.itemsize == 2 else top, order="C")
+
+    @staticmethod
+    def sum(numbers: Array) -> Array:
+        """The sum of each row."""
+        return numbers.sum(-1)
+
+    @staticmethod
+    def dot(a: Array, b: Array) -> Array:
+        """The sum of the products of each row, without the products in memory."""
+        return np.einsum("ij,ij->i", a, b)
+
+    @staticmethod
+    def second(numbers: Array) -> Array:
+        """The second highest of each row."""
+        return np.partition(numbers, -2, axis=-1)[:, -2]
+
+    @staticmethod
+    def pick(numbers: Array, column: Array) -> Array:
+        """One number of each row."""
+        return np.take_along_axis(numbers, column[:, None], -1)[:, 0]
+
+    @staticmethod
+    def nan_unless_finite(logits: Array) -> Array:
+        """0 for each row, NaN for one with a logit that is not finite. Makes nothing of the logits' size."""
+        return logits.max(-1) * 0 + logits.min(-1) * 0
+
+
+class TorchRows:
+    """Rows on a device, or rows to differentiate."""
+
+    def __init__(self) -> None:
+        self.torch = sys.modules["torch"]
+        self.exp, self.log = self.torch.exp, self.torch.log
+
+    def below_top(self, logits: Array) -> Array:
+        """Every logit less the highest of its row, in float32 at least: at most 0."""
+        top = logits.amax(-1, keepdim=True)
+        return logits - (top.float() if top.dtype.itemsize == 2 else top)
+
+    def sum(self, numbers: Array) -> Array:
+        """The sum of each row: of windows of 32 first, then of their sums.
+
+        ``torch.sum`` cuts a row into as many parts as the number of rows leaves threads for, and so does the
+        softmax's kernel by where the row begins in memory. A pooled window is added by one thread, in order.
+        """
+        numbers = numbers.reshape(len(numbers), 1, 1, -1)
+        while numbers.shape[-1] > 1:
+            numbers = self.torch.nn.functional.avg_pool2d(
+                numbers, (1, WINDOW), ceil_mode=True, divisor_override=1
+            )
+        return numbers.reshape(-1)
+
+    def dot(self, a: Array, b: Array) -> Array:
+        """The sum of the products of each row."""
+        return self.sum(a * b)
+
+    @staticmethod
+    def second(numbers: Array) -> Array:
+        """The second highest of each row."""
+        return numbers.topk(2, -1).values.select(-1, 1)
+
+    @staticmethod
+    def pick(numbers: Array, column: Array) -> Array:
+        """One number of each row; NaN where there is no such column, where gather() would end the process."""
+        inside = (column >= 0) & (column < numbers.shape[-1])
+        picked = numbers.gather(-1, column.where(inside, 0).unsqueeze(-1)).squeeze(-1)
+        return picked.where(inside, float("nan"))
+
+    @staticmethod
+    def nan_unless_finite(logits: Array) -> Array:
+        """0 for each row, NaN for one with a logit that is not finite. Makes nothing of the logits' size."""
+        logits = logits.detach()
+        return logits.amax(-1) * 0 + logits.amin(-1) * 0
+
+
+Rows = NumpyRows | TorchRows
+NUMPY = NumpyRows()
+
+
+def by_rows(function: RowFunction, arrays: int, logits: Array, *others: Array) -> Array:
+    """``function`` of all rows, a chunk at a time: in NumPy where they lie in host memory, else in torch.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(rows, logits, *others) -> [B]``.
+    arrays : int
+        How many arrays of a chunk's size, in the precision that is computed in, ``function`` holds at a time. On a
+        device a chunk is as large as 8 MB of them allow, or an eighth of the logits' bytes if that is more; but
+        at least one row.
+    logits, *others : arrays [B, ...]
+        Of one back end; those beside the logits may be ``[B]``.
+    """
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        if all(map(_on_host, (logits, *others))):
+            host = [_numpy(x) for x in (logits, *others)]
+            return _chunked(
+                lambda *chunk: function(NUMPY, *map(_widened, chunk)), HOST_CHUNK, host, np.concatenate
+            )
+        rows = TorchRows()
+        torch = rows.torch
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (logits, *others)):
+            return function(rows, logits, *others)  # what is differentiated is kept whole in any case
+        size = max(4, logits.element_size())
+        most = max(DEVICE_CHUNK, logits.numel() * logits.element_size() // DEVICE_SHARE)
+        return _chunked(
+            lambda *chunk: function(rows, *chunk), most // (arrays * size), (logits, *others), torch.cat
+        )
+
+
+def _chunked(function: Any, numbers: int, arrays: Any, join: Any) -> Array:
+    many = max(1, numbers // arrays[0].shape[1])
+    if len(arrays[0]) <= many:
+        return function(*arrays)
+    return join([function(*chunk) for chunk in zip(*(_split(x, many) for x in arrays), strict=True)])
+
+
+def _split(x: Array, many: int) -> Sequence[Array]:
+    if is_tensor(x):
+        return x.split(many)  # type: ignore[no-any-return]
+    return [x[start : start + many] for start in range(0, len(x), many)]
+
+
+def _on_host(x: Array) -> bool:
+    """Whether NumPy can compute with ``x``. A tensor of another class only looks like one."""
+    if isinstance(x, np.ndarray):
+        return True
+    torch = sys.modules["torch"]
+    plain = type(x) in (torch.Tensor, torch.nn.Parameter) and x.is_cpu
+    return plain and not (x.requires_grad and torch.is_grad_enabled())
+
+
+def _numpy(x: Array) -> Array:
+    """``x`` over the same memory; a bfloat16 tensor, which NumPy lacks, as it is."""
+    if isinstance(x, np.ndarray):
+        return x
+    x = x.detach()
+    return x if str(x.dtype) == "torch.bfloat16" else x.numpy()
+
+
+def _widened(x: Array) -> Array:
+    return x.float().numpy() if is_tensor(x) else x
+
+
+def nan_unless_finite(logits: Array) -> Array:
+    """[B], in the logits' back end: 0 for each row, NaN for one with a logit that is not finite."""
+    with np.errstate(invalid="ignore"):
+        return (NUMPY if isinstance(logits, np.ndarray) else TorchRows()).nan_unless_finite(logits)
