@@ -193,6 +193,24 @@ class CondensedSampler:
             done += many
             block = min(2 * block, 8192)
 
+    def order(self, epoch: int | None = None) -> Indices:
+        """This rank's indices of an epoch as one array: int64 [len(self)], as iterating gives them.
+
+        For data that lie on the device whole: ``for indices in np.array_split(sampler.order(epoch), steps)``.
+
+        Parameters
+        ----------
+        epoch : int, at least 0, optional
+            Default: that of `set_epoch`.
+        """
+        epoch = self.epoch if epoch is None else checked_int(epoch, "epoch", 0)
+        order = np.empty(len(self), np.int64)
+        done = 0
+        for indices, _ in self.blocks(epoch):
+            order[done : done + len(indices)] = indices
+            done += len(indices)
+        return order
+
     def fingerprint(self) -> str:
         """A short name of the set and recipes in force: equal on two ranks if these are."""
         return fingerprint(self.stage, self._kept, self._recipes)

@@ -453,3 +453,37 @@ def test_the_first_index_makes_nothing_of_length_n(n: int) -> None:
     assert max(indices) > n - n // 50
     assert len(later) == 5
     assert peak < 2**21
+
+
+@pytest.mark.parametrize(
+    ("kind", "replicas", "given"),
+    [
+        (kcd.CondensedSampler, 1, {}),
+        (kcd.CondensedSampler, 3, {}),
+        (kcd.CondensedSampler, 3, {"drop_last": True}),
+        (kcd.ShardedSampler, 3, {}),
+    ],
+)
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_order_is_what_iterating_gives(kind: Any, replicas: int, given: Any, shuffle: bool) -> None:
+    for rank in range(replicas):
+        sampler = kind(1001, shuffle=shuffle, num_replicas=replicas, rank=rank, **given)
+        for installed in (False, True):
+            if installed:
+                sampler.install(kcd.CondensedSet(np.arange(0, 1001, 2), 1001))
+            for epoch in (1, 2, 7):
+                sampler.set_epoch(epoch)
+                drawn = list(sampler)
+                for order in (sampler.order(), sampler.order(epoch)):
+                    assert order.dtype == np.int64
+                    assert order.tolist() == drawn
+            assert sampler.order(3).tolist() != sampler.order(4).tolist() or not shuffle
+            assert sampler.epoch == 7  # to look at an order changes nothing
+
+
+def test_an_order_needs_an_epoch_that_is_a_number() -> None:
+    sampler = kcd.CondensedSampler(5)
+    with pytest.raises(TypeError, match=r"epoch must be an integer, got 1\.5"):
+        sampler.order(1.5)
+    with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
+        sampler.order(-1)
