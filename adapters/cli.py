@@ -9,12 +9,19 @@ from importlib import import_module
 
 import kcd_core
 
+#: name: (module, what it does)
 COMMANDS = {
-    "demo": "compare plain KD, KC-KD and random dropping on real images; prints a table and draws pictures",
-    "run": "run a training script of a known repository with KCD, without changing it",
-    "patch": "change a repository's training script so that its own command line trains with KCD",
-    "unpatch": "restore what kcd patch changed, to the byte",
-    "report": "draw what each stage did, from the history that a run wrote: an HTML page and PNGs",
+    "demo": (
+        ".demo.command",
+        "compare plain KD, KC-KD and random dropping on real images; prints a table and draws pictures",
+    ),
+    "run": (".run", "run a training script of a known repository with KCD, without changing it"),
+    "patch": (".patch", "change a repository's training script so that its own command line trains with KCD"),
+    "unpatch": (".unpatch", "restore what kcd patch changed, to the byte"),
+    "report": (
+        ".report",
+        "draw what each stage did, from the history that a run wrote: an HTML page and PNGs",
+    ),
 }
 
 
@@ -27,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"kcd {kcd_core.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     command = next((argument for argument in argv if not argument.startswith("-")), None)
-    for name, text in COMMANDS.items():
+    for name, (module_name, text) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=text, description=text)
         if name == command:  # the others' modules need packages that this one may not
-            module = import_module(f".{name}", __package__)
+            module = import_module(module_name, __package__)
             module.configure(subparser)
             subparser.set_defaults(run=module.run)
     args = parser.parse_args(argv)

@@ -15,8 +15,8 @@ from _study_losses import Loss, Material, loss_of, student_of
 from torch import nn
 
 import kcd_core as kcd
-from kcd_adapters.demo import random_drop
-from kcd_adapters.demo_models import accuracy, build
+from kcd_adapters.demo.command import random_drop
+from kcd_adapters.demo.models import accuracy, build
 
 STAGES = 6
 Indices = npt.NDArray[np.int64]

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import kcd_core as kcd
-from kcd_adapters.datasets import Images
-from kcd_adapters.demo_models import _conv, build
+from kcd_adapters.demo.datasets import Images
+from kcd_adapters.demo.models import build, conv
 
 
 def teacher_of(side: int) -> Callable[[int], nn.Module]:
@@ -23,8 +23,8 @@ def teacher_of(side: int) -> Callable[[int], nn.Module]:
     def make(classes: int) -> nn.Module:
         return nn.Sequential(
             *(nn.Conv2d(1, 32, 5, 2, padding=2, bias=False), nn.BatchNorm2d(32), nn.ReLU()),
-            *(_conv(32, 64, stride=2), nn.ReLU()),
-            *(_conv(64, 64), nn.ReLU(), nn.Flatten()),
+            *(conv(32, 64, stride=2), nn.ReLU()),
+            *(conv(64, 64), nn.ReLU(), nn.Flatten()),
             *(nn.Linear(64 * (side // 4) ** 2, 128), nn.ReLU(), nn.Linear(128, classes)),
         )
 
@@ -43,8 +43,8 @@ def student_of(name: str) -> Callable[[int], nn.Module]:
         first = nn.Sequential(nn.Conv2d(1, width, 5, 2, padding=2, bias=False), nn.BatchNorm2d(width))
         return nn.Sequential(
             *(first, nn.ReLU()),
-            *(_conv(width, 2 * width, stride=2), nn.ReLU()),
-            *(_conv(2 * width, 4 * width), nn.ReLU()),
+            *(conv(width, 2 * width, stride=2), nn.ReLU()),
+            *(conv(2 * width, 4 * width), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes)),
         )
 

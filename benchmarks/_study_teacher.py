@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from _study_losses import Material, look, teacher_of
 from _study_runs import Setting, StudyError
 
-from kcd_adapters.datasets import LOADERS, Images, Split
-from kcd_adapters.demo_models import accuracy, build
+from kcd_adapters.demo.datasets import LOADERS, Images, Split
+from kcd_adapters.demo.models import accuracy, build
 from kcd_adapters.files import write_whole
 
 if TYPE_CHECKING:

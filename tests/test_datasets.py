@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import kcd_core as kcd
-from kcd_adapters.dataset_files import read_idx, read_pickle
-from kcd_adapters.datasets import Images, cifar100, digits, fashion_mnist
+from kcd_adapters.demo.dataset_files import read_idx, read_pickle
+from kcd_adapters.demo.datasets import Images, cifar100, digits, fashion_mnist
 
 RNG = np.random.default_rng(5)
 
@@ -318,7 +318,9 @@ def test_digits_are_whole_and_of_other_writers():
 
 
 def test_a_missing_extra_is_named():
-    code = "import sys; sys.modules['sklearn'] = None; from kcd_adapters.datasets import digits; digits()"
+    code = (
+        "import sys; sys.modules['sklearn'] = None; from kcd_adapters.demo.datasets import digits; digits()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (
         "ImportError: sklearn is not installed: pip install '.[demo]' in a checkout of kcd_core"

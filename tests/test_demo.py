@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import kcd_core as kcd
-from kcd_adapters import demo
 from kcd_adapters.cli import main
-from kcd_adapters.datasets import Images, Split, digits
-from kcd_adapters.demo_models import MODELS, build, recipe
-from kcd_adapters.demo_pictures import draw, draw_classes
+from kcd_adapters.demo import command as demo
+from kcd_adapters.demo.datasets import Images, Split, digits
+from kcd_adapters.demo.models import MODELS, build, recipe
+from kcd_adapters.demo.pictures import draw, draw_classes
 
 PICTURES = ("values.png", "classes.png", "images.png")
 ARMS = ("KD", "KC-KD, no mixing", "KC-KD", "random dropping")

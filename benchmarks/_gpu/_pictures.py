@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kcd_adapters.datasets import Images, Split, digits, fashion_mnist
-from kcd_adapters.demo_models import ResNet, build
+from kcd_adapters.demo.datasets import Images, Split, digits, fashion_mnist
+from kcd_adapters.demo.models import ResNet, build
 
 from .part import Part
 

@@ -13,7 +13,7 @@ from _counting import WINDOW, counts, on_device, peak
 from torch.utils.data import DataLoader, TensorDataset
 
 import kcd_core as kcd
-from kcd_adapters.demo_models import build
+from kcd_adapters.demo.models import build
 
 from .loop import Loop, Settings, in_turns
 from .pairs import Pair

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kcd_adapters.demo_models import ResNet, build
+from kcd_adapters.demo.models import ResNet, build
 
 
 class Unusable(ValueError):  # noqa: N818

@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 
 from .datasets import Images
 
-__all__ = ["MODELS", "ConvNet", "ResNet", "accuracy", "build", "recipe", "train"]
+__all__ = ["MODELS", "ConvNet", "ResNet", "accuracy", "build", "conv", "recipe", "train"]
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """A 3 by 3 convolution without bias, then batch normalisation."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs)
     )
@@ -27,9 +28,9 @@ class ConvNet(nn.Sequential):
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__(
-            *(_conv(1, width), nn.ReLU()),
-            *(_conv(width, 2 * width, stride=2), nn.ReLU()),
-            *(_conv(2 * width, 2 * width, stride=2), nn.ReLU()),
+            *(conv(1, width), nn.ReLU()),
+            *(conv(width, 2 * width, stride=2), nn.ReLU()),
+            *(conv(2 * width, 2 * width, stride=2), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes)),
         )
 
@@ -39,7 +40,7 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(_conv(inputs, outputs, stride), nn.ReLU(), _conv(outputs, outputs))
+        self.body = nn.Sequential(conv(inputs, outputs, stride), nn.ReLU(), conv(outputs, outputs))
         same = inputs == outputs and stride == 1
         self.shortcut = (
             nn.Identity()
@@ -55,7 +56,7 @@ class ResNet(nn.Sequential):
     """Three groups of ``blocks`` residual blocks (6 * blocks + 2 layers), for 32 by 32 colour images."""
 
     def __init__(self, blocks: int, width: int, classes: int) -> None:
-        layers: list[nn.Module] = [_conv(3, width), nn.ReLU()]
+        layers: list[nn.Module] = [conv(3, width), nn.ReLU()]
         inputs = width
         for group in range(3):
             outputs = width * 2**group

@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader
 
 import kcd_core as kcd
 
+from ..extras import need
 from .datasets import LOADERS, Split
-from .demo_models import MODELS, accuracy, build, recipe, train
-from .demo_pictures import draw
-from .demo_report import Clock, Progress, Run, checked_folder, fetch_overhead, print_table, save_results
-from .extras import need
+from .models import MODELS, accuracy, build, recipe, train
+from .pictures import draw
+from .results import Clock, Progress, Run, checked_folder, fetch_overhead, print_table, save_results
 
 STAGES = 6
 #: Epochs and seeds by default: digits take about a minute on two cores, the paper's recipe is cifar100's.

@@ -12,8 +12,8 @@ import torch
 
 import kcd_core as kcd
 
+from ..extras import need
 from .datasets import Split
-from .extras import need
 
 __all__ = ["draw", "draw_classes", "draw_images", "draw_values"]
 

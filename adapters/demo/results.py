@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,8 @@ from torch.utils.data import DataLoader
 
 import kcd_core as kcd
 
-from .extras import need
+from ..extras import need
+from ..files import write_whole
 
 __all__ = ["Clock", "Progress", "Run", "checked_folder", "fetch_overhead", "print_table", "save_results"]
 
@@ -205,9 +205,4 @@ def save_results(
             for name, runs in results.items()
         },
     }
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())

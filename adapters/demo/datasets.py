@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from ..extras import need
 from .dataset_files import read_idx, read_pickle
-from .extras import need
 
 __all__ = ["LOADERS", "Images", "Split", "cifar100", "digits", "fashion_mnist"]
 

@@ -1,0 +1,1 @@
+"""``kcd demo``: plain distillation, condensed distillation and a control on real images."""
