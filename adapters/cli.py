@@ -19,7 +19,7 @@ COMMANDS = {
     "patch": (".patch", "change a repository's training script so that its own command line trains with KCD"),
     "unpatch": (".unpatch", "restore what kcd patch changed, to the byte"),
     "report": (
-        ".report",
+        ".report.command",
         "draw what each stage did, from the history that a run wrote: an HTML page and PNGs",
     ),
 }

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import kcd_core as kcd
 from kcd_adapters.cli import main
-from kcd_adapters.report_input import parse
-from kcd_adapters.report_page import page
+from kcd_adapters.report.history_file import parse
+from kcd_adapters.report.page import page
 
 N = 1000
 

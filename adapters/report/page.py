@@ -10,8 +10,8 @@ from typing import Any
 
 import kcd_core
 
-from .report_input import Recorded
-from .report_pictures import GENERATOR, PICTURES
+from .history_file import Recorded
+from .pictures import GENERATOR, PICTURES
 
 __all__ = ["MARK", "page"]
 
@@ -54,7 +54,7 @@ def page(run: Recorded, pictures: Mapping[str, bytes], title: str) -> bytes:
     run : Recorded
         What is reported.
     pictures : mapping
-        Name to PNG, of those in `report_pictures.PICTURES`.
+        Name to PNG, of those in `PICTURES`.
     title : str
         Any text.
     """

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .extras import need
-from .report_input import Recorded, Stage
+from ..extras import need
+from .history_file import Recorded, Stage
 
 __all__ = ["GENERATOR", "PICTURES"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .files import write_whole
-from .report_input import read
-from .report_page import MARK, page
-from .report_pictures import GENERATOR, PICTURES
+from ..files import write_whole
+from .history_file import read
+from .page import MARK, page
+from .pictures import GENERATOR, PICTURES
 
 __all__ = ["configure", "run", "write_report"]
 

@@ -1,0 +1,1 @@
+"""``kcd report``: what each stage did, as a page and pictures."""
