@@ -16,8 +16,11 @@ COMMANDS = {
         "compare plain KD, KC-KD and random dropping on real images; prints a table and draws pictures",
     ),
     "run": (".run", "run a training script of a known repository with KCD, without changing it"),
-    "patch": (".patch", "change a repository's training script so that its own command line trains with KCD"),
-    "unpatch": (".unpatch", "restore what kcd patch changed, to the byte"),
+    "patch": (
+        ".patching.patch",
+        "change a repository's training script so that its own command line trains with KCD",
+    ),
+    "unpatch": (".patching.unpatch", "restore what kcd patch changed, to the byte"),
     "report": (
         ".report.command",
         "draw what each stage did, from the history that a run wrote: an HTML page and PNGs",

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .block import MARK
+from .patching.marked_block import MARK
 from .settings import VARIABLE, Settings
 
 __all__ = ["configure", "run"]

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kcd_adapters import block, files, patch
+from kcd_adapters import files
 from kcd_adapters.cli import main
+from kcd_adapters.patching import marked_block, patch, scripts
 from kcd_adapters.profiles.sskd import PROFILE
 from kcd_adapters.settings import Settings
 
-LINES = block.call({"ratio": 0.5, "mixing": "fresh", "no_shims": ("all",), "profile": "sskd"})
+LINES = marked_block.call({"ratio": 0.5, "mixing": "fresh", "no_shims": ("all",), "profile": "sskd"})
 
 
 def lay_out(root: Path, script: bytes = b"import os\nprint(os.sep)\n") -> Path:
@@ -39,7 +40,7 @@ def snapshot(root: Path) -> dict[str, tuple[bytes, int]]:
 
 
 @st.composite
-def scripts(draw: st.DrawFn) -> bytes:
+def any_script(draw: st.DrawFn) -> bytes:
     """Scripts with every trap that bytes can hold, valid in the encoding that they declare."""
     encoding, cookie = draw(
         st.sampled_from(
@@ -102,24 +103,24 @@ def scripts(draw: st.DrawFn) -> bytes:
     return text.encode(encoding)
 
 
-@given(scripts())
+@given(any_script())
 def test_block_comes_out_to_the_byte(source: bytes) -> None:
-    patched = block.insert(source, LINES)
-    found = block.find(patched)
+    patched = marked_block.insert(source, LINES)
+    found = marked_block.find(patched)
     assert found is not None
     assert found.rest == source
     assert found.as_left
     assert found.call == LINES
-    assert patched.startswith(source[:3]) or not source.startswith(block.BOM)
+    assert patched.startswith(source[:3]) or not source.startswith(marked_block.BOM)
     compile(patched, "script", "exec")
     with pytest.raises(ValueError, match="already"):
-        block.insert(patched, LINES)
+        marked_block.insert(patched, LINES)
 
 
-@given(scripts(), st.binary(max_size=20))
+@given(any_script(), st.binary(max_size=20))
 def test_edits_outside_the_block_are_kept_and_told(source: bytes, edit: bytes) -> None:
     added = b"\n# " + edit.replace(b"\r", b"").replace(b"\n", b"")
-    found = block.find(block.insert(source, LINES) + added)
+    found = marked_block.find(marked_block.insert(source, LINES) + added)
     assert found is not None
     assert found.rest == source + added
     assert not found.as_left
@@ -128,23 +129,26 @@ def test_edits_outside_the_block_are_kept_and_told(source: bytes, edit: bytes) -
 @given(st.binary(max_size=200))
 def test_any_bytes_are_patched_reversibly_or_refused(source: bytes) -> None:
     try:
-        patched = block.insert(source, LINES)
+        patched = marked_block.insert(source, LINES)
     except ValueError:
         return
-    found = block.find(patched)
+    found = marked_block.find(patched)
     assert found is not None
     assert found.rest == source
 
 
 def test_block_goes_behind_docstring_and_future_and_before_imports() -> None:
     source = b'"""Doc."""\n\nfrom __future__ import division\n\nimport os\n'
-    before, after = block.insert(source, LINES).split(b"# >>> kcd")[0], source[source.index(b"import os") :]
+    before, after = (
+        marked_block.insert(source, LINES).split(b"# >>> kcd")[0],
+        source[source.index(b"import os") :],
+    )
     assert source == before + after
 
 
 def test_settings_may_be_edited_in_the_block() -> None:
-    patched = block.insert(b"import os\r\n", LINES)
-    found = block.find(patched.replace(b"ratio=0.5", b"ratio=0.25"))
+    patched = marked_block.insert(b"import os\r\n", LINES)
+    found = marked_block.find(patched.replace(b"ratio=0.5", b"ratio=0.25"))
     assert found is not None
     assert found.as_left
     assert b"ratio=0.25" in found.call
@@ -168,25 +172,25 @@ def test_settings_may_be_edited_in_the_block() -> None:
 )
 def test_refused_with_the_reason(source: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        block.insert(source, LINES)
+        marked_block.insert(source, LINES)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), Path("x"), [1, ...]])
 def test_only_literals_are_written_into_scripts(value: object) -> None:
     with pytest.raises(ValueError, match="can't be written"):
-        block.call({"history": value})
+        marked_block.call({"history": value})
 
 
 def test_hostile_text_stays_a_literal() -> None:
     text = "'\n# <<< kcd patch <<<\nimport evil  # \u2028"
-    found = block.find(block.insert(b"import os\n", block.call({"history": text})))
+    found = marked_block.find(marked_block.insert(b"import os\n", marked_block.call({"history": text})))
     assert found is not None
     assert found.call.count(b"\n") == 6
 
 
 @pytest.mark.parametrize("damage", ["begin", "end", "twice", "swapped"])
 def test_damaged_markers_are_refused(damage: str) -> None:
-    patched = block.insert(b"import os\n", LINES)
+    patched = marked_block.insert(b"import os\n", LINES)
     lines = patched.splitlines(keepends=True)
     end = lines.index(b"# <<< kcd patch <<<\n")
     damaged = {
@@ -196,12 +200,12 @@ def test_damaged_markers_are_refused(damage: str) -> None:
         "swapped": b"".join(lines[end:] + lines[:end]),
     }
     with pytest.raises(ValueError, match="markers are damaged"):
-        block.find(damaged[damage])
+        marked_block.find(damaged[damage])
 
 
 def test_markers_that_are_merely_quoted_are_no_block(tmp_path: Path) -> None:
     quoted = b"s = '''\n# >>> kcd patch 1 sha256=" + b"0" * 64 + b" >>>\n# <<< kcd patch <<<\n'''\n"
-    assert block.find(quoted) is None
+    assert marked_block.find(quoted) is None
     script = lay_out(tmp_path)
     original = script.read_bytes()
     other = tmp_path / "notes.py"
@@ -339,7 +343,7 @@ def test_scripts_not_as_expected(tmp_path: Path, kind: str, capsys: pytest.Captu
             reason = "outside the repository"
     before = snapshot(outside)
     with pytest.raises(ValueError, match=rf"{name} can't be patched.*{reason}"):
-        patch.read_script(repo, name)
+        scripts.read_script(repo, name)
     assert main(["unpatch", str(repo)]) == 0  # never hangs on a pipe, never follows a link
     assert snapshot(outside) == before
 
@@ -374,7 +378,7 @@ def test_crash_between_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "other.py").write_bytes(b"import sys\r\n")
     original = snapshot(tmp_path)
     monkeypatch.setattr(patch, "recognise", lambda root, name: ("sskd", ("student.py", "other.py")))
-    whole, calls = patch.write_whole, []
+    whole, calls = scripts.write_whole, []
 
     def crash_at_second(path: Path, content: bytes, *, expected: bytes | None = None) -> None:
         calls.append(path)
@@ -384,13 +388,13 @@ def test_crash_between_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     for argv in (["patch"], ["unpatch"]):
         calls.clear()
-        monkeypatch.setattr(patch, "write_whole", crash_at_second)
+        monkeypatch.setattr(scripts, "write_whole", crash_at_second)
         with pytest.raises(KeyboardInterrupt):
             main([*argv, str(tmp_path)])
         half = snapshot(tmp_path)
         assert half != original
         assert main(["patch", "--check", str(tmp_path)]) == 1
-        monkeypatch.setattr(patch, "write_whole", whole)
+        monkeypatch.setattr(scripts, "write_whole", whole)
         assert main(["patch", str(tmp_path)]) == 0
         assert main(["patch", "--check", str(tmp_path)]) == 0
     assert main(["unpatch", str(tmp_path)]) == 0
