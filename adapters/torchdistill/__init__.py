@@ -35,8 +35,8 @@ from typing import Any
 
 import torch
 
-from .torchdistill_sampler import KCDBatchSampler
-from .torchdistill_wrapper import INDEX, KCDDatasetWrapper
+from .sampler import KCDBatchSampler
+from .wrapper import INDEX, KCDDatasetWrapper
 
 __all__ = ["KCDBatchSampler", "KCDDatasetWrapper"]
 

@@ -22,12 +22,12 @@ from kcd_core.condense import condense_stage
 from kcd_core.keyed import KeyBatches
 from kcd_core.states import check_same
 
-from .contrast import restrict
-from .files import check_writable, write_whole
-from .host_order import HostOrder
-from .recording import record
-from .settings import Settings
-from .torchdistill_wrapper import KCDDatasetWrapper
+from ..contrast import restrict
+from ..files import check_writable, write_whole
+from ..host_order import HostOrder
+from ..recording import record
+from ..settings import Settings
+from .wrapper import KCDDatasetWrapper
 
 __all__ = ["KCDBatchSampler"]
 
