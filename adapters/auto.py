@@ -30,6 +30,6 @@ def install(name: str, **settings: Any) -> None:
     from .settings import Settings
 
     checked = Settings.from_dict(settings)
-    from .install import install as install_engine
+    from .hosts.install import install as install_engine
 
     install_engine(checked, spawned=name == "__mp_main__")

@@ -15,7 +15,7 @@ COMMANDS = {
         ".demo.command",
         "compare plain KD, KC-KD and random dropping on real images; prints a table and draws pictures",
     ),
-    "run": (".run", "run a training script of a known repository with KCD, without changing it"),
+    "run": (".hosts.run", "run a training script of a known repository with KCD, without changing it"),
     "patch": (
         ".patching.patch",
         "change a repository's training script so that its own command line trains with KCD",

@@ -18,12 +18,23 @@ from typing import Any
 from kcd_core import CondensationSchedule
 from kcd_core.condense import check_settings
 
-from .shims import SHIMS
-
-__all__ = ["VARIABLE", "Settings", "number"]
+__all__ = ["SHIMS", "VARIABLE", "Settings", "number"]
 
 #: The environment variable that child processes read their settings from, as JSON.
 VARIABLE = "KCD_SETTINGS"
+
+#: The shims that ``--no-shim`` can leave out, by name; `kcd_adapters.hosts.shims` has what they do.
+SHIMS = (
+    "tensorboard_logger",
+    "train_data",
+    "alias_cuda",
+    "ragged_lists",
+    "mdistiller_ragged_lists",
+    "torch_six",
+    "dali",
+    "wandb",
+    "output_folders",
+)
 
 
 @dataclass(frozen=True)

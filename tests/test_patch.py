@@ -457,7 +457,9 @@ def run_script(repo: Path, *argv: str) -> subprocess.CompletedProcess[str]:
 def test_imported_script_installs_nothing(tmp_path: Path) -> None:
     lay_out(tmp_path)
     main(["patch", str(tmp_path)])
-    done = run_script(tmp_path, "-c", "import student, sys; print('kcd_adapters.engine' in sys.modules)")
+    done = run_script(
+        tmp_path, "-c", "import student, sys; print('kcd_adapters.hosts.engine' in sys.modules)"
+    )
     assert done.stdout.splitlines() == [os.sep, "False"], done.stderr
 
 

@@ -60,7 +60,7 @@ class Profile:
     method : callable
         ``method(arguments) -> str``: what the script's command line trains; for people to read.
     shims : tuple of str
-        Names of `kcd_adapters.shims` that current versions of torch and others make necessary.
+        Names of `kcd_adapters.hosts.shims` that current versions of torch and others make necessary.
     prediction : callable
         ``prediction(*args, **kwargs) -> (logits [B, C], labels [B])``: which arguments of that function
         they are. Default: the first two, or those named ``input`` or ``output``, and ``target``. A call

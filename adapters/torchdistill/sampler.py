@@ -24,8 +24,8 @@ from kcd_core.states import check_same
 
 from ..contrast import restrict
 from ..files import check_writable, write_whole
-from ..host_order import HostOrder
-from ..recording import record
+from ..hosts.order import HostOrder
+from ..hosts.recording import record
 from ..settings import Settings
 from .wrapper import KCDDatasetWrapper
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torchvision.datasets.cifar as cifar
 
-from kcd_adapters import shims
+from kcd_adapters.hosts import shims
 
 STAGES = []
 

@@ -21,12 +21,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 
 import kcd_adapters.profiles
 import kcd_core as kcd
-from kcd_adapters import contrast, late
-from kcd_adapters.engine import Engine
-from kcd_adapters.hosted import HostedLoader
-from kcd_adapters.passes import Pass
+from kcd_adapters import contrast
+from kcd_adapters.hosts import import_hooks, shims
+from kcd_adapters.hosts.alignment import Pass
+from kcd_adapters.hosts.engine import Engine
+from kcd_adapters.hosts.loader import HostedLoader
 from kcd_adapters.profiles import Profile, find, option, profiles
-from kcd_adapters.settings import Settings
+from kcd_adapters.settings import SHIMS, Settings
 
 PROFILE = Profile("mini", "Mini", "train.py", (), "torch.nn.functional.cross_entropy", lambda arguments: "kd")
 
@@ -233,7 +234,7 @@ def test_a_look_into_the_loader_in_the_middle_of_an_epoch_ends_nothing() -> None
             if batch == 2:  # the accuracy on all of it
                 assert sum(len(y) for _, y in engine.start(train)) == (40, 30, 20)[len(sizes) - 1]
     assert sizes == [40, 30, 20]
-    assert (engine.account.epochs, train.observed, engine.account.drawn) == (2, 20, 70)
+    assert (engine.journal.epochs, train.observed, engine.journal.drawn) == (2, 20, 70)
 
 
 def test_an_epoch_ends_when_the_host_lets_go_of_its_iterator() -> None:
@@ -248,7 +249,7 @@ def test_an_epoch_ends_when_the_host_lets_go_of_its_iterator() -> None:
             x, y = next(batches)
             drawn += x.flatten().int().tolist()
             engine.observe(x.expand(-1, 3).clone().requires_grad_(), y)
-    assert engine.account.epochs == 2
+    assert engine.journal.epochs == 2
     assert set(drawn[48:]) <= set(train.sampler.kept)
     assert train.sampler.num_kept == 20
 
@@ -430,23 +431,27 @@ def test_settings_travel(monkeypatch: pytest.MonkeyPatch) -> None:
             Settings.from_dict(wrong)
 
 
+def test_every_shim_that_settings_name_is_there() -> None:
+    assert tuple(shims.SHIMS) == SHIMS
+
+
 def test_functions_are_replaced_when_their_module_is_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "kcd_late_host.py").write_text("def f(x):\n    return x + 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     seen: list[int] = []
-    late.before_call("kcd_late_host.f", seen.append)
+    import_hooks.before_call("kcd_late_host.f", seen.append)
     assert "kcd_late_host" not in sys.modules
     from kcd_late_host import f  # type: ignore[import-not-found]
 
     assert f(1) == 2
-    late.after_call("kcd_late_host.f", lambda result, x: seen.append(10 * result + x))
+    import_hooks.after_call("kcd_late_host.f", lambda result, x: seen.append(10 * result + x))
     assert sys.modules["kcd_late_host"].f(2) == 3
     assert seen == [1, 2, 32]
     monkeypatch.setitem(sys.modules, "kcd_late_empty", types.ModuleType("kcd_late_empty"))
     with pytest.raises(RuntimeError, match="has no function g"):
-        late.before_call("kcd_late_empty.g", print)
+        import_hooks.before_call("kcd_late_empty.g", print)
 
 
 def test_looking_for_a_module_does_not_use_up_its_patch(
@@ -468,7 +473,7 @@ def test_looking_for_a_module_does_not_use_up_its_patch(
             return self.calls % 2 == 1
 
     seen: list[int] = []
-    late.before_call("kcd_late_probed.f", seen.append)
+    import_hooks.before_call("kcd_late_probed.f", seen.append)
     monkeypatch.setattr(sys, "meta_path", [sys.meta_path[0], Prober(), *sys.meta_path[1:]])
     assert importlib.util.find_spec("kcd_late_probed") is not None
     assert importlib.import_module("kcd_late_probed").f(1) == 2

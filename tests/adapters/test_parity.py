@@ -24,9 +24,9 @@ pytest.importorskip("torch")
 import torch
 from torch.utils.data import DataLoader
 
-from kcd_adapters.engine import Engine
-from kcd_adapters.hosted import HostedLoader
-from kcd_adapters.passes import Pass
+from kcd_adapters.hosts.alignment import Pass
+from kcd_adapters.hosts.engine import Engine
+from kcd_adapters.hosts.loader import HostedLoader
 from kcd_adapters.profiles.repdistiller import PROFILE
 from kcd_adapters.settings import Settings
 from kcd_core.mixing import carry_out

@@ -13,7 +13,7 @@ import torch
 from test_engine import PROFILE
 from torch.utils.data import DataLoader, TensorDataset
 
-from kcd_adapters.engine import Engine
+from kcd_adapters.hosts.engine import Engine
 from kcd_adapters.settings import Settings
 from kcd_core.checkpoint import load_checkpoint, save_checkpoint
 
@@ -56,7 +56,7 @@ def test_a_resumed_run_draws_what_the_other_would_have(saved: tuple[Path, list[i
     run = Run()
     run.engine.checkpoints.load(CHECKPOINT, path)
     assert run.epoch() == third
-    assert (run.engine.account.epochs, len(third)) == (2, 20)
+    assert (run.engine.journal.epochs, len(third)) == (2, 20)
 
 
 def test_a_loader_that_was_seen_before_the_checkpoint_gets_its_state(saved: tuple[Path, list[int]]) -> None:

@@ -458,7 +458,7 @@ def test_spawned_workers(host: Host) -> None:
 AS_FORKSERVER = """
 import os
 from multiprocessing import spawn
-from kcd_adapters import run
+from kcd_adapters.hosts import run
 from kcd_adapters.settings import Settings
 os.environ[run.VARIABLE] = Settings(ratio=0.5, stages=2, period=1).to_json()
 os.environ[run.SCRIPT] = os.path.abspath("train_student.py")

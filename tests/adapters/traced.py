@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import torchvision.datasets.cifar as cifar
 
-from kcd_adapters import hosted, install, run, shims
 from kcd_adapters.cli import main
+from kcd_adapters.hosts import install, loader, run, shims
 from kcd_adapters.profiles import find
 from kcd_core.keyed import KeyBatches
 
@@ -30,12 +30,12 @@ PASSES = []  # of each: the loader's id, the keys drawn, what was observed
 
 
 def trace():
-    start, batches, record = hosted.HostedLoader.start, KeyBatches.__iter__, hosted.HostedLoader.record
+    start, batches, record = loader.HostedLoader.start, KeyBatches.__iter__, loader.HostedLoader.record
 
     def traced_start(self, *args):
         PASSES.append({"keys": [], "observed": []})
         if "SEED_PASSES" in os.environ:
-            seed(100 + install._INSTALLED[0].account.epochs)
+            seed(100 + install._INSTALLED[0].journal.epochs)
         return start(self, *args)
 
     def traced_batches(self):
@@ -53,9 +53,9 @@ def trace():
             os.kill(os.getpid(), signal.SIGKILL)
         return record(self, one, indices, prediction, targets)
 
-    hosted.HostedLoader.start = traced_start
+    loader.HostedLoader.start = traced_start
     KeyBatches.__iter__ = traced_batches
-    hosted.HostedLoader.record = traced_record
+    loader.HostedLoader.record = traced_record
 
 
 def identity(self, *args, **kwargs):

@@ -19,18 +19,16 @@ from kcd_core import distributed
 from kcd_core.condense import condense_stage
 from kcd_core.mixing import mix_arrays
 
-from .account import Account
-from .labels import Labels, differ
-from .passes import CHECKED_AT_ONCE, Pass
-from .profiles import Profile
-from .reasons import Reasons, unfit
+from ..profiles import Profile
+from ..settings import Settings
+from .alignment import CHECKED_AT_ONCE, Labels, Pass, differ, unfit
+from .journal import Journal, Reasons
 from .resume import Checkpoints
-from .settings import Settings
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-    from .hosted import HostedLoader
+    from .loader import HostedLoader
 
 __all__ = ["Engine"]
 
@@ -46,7 +44,7 @@ class Engine:
 
     def __init__(self, settings: Settings, profile: Profile, arguments: Sequence[str]) -> None:
         self.settings, self.profile = settings, profile
-        self.account = Account(settings, profile.title, profile.method(list(arguments)))
+        self.journal = Journal(settings, profile.title, profile.method(list(arguments)))
         self.schedule = settings.schedule()
         self.train: HostedLoader | None = None
         # For which predictions were passed over; of this pass, once the student is known.
@@ -72,7 +70,7 @@ class Engine:
         hosted = self._hosted.get(loader)
         if hosted is not None:
             return hosted if self.train in (None, hosted) else None
-        from .hosted import HostedLoader  # torch, which the host has imported by now
+        from .loader import HostedLoader  # torch, which the host has imported by now
 
         try:
             if self.train is None:
@@ -92,7 +90,7 @@ class Engine:
 
     def start(self, hosted: HostedLoader) -> Iterator[Any]:
         """A pass over a loader. If it is the student's, the pass before it ends now."""
-        _ = self.account.rank  # while the host's process group is there to ask
+        _ = self.journal.rank  # while the host's process group is there to ask
         self._see_all_ranks(hosted)
         if hosted is self.train:
             self._end_passes()
@@ -122,7 +120,7 @@ class Engine:
             )
         if self.train is None and not self._told:
             self._told = True
-            self.account.say(
+            self.journal.say(
                 f"nothing was observed in a whole pass over {type(hosted.dataset).__name__}, "
                 f"{hosted.sampler.num_samples} samples: {self._why()}. That is right for a phase before the student's own"
             )
@@ -160,7 +158,7 @@ class Engine:
             elif hosted is self.train and hosted.done:
                 self._elsewhere += 1
                 if self._elsewhere == CHECKED_AT_ONCE:
-                    self.account.say(
+                    self.journal.say(
                         "WARNING: a student is being trained on another loader than the one that was recognised "
                         "(the host makes several?); what it draws is not condensed, and not recorded"
                     )
@@ -200,7 +198,7 @@ class Engine:
         sampler, dataset = hosted.sampler, hosted.dataset
         how = "raw images" if hosted.mixer is mix_arrays else "samples after their transform"
         mixing = f"mixing {how}, {sampler.mixing}" if sampler.mixing else "no mixing"
-        self.account.say(
+        self.journal.say(
             f"the student trains on {type(dataset).__name__}, {sampler.num_samples} samples in batches of "
             f"{hosted.batches.batch_size}; {mixing}"
         )
@@ -228,10 +226,10 @@ class Engine:
     def _end_pass(self, train: HostedLoader, one: Pass, last: bool) -> None:
         if not self._labels.agree():
             raise RuntimeError(self._misaligned())
-        self.account.add(
+        self.journal.add(
             train, one, self.reasons.leading() or f"{self.profile.observe} was not called for their batches"
         )
-        if self.schedule.due(self.account.epochs) and not last:
+        if self.schedule.due(self.journal.epochs) and not last:
             self._condense(train)
 
     def _condense(self, train: HostedLoader) -> None:
@@ -249,7 +247,7 @@ class Engine:
             if not skipped:
                 raise
             raise RuntimeError(
-                f"no stage can end: {skipped} of {self.account.observed} predictions of the student were not finite, "
+                f"no stage can end: {skipped} of {self.journal.observed} predictions of the student were not finite, "
                 "and were not recorded (a learning rate that is too high, or half precision?)"
             ) from error
         train.renew()
@@ -257,11 +255,11 @@ class Engine:
             chosen,
             value,
             count,
-            epoch=self.account.epochs,
+            epoch=self.journal.epochs,
             alpha=self.settings.alpha,
             mixing=train.sampler.mixing is not None,
         )
-        self.account.tell_stage(train, chosen)
+        self.journal.tell_stage(train, chosen)
 
     def close(self, *, failed: bool = False) -> bool:
         """The end of the run: the summary. A stage due now is left out, since nothing trains on it.
@@ -282,12 +280,12 @@ class Engine:
             self._closed = True
             self._end_passes(last=True)
             if self.train is not None:
-                self.account.sum_up(self.train, failed=failed)
+                self.journal.sum_up(self.train, failed=failed)
             elif not failed and (self._any or self._refused or self.reasons or self.alone):
                 self._plain = bool(
                     self._any or self._refused or self.reasons
                 )  # else it did not train: --help
-                self.account.say(
+                self.journal.say(
                     f"WARNING: this run was without KCD, since no prediction was observed: {self._why()}"
                 )
         return not self._plain

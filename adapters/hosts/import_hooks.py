@@ -1,4 +1,4 @@
-"""Late patches: act on a module when it is imported, and on a function whenever it is called.
+"""Hooks: act on a module when it is imported, and on a function whenever it is called.
 
 A host's modules must not be imported before the host imports them (that would change its order of
 imports, and what it printed), nor after (``from utils import accuracy`` binds a name once). So each

@@ -18,11 +18,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from . import late, shims
+from ..files import check_writable
+from ..profiles import Profile, find
+from ..settings import Settings
+from . import import_hooks, shims
 from .engine import Engine
-from .files import check_writable
-from .profiles import Profile, find
-from .settings import Settings
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -70,22 +70,22 @@ def install(
         )
     engine = Engine(settings, profile, arguments)
     engine.alone = not spawned
-    account = engine.account
+    journal = engine.journal
     if settings.history is not None and not spawned:
         check_writable(Path(settings.history), "--history")
     _INSTALLED.append(engine)
-    say = (lambda text: None) if spawned else account.say
+    say = (lambda text: None) if spawned else journal.say
     say(
-        f"{profile.title}, {account.method} (profile {profile.name}); the student is observed at {profile.observe}"
+        f"{profile.title}, {journal.method} (profile {profile.name}); the student is observed at {profile.observe}"
     )
     say(str(settings))
     shims.install(profile.shims, settings.no_shims, say)
-    late.before_call(profile.observe, engine.observe)
+    import_hooks.before_call(profile.observe, engine.observe)
     if profile.checkpoint is not None:
-        late.after_call(profile.checkpoint[0], engine.checkpoints.save)
-        late.after_call(profile.checkpoint[1], engine.checkpoints.load)
-    late.before_call("multiprocessing.spawn.get_preparation_data", engine.spawning)
-    late.when_imported("torch", partial(_patch_loader, engine))
+        import_hooks.after_call(profile.checkpoint[0], engine.checkpoints.save)
+        import_hooks.after_call(profile.checkpoint[1], engine.checkpoints.load)
+    import_hooks.before_call("multiprocessing.spawn.get_preparation_data", engine.spawning)
+    import_hooks.when_imported("torch", partial(_patch_loader, engine))
     # The interpreter leaves last_type where an exception ended the program.
     atexit.register(lambda: engine.close(failed=hasattr(sys, "last_type")))
     return engine

@@ -19,11 +19,11 @@ from kcd_core import CondensationHistory, KnowledgeValueTracker
 from kcd_core.keyed import KeyBatches, rebuild, understand
 from kcd_core.mixing import Mixer, Steps, default_mixer, mix_samples
 
-from .host_order import HostOrder
-from .passes import Pass
-from .profiles import Profile
+from ..profiles import Profile
+from ..settings import Settings
+from .alignment import Pass
+from .order import HostOrder
 from .recording import record
-from .settings import Settings
 
 __all__ = ["HostedLoader"]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .late import when_imported
+from .import_hooks import when_imported
 
 __all__ = ["SHIMS", "install"]
 

@@ -1,4 +1,7 @@
-"""One pass over a host's loader: which of its batches wait for their prediction."""
+"""Which batch a prediction was made for: the passes over a host's loader, what waits in them, and its labels.
+
+Batch and prediction meet nowhere in a host but at their labels, which come with both.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CHECKED_AT_ONCE", "Pass"]
+__all__ = ["CHECKED_AT_ONCE", "Labels", "Pass", "differ", "unfit"]
 
 CHECKED_AT_ONCE = 3  # batches whose labels are compared at once; on a device, later ones are counted
 MOST_PENDING = 64  # batches' indices; a pass that nothing is observed in would gather an epoch of them
@@ -99,3 +102,52 @@ class Pass:
         for _ in range(place):
             self.pending.popleft()
         return self.pending.popleft()
+
+
+class Labels:
+    """Compares labels batch by batch: at first at once, later where they lie, so that no step waits for a device."""
+
+    def __init__(self) -> None:
+        self._checked = 0  # batches compared
+        self._wrong: Any = None  # labels that differed, counted on the device
+
+    def compare(self, expected: torch.Tensor, targets: torch.Tensor) -> bool:
+        """Whether they are the same, as far as that is known at once."""
+        wrong = differ(expected, targets)
+        self._checked += 1
+        if wrong.device.type == "cpu" or self._checked < CHECKED_AT_ONCE:
+            return not int(wrong)
+        self._wrong = wrong if self._wrong is None else self._wrong + wrong
+        return True
+
+    def agree(self) -> bool:
+        """Whether all that were compared are the same. Waits for a device."""
+        return self._wrong is None or not int(self._wrong)
+
+
+def differ(expected: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """How many labels of a batch differ from those a prediction was made for, counted where those lie."""
+    import torch  # which the host has imported by now
+
+    if targets.is_cuda and torch.cuda.is_available() and not expected.is_cuda:
+        expected = expected.pin_memory()  # only from pinned memory does a copy not wait
+    number: torch.Tensor = (expected.to(targets.device, non_blocking=True) != targets).sum()
+    return number
+
+
+def unfit(prediction: Any, targets: Any) -> tuple[str, str] | None:
+    """Why these can't be a student's prediction and its labels, as (kind, text); None if they can."""
+    import torch  # which the host has imported by now
+
+    for kind, given, expected in (("prediction", prediction, "[B, C]"), ("labels", targets, "[B]")):
+        if not isinstance(given, torch.Tensor):
+            return kind, f"for the {kind} it was given {type(given).__name__}, a tensor {expected} expected"
+    if prediction.ndim != 2:
+        return "prediction", f"the prediction has shape {list(prediction.shape)}, [B, C] expected"
+    if targets.shape != prediction.shape[:1]:
+        return "labels", (
+            f"the labels have shape {list(targets.shape)}, [B] expected, for predictions of {list(prediction.shape)}"
+        )
+    if not prediction.requires_grad:
+        return "gradient", "without a gradient, as in validation"
+    return None

@@ -1,26 +1,26 @@
-"""The account of a run: what was drawn, observed and saved, told line by line and written for ``kcd report``."""
+"""The journal of a run: what was drawn, observed and saved, told line by line and written for ``kcd report``."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kcd_core import CondensedSet, __version__, distributed
 
-from .files import write_whole
-from .reasons import Reasons
-from .settings import Settings, number
+from ..files import write_whole
+from ..settings import Settings, number
 
 if TYPE_CHECKING:
-    from .hosted import HostedLoader
-    from .passes import Pass
+    from .alignment import Pass
+    from .loader import HostedLoader
 
-__all__ = ["Account"]
+__all__ = ["Journal", "Reasons"]
 
 
-class Account:
+class Journal:
     """Counts over the passes that ended, and what is said of them.
 
     Attributes
@@ -133,3 +133,26 @@ class Account:
             self.say(f"WARNING: the history can't be written to {self.path}: {error.strerror or error}")
             return False
         return True
+
+
+class Reasons:
+    """Why predictions were passed over: counted by kind, told by the first example of each."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._texts: dict[str, str] = {}
+
+    def note(self, kind: str, text: str | None = None, times: int = 1) -> None:
+        self._counts[kind] += times
+        self._texts.setdefault(kind, text or kind)
+
+    def clear(self) -> None:
+        self._counts.clear()
+        self._texts.clear()
+
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
+    def leading(self, most: int = 3) -> str:
+        """The most frequent ones, each with how often."""
+        return "; ".join(f"{self._texts[kind]} ({n} x)" for kind, n in self._counts.most_common(most))

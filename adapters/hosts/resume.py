@@ -11,11 +11,11 @@ from kcd_core.checkpoint import load_checkpoint, save_checkpoint
 from kcd_core.sampler import CondensedSampler
 from kcd_core.states import check_same, state_int
 
-from .passes import Pass
+from .alignment import Pass
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .hosted import HostedLoader
+    from .loader import HostedLoader
 
 __all__ = ["Checkpoints"]
 
@@ -48,19 +48,19 @@ class Checkpoints:
     def save(self, _: Any, checkpoint: Any, path: Any) -> None:
         """Called after the host saved. A checkpoint without an optimizer is not one to resume from."""
         engine, train = self._engine, self._engine.train
-        if train is None or engine.account.rank > 0 or not _resumable(checkpoint):
+        if train is None or engine.journal.rank > 0 or not _resumable(checkpoint):
             return
-        account = engine.account
+        journal = engine.journal
         state = {
             **self._identity(),
             "checkpoint": _fingerprint(path),
             "loader": _described(train),
-            "epochs": account.epochs,
-            "drawn": account.drawn,
+            "epochs": journal.epochs,
+            "drawn": journal.drawn,
             "drawn_in_pass": train.drawn,
-            "observed": account.observed,
+            "observed": journal.observed,
             "observed_in_pass": train.observed,
-            "saved": account.saved,
+            "saved": journal.saved,
             "tracker": train.tracker.state_dict(),
             "sampler": train.sampler.state_dict(),
             "history": train.history.state_dict(),
@@ -79,12 +79,12 @@ class Checkpoints:
         engine, file = self._engine, Path(f"{path}.kcd")
         if not file.is_file():
             if _resumable(checkpoint):
-                engine.account.say(
+                engine.journal.say(
                     f"WARNING: there is no {file}. If this run goes on from {path}, KCD begins anew, with all the data"
                 )
             return
         if engine.train is not None:
-            engine.account.say(
+            engine.journal.say(
                 f"WARNING: {path} was loaded in the middle of the run; KCD goes on with its present set"
             )
             return
@@ -133,15 +133,15 @@ class Checkpoints:
         hosted.sampler.load_state_dict(state["sampler"])
         hosted.history = CondensationHistory.from_state(state["history"])
         hosted.renew()
-        account = engine.account
-        account.epochs, account.saved = state["epochs"], state["saved"]
-        account.drawn, account.observed = state["drawn"], state["observed"]
+        journal = engine.journal
+        journal.epochs, journal.saved = state["epochs"], state["saved"]
+        journal.drawn, journal.observed = state["drawn"], state["observed"]
         # The pass it was saved in ends when the next begins, as ever.
         drawn, observed = state["drawn_in_pass"], state["observed_in_pass"]
         hosted.passes = [Pass(hosted.sampler.num_kept, drawn=drawn, observed=observed)]
         self._state, self.unconfirmed = None, True
         engine.choose(hosted)
-        engine.account.say(f"resumed after epoch {account.epochs + bool(hosted.observed)}")
+        engine.journal.say(f"resumed after epoch {journal.epochs + bool(hosted.observed)}")
 
     def refuse(self, hosted: HostedLoader) -> None:
         """RuntimeError if the student is about to be trained on a loader that the waiting state is not of."""
@@ -158,7 +158,7 @@ class Checkpoints:
         return {
             "version": VERSION,
             "repository": engine.profile.name,
-            "method": engine.account.method,
+            "method": engine.journal.method,
             "schedule": engine.schedule.state_dict(),
             **{name: getattr(engine.settings, name) for name in names},
         }

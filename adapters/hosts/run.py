@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .patching.marked_block import MARK
-from .settings import VARIABLE, Settings
+from ..patching.marked_block import MARK
+from ..settings import VARIABLE, Settings
 
 __all__ = ["configure", "run"]
 
@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
             f"{given} was changed by kcd patch: run it with python, or take the change back with kcd unpatch"
         )
     settings = Settings.from_args(args)
+    from ..profiles import find
     from .install import install
-    from .profiles import find
 
     profile = find(script, settings.profile)
     # As `python SCRIPT ARGS` sets them. The absolute path is for processes that the script spawns.
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 def _prepare_children(settings: Settings, script: Path) -> None:
     """Let processes that are spawned install KCD before they import the script again.
 
-    They import what they take for the main script first of all; it is made to be `kcd_adapters.child`.
+    They import what they take for the main script first of all; it is made to be `kcd_adapters.hosts.child`.
     """
     os.environ[VARIABLE] = settings.to_json()
     os.environ[SCRIPT] = str(script)
@@ -89,7 +89,7 @@ def run_in_child() -> dict[str, Any]:
 
     script = os.environ[SCRIPT]
     settings = Settings.from_environment()
-    from .profiles import find
+    from ..profiles import find
 
     install(settings, find(Path(script), settings.profile), spawned=True)
     return runpy.run_path(script, run_name="__mp_main__")
