@@ -61,7 +61,7 @@ class Engine:
         self._closed = self._plain = False
         self._agreed = False  # whether all ranks observe
         self._process = os.getpid()
-        self.checkpoints = Checkpoints(self)
+        self.checkpoints = Checkpoints(settings, profile, self.journal)
 
     # -- drawing -----------------------------------------------------------------------------------
 
@@ -85,7 +85,7 @@ class Engine:
             if self.train is None:
                 self._candidates.add(hosted)
                 self._any = True
-                self.checkpoints.restore(hosted)
+                self._resume(hosted)
         return hosted
 
     def start(self, hosted: HostedLoader) -> Iterator[Any]:
@@ -261,6 +261,30 @@ class Engine:
         )
         self.journal.tell_stage(train, chosen)
 
+    # -- resuming ----------------------------------------------------------------------------------
+
+    def host_saved(self, _: Any, checkpoint: Any, path: Any) -> None:
+        """Save KCD's state beside a checkpoint that the host has just saved."""
+        self.checkpoints.save(self.train, checkpoint, path)
+
+    def host_loaded(self, checkpoint: Any, path: Any) -> None:
+        """Load KCD's state from beside a checkpoint that the host has just loaded."""
+        if self.checkpoints.load(checkpoint, path, running=self.train is not None):
+            for hosted in self.followed():
+                self._resume(hosted)
+
+    def _resume(self, hosted: HostedLoader) -> None:
+        """Go on with a loader, if a state waits that was saved of it."""
+        if self.checkpoints.restore(hosted):
+            self.choose(hosted)
+            self.journal.say(f"resumed after epoch {self.journal.epochs + bool(hosted.observed)}")
+
+    # -- the end of the process --------------------------------------------------------------------
+
+    def spawning(self, *_: Any) -> None:
+        """Take note that a process is being spawned."""
+        self.alone = False
+
     def close(self, *, failed: bool = False) -> bool:
         """The end of the run: the summary. A stage due now is left out, since nothing trains on it.
 
@@ -289,7 +313,3 @@ class Engine:
                     f"WARNING: this run was without KCD, since no prediction was observed: {self._why()}"
                 )
         return not self._plain
-
-    def spawning(self, *_: Any) -> None:
-        """Take note that a process is being spawned."""
-        self.alone = False

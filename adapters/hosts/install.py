@@ -82,8 +82,8 @@ def install(
     shims.install(profile.shims, settings.no_shims, say)
     import_hooks.before_call(profile.observe, engine.observe)
     if profile.checkpoint is not None:
-        import_hooks.after_call(profile.checkpoint[0], engine.checkpoints.save)
-        import_hooks.after_call(profile.checkpoint[1], engine.checkpoints.load)
+        import_hooks.after_call(profile.checkpoint[0], engine.host_saved)
+        import_hooks.after_call(profile.checkpoint[1], engine.host_loaded)
     import_hooks.before_call("multiprocessing.spawn.get_preparation_data", engine.spawning)
     import_hooks.when_imported("torch", partial(_patch_loader, engine))
     # The interpreter leaves last_type where an exception ended the program.

@@ -11,10 +11,12 @@ from kcd_core.checkpoint import load_checkpoint, save_checkpoint
 from kcd_core.sampler import CondensedSampler
 from kcd_core.states import check_same, state_int
 
+from ..profiles import Profile
+from ..settings import Settings
 from .alignment import Pass
+from .journal import Journal
 
 if TYPE_CHECKING:
-    from .engine import Engine
     from .loader import HostedLoader
 
 __all__ = ["Checkpoints"]
@@ -35,8 +37,9 @@ class Checkpoints:
         Whether a loader was given its state, and the student was not observed on it yet.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, settings: Settings, profile: Profile, journal: Journal) -> None:
+        self._settings, self._profile, self._journal = settings, profile, journal
+        self._schedule = settings.schedule()
         self._state: Any = None
         self._file = Path()
         self.unconfirmed = False
@@ -45,12 +48,11 @@ class Checkpoints:
     def waiting(self) -> bool:
         return self._state is not None
 
-    def save(self, _: Any, checkpoint: Any, path: Any) -> None:
+    def save(self, train: HostedLoader | None, checkpoint: Any, path: Any) -> None:
         """Called after the host saved. A checkpoint without an optimizer is not one to resume from."""
-        engine, train = self._engine, self._engine.train
-        if train is None or engine.journal.rank > 0 or not _resumable(checkpoint):
+        journal = self._journal
+        if train is None or journal.rank > 0 or not _resumable(checkpoint):
             return
-        journal = engine.journal
         state = {
             **self._identity(),
             "checkpoint": _fingerprint(path),
@@ -67,8 +69,20 @@ class Checkpoints:
         }
         save_checkpoint(f"{path}.kcd", state)
 
-    def load(self, checkpoint: Any, path: Any) -> None:
+    def load(self, checkpoint: Any, path: Any, *, running: bool) -> bool:
         """Called after the host loaded: a teacher, too, which has no such file beside it.
+
+        Parameters
+        ----------
+        checkpoint, path
+            What was loaded, and from where.
+        running : bool
+            Whether the student is being trained already.
+
+        Returns
+        -------
+        bool
+            Whether a state waits now for the loader that it was saved of.
 
         Raises
         ------
@@ -76,18 +90,16 @@ class Checkpoints:
             If the file can't be read, is not the one that was written beside this checkpoint, or is of a
             run with other settings. Nothing is changed then.
         """
-        engine, file = self._engine, Path(f"{path}.kcd")
+        file, say = Path(f"{path}.kcd"), self._journal.say
         if not file.is_file():
             if _resumable(checkpoint):
-                engine.journal.say(
+                say(
                     f"WARNING: there is no {file}. If this run goes on from {path}, KCD begins anew, with all the data"
                 )
-            return
-        if engine.train is not None:
-            engine.journal.say(
-                f"WARNING: {path} was loaded in the middle of the run; KCD goes on with its present set"
-            )
-            return
+            return False
+        if running:
+            say(f"WARNING: {path} was loaded in the middle of the run; KCD goes on with its present set")
+            return False
         try:
             state = load_checkpoint(file)
             check_same(state, self._identity(), "run", needs=NEEDS)
@@ -103,20 +115,19 @@ class Checkpoints:
                 "with all the data"
             ) from error
         self._state, self._file = state, file
-        for hosted in engine.followed():
-            self.restore(hosted)
+        return True
 
     def _check(self, state: Any) -> None:
         """Whether the parts fit one another; on objects of no use otherwise, so that nothing is half restored."""
         counts = {name: state_int(state, name, 0, "run") for name in COUNTS}
         num_samples, epochs = state["loader"]["num_samples"], counts["epochs"]
-        tracker = KnowledgeValueTracker(num_samples, value=self._engine.settings.value)
+        tracker = KnowledgeValueTracker(num_samples, value=self._settings.value)
         tracker.load_state_dict(state["tracker"])
-        mixing = self._engine.settings.mixing
+        mixing = self._settings.mixing
         sampler = CondensedSampler(num_samples, mixing=None if mixing == "none" else mixing)
         sampler.load_state_dict(state["sampler"])
         CondensationHistory.from_state(state["history"])
-        wanted = self._engine.schedule.size(num_samples, epochs + 1)
+        wanted = self._schedule.size(num_samples, epochs + 1)
         if sampler.num_kept != wanted:
             raise ValueError(
                 f"it keeps {sampler.num_kept} points after {epochs} epochs; the schedule, {wanted}"
@@ -124,24 +135,22 @@ class Checkpoints:
         if int(tracker.count.max()) > epochs + 1 or counts["observed"] > counts["drawn"]:
             raise ValueError("it is damaged: its counts contradict each other")
 
-    def restore(self, hosted: HostedLoader) -> None:
-        """Give a loader the state that waits, if it is the one that it was saved of."""
-        state, engine = self._state, self._engine
+    def restore(self, hosted: HostedLoader) -> bool:
+        """Give a loader, and the journal, the state that waits, if it was saved of this loader; say whether it was."""
+        state, journal = self._state, self._journal
         if state is None or state["loader"] != _described(hosted):
-            return
+            return False
         hosted.tracker.load_state_dict(state["tracker"])
         hosted.sampler.load_state_dict(state["sampler"])
         hosted.history = CondensationHistory.from_state(state["history"])
         hosted.renew()
-        journal = engine.journal
         journal.epochs, journal.saved = state["epochs"], state["saved"]
         journal.drawn, journal.observed = state["drawn"], state["observed"]
         # The pass it was saved in ends when the next begins, as ever.
         drawn, observed = state["drawn_in_pass"], state["observed_in_pass"]
         hosted.passes = [Pass(hosted.sampler.num_kept, drawn=drawn, observed=observed)]
         self._state, self.unconfirmed = None, True
-        engine.choose(hosted)
-        engine.journal.say(f"resumed after epoch {journal.epochs + bool(hosted.observed)}")
+        return True
 
     def refuse(self, hosted: HostedLoader) -> None:
         """RuntimeError if the student is about to be trained on a loader that the waiting state is not of."""
@@ -153,14 +162,13 @@ class Checkpoints:
             )
 
     def _identity(self) -> dict[str, Any]:
-        engine = self._engine
         names = ("alpha", "min_weight", "mixing", "value", "negatives")
         return {
             "version": VERSION,
-            "repository": engine.profile.name,
-            "method": engine.journal.method,
-            "schedule": engine.schedule.state_dict(),
-            **{name: getattr(engine.settings, name) for name in names},
+            "repository": self._profile.name,
+            "method": self._journal.method,
+            "schedule": self._schedule.state_dict(),
+            **{name: getattr(self._settings, name) for name in names},
         }
 
 

@@ -47,14 +47,14 @@ def saved(tmp_path: Path) -> tuple[Path, list[int]]:
     run.epoch()
     run.epoch()
     path.write_bytes(b"the host's")
-    run.engine.checkpoints.save(None, CHECKPOINT, path)
+    run.engine.host_saved(None, CHECKPOINT, path)
     return path, run.epoch()
 
 
 def test_a_resumed_run_draws_what_the_other_would_have(saved: tuple[Path, list[int]]) -> None:
     path, third = saved
     run = Run()
-    run.engine.checkpoints.load(CHECKPOINT, path)
+    run.engine.host_loaded(CHECKPOINT, path)
     assert run.epoch() == third
     assert (run.engine.journal.epochs, len(third)) == (2, 20)
 
@@ -65,14 +65,14 @@ def test_a_loader_that_was_seen_before_the_checkpoint_gets_its_state(saved: tupl
     hosted = run.engine.hosted(run.loader)
     assert hosted is not None
     assert len(list(run.engine.start(hosted))) == 5  # a phase before, in which nothing is observed
-    run.engine.checkpoints.load(CHECKPOINT, path)
+    run.engine.host_loaded(CHECKPOINT, path)
     assert run.epoch() == third
 
 
 def test_the_state_waits_for_the_loader_it_was_saved_of(saved: tuple[Path, list[int]]) -> None:
     path, third = saved
     run = Run()
-    run.engine.checkpoints.load(CHECKPOINT, path)
+    run.engine.host_loaded(CHECKPOINT, path)
     other = DataLoader(run.loader.dataset, batch_size=4, shuffle=True)
     hosted = run.engine.hosted(other)
     assert hosted is not None
@@ -82,14 +82,14 @@ def test_the_state_waits_for_the_loader_it_was_saved_of(saved: tuple[Path, list[
 
 def test_another_loader_than_the_saved_one_is_an_error(saved: tuple[Path, list[int]]) -> None:
     run = Run(batch_size=4)
-    run.engine.checkpoints.load(CHECKPOINT, saved[0])
+    run.engine.host_loaded(CHECKPOINT, saved[0])
     with pytest.raises(RuntimeError, match="40 samples in batches of 8, and the student is being trained on"):
         run.epoch()
 
 
 def test_a_resumed_pass_in_which_nothing_is_observed_is_an_error(saved: tuple[Path, list[int]]) -> None:
     run = Run()
-    run.engine.checkpoints.load(CHECKPOINT, saved[0])
+    run.engine.host_loaded(CHECKPOINT, saved[0])
     hosted = run.engine.hosted(run.loader)
     assert hosted is not None
     with pytest.raises(RuntimeError, match="KCD resumed, but nothing was observed"):
@@ -100,24 +100,24 @@ def test_a_state_that_is_missing_is_warned_of(
     saved: tuple[Path, list[int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path(f"{saved[0]}.kcd").unlink()
-    checkpoints = Run().engine.checkpoints
-    checkpoints.load({"model": {}}, saved[0])  # a teacher
+    engine = Run().engine
+    engine.host_loaded({"model": {}}, saved[0])  # a teacher
     assert "WARNING" not in capsys.readouterr().out
-    checkpoints.load(CHECKPOINT, saved[0])
+    engine.host_loaded(CHECKPOINT, saved[0])
     assert "WARNING: there is no" in capsys.readouterr().out
-    assert not checkpoints.waiting
+    assert not engine.checkpoints.waiting
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x93KCDCKPT"])
 def test_a_damaged_file_is_named_and_so_is_the_remedy(saved: tuple[Path, list[int]], damage: bytes) -> None:
     file = Path(f"{saved[0]}.kcd")
     file.write_bytes(damage)
-    checkpoints = Run().engine.checkpoints
+    engine = Run().engine
     with pytest.raises(
         ValueError, match=r"can't resume with .*latest\.kcd.* delete .*latest\.kcd to begin anew"
     ):
-        checkpoints.load(CHECKPOINT, saved[0])
-    assert not checkpoints.waiting
+        engine.host_loaded(CHECKPOINT, saved[0])
+    assert not engine.checkpoints.waiting
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,13 @@ def test_a_state_that_contradicts_itself_or_the_run_is_refused(
     file = Path(f"{saved[0]}.kcd")
     save_checkpoint(file, load_checkpoint(file) | change)
     with pytest.raises(ValueError, match=message):
-        Run().engine.checkpoints.load(CHECKPOINT, saved[0])
+        Run().engine.host_loaded(CHECKPOINT, saved[0])
 
 
 def test_another_checkpoint_or_other_settings_are_refused(saved: tuple[Path, list[int]]) -> None:
     path = saved[0]
     with pytest.raises(ValueError, match=r"alpha = 0\.03, here it is 0.5"):
-        Run(alpha=0.5).engine.checkpoints.load(CHECKPOINT, path)
+        Run(alpha=0.5).engine.host_loaded(CHECKPOINT, path)
     path.write_bytes(b"the next one")
     with pytest.raises(ValueError, match=r"belongs to another checkpoint than .*latest is now"):
-        Run().engine.checkpoints.load(CHECKPOINT, path)
+        Run().engine.host_loaded(CHECKPOINT, path)
