@@ -8,94 +8,16 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from .profile import Profile, option
 
 __all__ = ["Profile", "find", "option", "profiles"]
 
 MODULES = ("simkd", "repdistiller", "sskd", "reviewkd", "reviewkd_imagenet", "mdistiller")
-
-Arguments = Sequence[str]
-
-
-def _nothing(_: Arguments) -> None:
-    return None
-
-
-def _whole(dataset: Any, _: npt.NDArray[np.int64]) -> Any:
-    return dataset
-
-
-def _second(batch: Any) -> Any:
-    return batch[1]
-
-
-def _first_two(prediction: Any = None, targets: Any = None, *_: Any, **named: Any) -> tuple[Any, Any]:
-    """The first two arguments, by place or by the names that torch and others give them."""
-    prediction = named.get("input", named.get("output")) if prediction is None else prediction
-    return prediction, named.get("target") if targets is None else targets
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What the engine has to know of a codebase.
-
-    Attributes
-    ----------
-    name, title : str
-    script : str
-        The script that trains a student, relative to the repository's root.
-    marks : tuple of str
-        Other files by which the repository is recognised, relative to its root.
-    observe : str
-        ``"module.function"``: called with the student's final prediction once for every training batch,
-        and looked up in the module at call time, or bound from there by a script that is not running yet.
-    method : callable
-        ``method(arguments) -> str``: what the script's command line trains; for people to read.
-    shims : tuple of str
-        Names of `kcd_adapters.hosts.shims` that current versions of torch and others make necessary.
-    prediction : callable
-        ``prediction(*args, **kwargs) -> (logits [B, C], labels [B])``: which arguments of that function
-        they are. Default: the first two, or those named ``input`` or ``output``, and ``target``. A call
-        for which it returns anything else than two such tensors, the logits with a gradient, is passed over.
-    refuse : callable
-        ``refuse(arguments) -> str | None``: why this command line can't run with KCD.
-    targets : callable
-        ``targets(batch) -> tensor [B]``: the labels of a batch as the loader yields it.
-    fields : tuple, optional
-        Which fields of a sample (places of a tuple, keys of a dict) are images that can be mixed.
-        Default: the first. Of no account where the data set keeps raw images in ``.data``.
-    condensed : callable
-        ``condensed(dataset, kept) -> dataset``: a view of the data set to draw from while ``kept`` is in
-        force. The data set itself is not written to.
-    checkpoint : tuple of str
-        Functions ``(save(state, path), load(path))`` of the host's, if it resumes.
-    """
-
-    name: str
-    title: str
-    script: str
-    marks: tuple[str, ...]
-    observe: str
-    method: Callable[[Arguments], str]
-    shims: tuple[str, ...] = ()
-    prediction: Callable[..., tuple[Any, Any]] = _first_two
-    refuse: Callable[[Arguments], str | None] = _nothing
-    targets: Callable[[Any], Any] = _second
-    fields: tuple[Any, ...] | None = None
-    condensed: Callable[[Any, npt.NDArray[np.int64]], Any] = _whole
-    checkpoint: tuple[str, str] | None = None
-
-    def knows(self, root: Path) -> bool:
-        """Whether ``root`` is a checkout of this codebase."""
-        return all((root / name).is_file() for name in (self.script, *self.marks))
 
 
 def profiles() -> Iterator[Profile]:
@@ -168,13 +90,3 @@ def _root(script: Path, profile: Profile) -> Path:
     """Where the repository's root would be, if ``script`` lay in it as the profile's does."""
     depth = profile.script.count("/")
     return script.parents[depth] if len(script.parents) > depth else script.parent
-
-
-def option(arguments: Arguments, *names: str, default: str = "") -> str:
-    """The last value that ``arguments`` give to an option, as ``--name value`` or ``--name=value``."""
-    found = default
-    for place, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in names:
-            found = value if equals else next(iter(arguments[place + 1 : place + 2]), default)
-    return found

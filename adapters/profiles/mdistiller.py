@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..contrast import restrict
-from . import Profile, option
+from .profile import Profile, option
 
 __all__ = ["PROFILE"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..contrast import restrict
-from . import Profile, option
+from .profile import Profile, option
 
 __all__ = ["PROFILE"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import Profile
+from .profile import Profile
 
 __all__ = ["PROFILE"]
 

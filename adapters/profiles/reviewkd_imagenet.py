@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
-from . import Profile
+from .profile import Profile
 
 __all__ = ["PROFILE"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..contrast import restrict
-from . import Profile, option
+from .profile import Profile, option
 from .repdistiller import method
 
 __all__ = ["PROFILE"]

@@ -6,7 +6,7 @@ are no observation; and an epoch without one does not count.
 
 from __future__ import annotations
 
-from . import Profile
+from .profile import Profile
 
 __all__ = ["PROFILE"]
 
