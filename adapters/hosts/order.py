@@ -34,7 +34,8 @@ class HostOrder(CondensedSampler):
 
     def blocks(self, epoch: int | None = None, start: int = 0) -> Blocks:
         """One block, the whole epoch's; drawn when its first index is asked for, as the host would."""
-        return self._draw(self._kept, self.num_kept)
+        everything = self.num_kept == self.num_samples
+        return self._draw(None if everything else self.kept, self.num_kept)
 
     def _draw(self, kept: npt.NDArray[np.int64] | None, size: int) -> Blocks:
         positions = np.fromiter(self._over(size), np.int64)
