@@ -7,6 +7,7 @@ import importlib.util
 import sys
 import types
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 import kcd_adapters.profiles
 import kcd_core as kcd
 from kcd_adapters import contrast
-from kcd_adapters.hosts import import_hooks, shims
+from kcd_adapters.hosts import alignment, import_hooks, shims
 from kcd_adapters.hosts.alignment import Pass
 from kcd_adapters.hosts.engine import Engine
 from kcd_adapters.hosts.loader import HostedLoader
@@ -114,6 +115,32 @@ def test_ranks_share_the_condensed_set_and_padding_is_not_drawn_twice() -> None:
         assert train.passes[-1].drawn == (8, 7)[rank]
     assert len(drawn[0]) == len(drawn[1]) == 8
     assert sorted({*drawn[0], *drawn[1]}) == list(range(0, 30, 2))
+
+
+def test_every_epoch_after_a_stage_has_the_order_that_a_distributed_sampler_gives_it() -> None:
+    orders = {}
+    for rank in (0, 1):
+        train = hosted(sampler=DistributedSampler(range(40), 2, rank, seed=7))  # type: ignore[arg-type]
+        keep(train, 16)
+        smaller = DistributedSampler(range(16), 2, rank, seed=7)  # type: ignore[arg-type]
+        for epoch in (3, 4):
+            train.loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            smaller.set_epoch(epoch)
+            orders[epoch, rank] = [int(i) for x, _ in train.start() for i in x]
+            assert orders[epoch, rank] == [2 * i for i in smaller]
+    assert orders[3, 0] != orders[4, 0]
+
+
+def test_after_a_stage_the_order_is_still_that_of_the_hosts_own_generator() -> None:
+    loading = {"shuffle": True, "generator": torch.Generator().manual_seed(7)}
+    train = hosted(**loading)
+    keep(train, 20)
+    before = torch.get_rng_state()
+    drawn = [int(i) for _ in range(2) for x, _ in train.start() for i in x]
+    assert torch.equal(torch.get_rng_state(), before)  # nothing is drawn from another one
+    loading["generator"] = torch.Generator().manual_seed(7)
+    smaller = DataLoader(range(20), batch_size=8, **loading)  # type: ignore[arg-type]
+    assert drawn == [2 * int(i) for _ in range(2) for batch in smaller for i in batch]
 
 
 def test_loaders_that_do_not_shuffle_are_not_the_students() -> None:
@@ -218,6 +245,32 @@ def test_a_host_that_permutes_its_batch_in_place_is_found_out() -> None:
             order = torch.arange(len(y)).roll(1)
             x[:], y[:] = x[order], y[order]
             engine.observe(x.expand(-1, 3).clone().requires_grad_(), y)
+
+
+class OnDevice(torch.Tensor):
+    """A number that says that it lies on a device."""
+
+    device = torch.device("cuda:0")  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("permuted", [None, 3, 4])
+@pytest.mark.parametrize("last", [False, True])
+def test_on_a_device_labels_are_compared_when_the_pass_ends(
+    permuted: int | None, last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "differ", lambda a, b: (a != b).sum().as_subclass(OnDevice))
+    engine, train = Engine(Settings(), PROFILE, []), hosted()
+    engine._candidates.add(train)
+    for batch, (x, y) in enumerate(engine.start(train)):
+        labels = y.roll(1) if batch == permuted else y
+        engine.observe(x.expand(-1, 3).clone().requires_grad_(), labels)  # waits for nothing
+    end = engine.close if last else partial(engine.start, train)
+    if permuted is None:
+        end()
+    else:
+        with pytest.raises(RuntimeError, match="other labels than the batch"):
+            end()
+    assert engine.journal.epochs == (permuted is None)
 
 
 def test_a_look_into_the_loader_in_the_middle_of_an_epoch_ends_nothing() -> None:
@@ -414,6 +467,44 @@ def test_contrast_lists_hold_kept_samples_and_are_never_empty() -> None:
     assert Data.cls_positive.tolist() == [[0, 1], [2, 3]]
     other = object()
     assert contrast.restrict(other, np.array([0])) is other
+
+
+class Contrasting(Dataset[Any]):
+    """As CRD's: a sample, its label, its index, and those it is contrasted with."""
+
+    def __init__(self) -> None:
+        self.cls_negative = [np.flatnonzero(np.arange(40) % 3 != label) for label in range(3)]
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int, torch.Tensor]:
+        negatives = np.resize(
+            self.cls_negative[index % 3], 40
+        )  # cut short or repeated: batches have one length
+        return torch.tensor([float(index)]), index % 3, index, torch.from_numpy(negatives)
+
+
+@pytest.mark.parametrize("negatives", ["kept", "full"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_from_a_stage_on_crd_draws_negatives_from_what_is_kept(workers: int, negatives: str) -> None:
+    """Also where persistent workers hold a copy of the data set."""
+    settings = Settings(ratio=0.5, stages=2, period=1, mixing="none", negatives=negatives)
+    engine = Engine(settings, replace(PROFILE, condensed=contrast.restrict), [])
+    loader = DataLoader(
+        Contrasting(), batch_size=8, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
+    kept = []
+    for _ in range(3):
+        train = engine.hosted(loader)
+        assert train is not None
+        seen: set[int] = set()
+        for x, y, _, others in engine.start(train):
+            seen.update(others.flatten().tolist())
+            engine.observe((x * torch.arange(3)).requires_grad_(), y)
+        assert seen == (set(train.sampler.kept.tolist()) if negatives == "kept" else set(range(40)))
+        kept.append(train.sampler.num_kept)
+    assert kept == [40, 30, 20]
 
 
 # -- settings and patches ------------------------------------------------------------------------------
