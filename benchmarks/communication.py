@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _report import Report, duration, named, parser
+from _common.report import Report, duration, named, parser
 from torch import distributed as dist
 
 import kcd_core as kcd

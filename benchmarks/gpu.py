@@ -35,8 +35,8 @@ from _gpu.process import run_part
 importable()  # _report needs both packages
 
 import torch  # noqa: E402
-from _report import about, folder, heading, parser  # noqa: E402
-from _signals import terminated  # noqa: E402
+from _common.report import about, folder, heading, parser  # noqa: E402
+from _common.signals import terminated  # noqa: E402
 
 
 class Kind(NamedTuple):

@@ -2,7 +2,7 @@
 
     python benchmarks/kills.py [--quick] [--kills 100] [--seed 0] [--out DIR]
 
-Runs `_kills_run.py` once without interruption, then again and again, killing it at random moments until
+Runs `_kills/run.py` once without interruption, then again and again, killing it at random moments until
 there were as many kills as wanted. Each run has to end with the very bytes of the uninterrupted one's
 checkpoint: sets, order of the keys, pixels, weights, optimizer, scaler, random state. Each start is a new
 process, and only the training process gets the
@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _kills_run import EPOCHS
-from _report import Report, named, parser
+from _common.report import Report, named, parser
+from _kills.run import EPOCHS
 
 import kcd_core as kcd
 
-RUN = Path(__file__).with_name("_kills_run.py")
+RUN = Path(__file__).parent / "_kills" / "run.py"
 PER_RUN = 10  # kills to aim at in one run
 
 

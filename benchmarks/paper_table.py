@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _paper_published import EPOCHS, METHODS, PAIRS, STAGES
-from _paper_queue import Slots, carry_out
-from _paper_report import report
-from _paper_runs import Run, Setting, sskd_teacher
-from _paper_smoke import checkpoint, make
-from _report import RULE, Help, about, add_out, bounded, commit
+from _common.report import RULE, Help, about, add_out, bounded, commit
+from _paper.published import EPOCHS, METHODS, PAIRS, STAGES
+from _paper.report import report
+from _paper.runs import Run, Setting, sskd_teacher
+from _paper.slots import Slots, carry_out
+from _paper.smoke import checkpoint, make
 
 from kcd_adapters.profiles import profiles
 

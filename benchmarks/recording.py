@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from _counting import WINDOW, Counter, fake_cuda
-from _report import Report, best, duration, in_turns, named, parser
+from _common.counting import WINDOW, Counter, fake_cuda
+from _common.report import Report, best, duration, in_turns, named, parser
 from torch.utils.data import DataLoader, TensorDataset
 
 import kcd_core as kcd

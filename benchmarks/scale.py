@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _report import Report, duration, named, parser
+from _common.report import Report, duration, named, parser
 
 import kcd_core as kcd
 from kcd_core import counting, distributed, sharded

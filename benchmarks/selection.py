@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _report import Report, best, duration, in_turns, named, parser
+from _common.report import Report, best, duration, in_turns, named, parser
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 import kcd_core as kcd

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _report import Report, best, duration, in_turns, named, parser
+from _common.report import Report, best, duration, in_turns, named, parser
 
 import kcd_core as kcd
 

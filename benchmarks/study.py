@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from _report import RULE, Help, about, add_out, bounded, many, needed
-from _signals import end_with_parent, terminated
-from _study_arms import ARMS, STAGES, Job, ratio_of, run
-from _study_losses import STUDENTS
-from _study_report import report
-from _study_runs import TEACHER_EPOCHS, Setting, StudyError, runs_of
-from _study_teacher import digest_of, kept_teacher, material_of, train_teacher
+from _common.report import RULE, Help, about, add_out, bounded, many, needed
+from _common.signals import end_with_parent, terminated
+from _study.arms import ARMS, STAGES, Job, ratio_of, run
+from _study.losses import STUDENTS
+from _study.report import report
+from _study.runs import TEACHER_EPOCHS, Setting, StudyError, runs_of
+from _study.teacher import digest_of, kept_teacher, material_of, train_teacher
 
 import kcd_core as kcd
 from kcd_adapters.files import write_whole

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import _report
+from _common import report
 
 sys.path.pop(0)
 
@@ -20,29 +20,29 @@ def test_a_commit_is_said_with_a_plus_if_files_were_changed(tmp_path):
             ["git", "-C", tmp_path, *words], check=True, capture_output=True, text=True
         ).stdout
 
-    assert _report.commit(tmp_path) is None, "no checkout"
+    assert report.commit(tmp_path) is None, "no checkout"
     git("init", "-q")
     (tmp_path / "file").write_text("1")
     git("add", "file")
     git("-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "x")
-    known = _report.commit(tmp_path)
+    known = report.commit(tmp_path)
     assert len(known) >= 7
     assert git("rev-parse", "HEAD").startswith(known)
     (tmp_path / "another").write_text("2")
-    assert _report.commit(tmp_path) == known, "files that Git does not know do not count"
+    assert report.commit(tmp_path) == known, "files that Git does not know do not count"
     (tmp_path / "file").write_text("2")
-    assert _report.commit(tmp_path) == f"{known}+"
+    assert report.commit(tmp_path) == f"{known}+"
 
 
 def test_about_says_command_date_and_commit(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/x.py", "--quick"])
-    monkeypatch.setattr(_report, "commit", lambda checkout: "abc1234+")
-    facts = _report.about()
+    monkeypatch.setattr(report, "commit", lambda checkout: "abc1234+")
+    facts = report.about()
     assert facts["command"] == "python benchmarks/x.py --quick"
     assert facts["date"].endswith(" UTC")
-    assert "commit abc1234+" in _report.heading(facts)
-    monkeypatch.setattr(_report, "commit", lambda checkout: None)
-    assert "commit" not in _report.heading(_report.about()), "an unpacked archive has none"
+    assert "commit abc1234+" in report.heading(facts)
+    monkeypatch.setattr(report, "commit", lambda checkout: None)
+    assert "commit" not in report.heading(report.about()), "an unpacked archive has none"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_table_that_is_none_is_named(tmp_path, content):
     path = tmp_path / "table.json"
     path.write_text(content)
     with pytest.raises(SystemExit, match=r"table\.json is no table of runs, or is broken: move it away"):
-        _report.without_loss(path, [], "seed")
+        report.without_loss(path, [], "seed")
     assert path.read_text() == content
 
 

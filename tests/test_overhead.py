@@ -17,7 +17,7 @@ import kcd_core as kcd
 
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import _counting
+from _common import counting
 import overhead
 from _gpu import step as step_part
 from _gpu.part import Part
@@ -276,8 +276,8 @@ def test_rounds_end_with_their_time_but_not_before_the_fewest():
 
 
 def test_a_window_is_the_mean_of_its_steps():
-    seconds = np.ones(2 * _counting.WINDOW + 5)
-    seconds[_counting.WINDOW - 1] = 33.0  # what is done once in a window
+    seconds = np.ones(2 * counting.WINDOW + 5)
+    seconds[counting.WINDOW - 1] = 33.0  # what is done once in a window
     assert measure.windows(seconds).tolist() == [2.0, 1.0]
 
 
@@ -367,18 +367,18 @@ def test_infobatch_is_charged_what_it_adds():
     ],
 )
 def test_only_what_launches_or_copies_counts(operations, call):
-    with _counting.fake_cuda() as device:
+    with counting.fake_cuda() as device:
         x = torch.ones(4, 4, device=device)
-        with _counting.Counter() as counter:
+        with counting.Counter() as counter:
             call(x)
     assert counter.operations == operations, counter.seen
     assert counter.synchronisations == 0
 
 
 def test_a_copy_to_the_host_is_a_synchronisation():
-    with _counting.fake_cuda() as device:
+    with counting.fake_cuda() as device:
         x = torch.ones(4, 4, device=device)
-        with _counting.Counter() as counter:
+        with counting.Counter() as counter:
             x.sum(1).cpu()
     assert (counter.operations, counter.synchronisations, counter.bytes_to_host) == (2, 1, 16)
 
@@ -386,7 +386,7 @@ def test_a_copy_to_the_host_is_a_synchronisation():
 def test_fake_tensors_are_recorded_where_a_device_is_too(monkeypatch):
     """Memory is not pinned for them, which torch can't do."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert recorders.count("kcd", steps=_counting.WINDOW)["operations"] > 1
+    assert recorders.count("kcd", steps=counting.WINDOW)["operations"] > 1
     assert torch.cuda.is_available()
 
 
@@ -401,7 +401,7 @@ def test_a_trace_is_tallied_by_category():
     ]  # fmt: skip
     events = [{"ph": "X", "cat": category, "name": name} for category, name in names]
     events += [{"ph": "s", "cat": "kernel", "name": "an arrow"}, {"ph": "M", "name": "process_name"}]
-    assert _counting.tallied(events) == {"kernels": 2, "copies": 2, "syncs_profiled": 4}
+    assert counting.tallied(events) == {"kernels": 2, "copies": 2, "syncs_profiled": 4}
 
 
 @pytest.mark.parametrize("counts", [True, False])
@@ -412,11 +412,11 @@ def test_what_is_done_without_recording_is_taken_off(monkeypatch, counts):
         keys = ("kernels", "copies", "syncs_profiled")
         return dict(zip(keys, runs[call()], strict=False)) if counts else None
 
-    monkeypatch.setattr(_counting, "_started", lambda device: None)
-    monkeypatch.setattr(_counting, "profiled", profiled)
-    monkeypatch.setattr(_counting, "warned", lambda call, device: runs[call()][3] if counts else None)
-    monkeypatch.setattr(_counting, "peak", lambda call, device: (1500, 1000))
-    counted = _counting.on_device(lambda: "run", _counting.counts(lambda: "idle", CPU), CPU, 32)
+    monkeypatch.setattr(counting, "_started", lambda device: None)
+    monkeypatch.setattr(counting, "profiled", profiled)
+    monkeypatch.setattr(counting, "warned", lambda call, device: runs[call()][3] if counts else None)
+    monkeypatch.setattr(counting, "peak", lambda call, device: (1500, 1000))
+    counted = counting.on_device(lambda: "run", counting.counts(lambda: "idle", CPU), CPU, 32)
     assert counted.pop("recording_peak_bytes") == 500
     assert list(counted.values()) == ([2.0, 0.0, 1.0, 0.0625] if counts else [None] * 4)
 
@@ -431,16 +431,16 @@ def test_warnings_of_synchronisations_are_counted(monkeypatch):
             warnings.warn("called a synchronizing CUDA operation", stacklevel=2)
         warnings.warn("the mode does not yet detect all synchronizing operations", stacklevel=2)
 
-    assert _counting.warned(wait, CPU) is None, "it does not warn of what waits for certain"
+    assert counting.warned(wait, CPU) is None, "it does not warn of what waits for certain"
     monkeypatch.setattr(torch, "zeros", lambda *_, device: Namespace(item=wait))
-    assert _counting.warned(lambda: wait(3), CPU) == 3
+    assert counting.warned(lambda: wait(3), CPU) == 3
     assert modes == ["warn", 0] * 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a profiler that fails is needed")
 def test_a_profiler_that_fails_counts_nothing():
     with pytest.warns(UserWarning, match="torch's profiler counted nothing"):
-        assert _counting.profiled(lambda: None, CPU) is None
+        assert counting.profiled(lambda: None, CPU) is None
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available, disabling CUDA profiling")
@@ -452,7 +452,7 @@ def test_what_is_counted_on_a_device_is_in_the_table(monkeypatch, capsys):
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     monkeypatch.setattr(
-        _counting, "tallied", lambda events: {"kernels": 64, "copies": 1, "syncs_profiled": 0}
+        counting, "tallied", lambda events: {"kernels": 64, "copies": 1, "syncs_profiled": 0}
     )
     pair, settings = (
         replace(pairs.PAIRS["tiny"], batch=8),
@@ -463,7 +463,7 @@ def test_what_is_counted_on_a_device_is_in_the_table(monkeypatch, capsys):
         {arm: np.array([loops[arm].step(), 1.0]) for arm in loops},
         {arm: np.ones(2) for arm in recorders.RECORDERS},
     )
-    idle = _counting.counts(lambda: loops["kd"].again(_counting.WINDOW, recorded=False), CPU)
+    idle = counting.counts(lambda: loops["kd"].again(counting.WINDOW, recorded=False), CPU)
     for arm, own in loops.items():
         rows[arm].update(measure.counted(own, idle, CPU))
     assert rows["kd"]["peak_bytes"] == 1_250_000
@@ -495,7 +495,7 @@ def test_launches_and_waits_are_counted_on_a_device():
         for _ in range(8):
             (x + 1).cpu()
 
-    counted = _counting.on_device(run, _counting.counts(lambda: None, device), device, 8)
+    counted = counting.on_device(run, counting.counts(lambda: None, device), device, 8)
     assert counted["recording_peak_bytes"] > 0
     assert {key: counted[key] for key in ("kernels", "copies", "syncs_profiled", "syncs_warned")} == {
         "kernels": 1.0,

@@ -21,11 +21,11 @@ import kcd_core as kcd
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
-import _paper_runs  # noqa: E402
-import _paper_smoke  # noqa: E402
 import paper_table  # noqa: E402
-from _paper_published import METHODS, PAIRS  # noqa: E402
-from _paper_runs import Run, Setting  # noqa: E402
+from _paper import runs as paper_runs  # noqa: E402
+from _paper import smoke as paper_smoke  # noqa: E402
+from _paper.published import METHODS, PAIRS  # noqa: E402
+from _paper.runs import Run, Setting  # noqa: E402
 
 sys.path.remove(str(BENCHMARKS))
 
@@ -111,11 +111,11 @@ def setting(tmp_path):
 def test_a_run_has_the_published_settings(setting, place, method):
     teacher, student, *_ = ROWS[place]
     seed = place % 3
-    words = _paper_runs.command(Run(method, f"{teacher}-{student}", seed), setting, "5")
+    words = paper_runs.command(Run(method, f"{teacher}-{student}", seed), setting, "5")
     own, base = words.index("run"), method.replace("kc-", "")
     assert words[: own + 1] == [
         sys.executable,
-        str(BENCHMARKS / "_paper_host.py"),
+        str(BENCHMARKS / "_paper" / "host.py"),
         "--seed",
         f"{seed}",
         "run",
@@ -147,11 +147,11 @@ def test_fewer_epochs_scale_all_that_counts_in_epochs(setting):
     from dataclasses import replace
 
     short = replace(setting, epochs=24)
-    words = _paper_runs.command(Run("kc-sskd", "vgg13-vgg8", 0), short, None)
+    words = paper_runs.command(Run("kc-sskd", "vgg13-vgg8", 0), short, None)
     given = options(words[words.index("run") + 1 :])
     names = ("--period", "--epoch", "--milestones", "--t-epoch", "--t-milestones")
     assert [given[name] for name in names] == ["4", "24", "15 18 21", "6", "3 4"]
-    words = _paper_runs.command(Run("kc-kd", "vgg13-vgg8", 0), short, None)
+    words = paper_runs.command(Run("kc-kd", "vgg13-vgg8", 0), short, None)
     assert options(words[words.index("run") + 1 :])["--lr_decay_epochs"] == "15,18,21"
 
 
@@ -159,12 +159,12 @@ def test_fewer_epochs_scale_all_that_counts_in_epochs(setting):
 def test_samples_are_checked_against_the_schedule(samples, epochs):
     schedule = kcd.CondensationSchedule(0.7, stages=6, period=epochs // 6)
     sizes = [schedule.size(samples, epoch) for epoch in range(1, epochs + 1)]
-    assert _paper_runs.to_draw(Run("kc-kd", "vgg13-vgg8", 0), samples, epochs) == sum(sizes)
-    assert _paper_runs.to_draw(Run("kd", "vgg13-vgg8", 0), samples, epochs) == samples * epochs
+    assert paper_runs.to_draw(Run("kc-kd", "vgg13-vgg8", 0), samples, epochs) == sum(sizes)
+    assert paper_runs.to_draw(Run("kd", "vgg13-vgg8", 0), samples, epochs) == samples * epochs
 
 
 def test_the_published_schedule_draws_seven_eighths_of_the_samples():
-    assert _paper_runs.to_draw(Run("kc-kd", "vgg13-vgg8", 0), 50000, 240) == 10_500_000
+    assert paper_runs.to_draw(Run("kc-kd", "vgg13-vgg8", 0), 50000, 240) == 10_500_000
 
 
 def test_accuracies_are_read_as_the_repositories_print_them():
@@ -178,7 +178,7 @@ student_test_Epoch:001/240\t run_time:1.49\t cls_acc:9.12
 
 student_test_Epoch:002/240\t run_time:1.49\t cls_acc:8.50
 """
-    assert _paper_runs.accuracies(Run("kc-sskd", "vgg13-vgg8", 0), log) == (76.46, [9.12, 8.5])
+    assert paper_runs.accuracies(Run("kc-sskd", "vgg13-vgg8", 0), log) == (76.46, [9.12, 8.5])
     log = """Test: [0/313]\tTime 0.1 (0.1)\tLoss 1.0 (1.0)\tAcc@1 70.000 (70.000)\tAcc@5 90.0 (90.0)
  * Acc@1 74.640 Acc@5 92.590
 teacher accuracy:  tensor(74.6400)
@@ -189,11 +189,11 @@ epoch 1, total time 8.20
 saving the best model!
 """
     run = Run("kc-crd", "vgg13-vgg8", 0)
-    assert _paper_runs.accuracies(run, log) == (74.64, [11.25])
-    assert _paper_runs.epochs_done(run, log) == 1
+    assert paper_runs.accuracies(run, log) == (74.64, [11.25])
+    assert paper_runs.epochs_done(run, log) == 1
 
 
-# -- runs, with a stub in the place of _paper_host.py --------------------------------------------------------
+# -- runs, with a stub in the place of _paper/host.py --------------------------------------------------------
 
 STUB = r"""
 import json, os, pickle, sys, time
@@ -253,7 +253,7 @@ class Place:
                 (folder / root / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / root / name).write_text("")
         for teacher in ("vgg13", "resnet56"):
-            path = _paper_smoke.checkpoint(folder / "smoke" / "models", teacher)
+            path = paper_smoke.checkpoint(folder / "smoke" / "models", teacher)
             path.parent.mkdir(parents=True)
             torch.save({"model": {"weight": torch.arange(3)}}, path)
         (folder / "smoke" / f"data-{N}").mkdir()
@@ -284,7 +284,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.setattr(_paper_runs, "HOST", tmp_path / "stub.py")
+    monkeypatch.setattr(paper_runs, "HOST", tmp_path / "stub.py")
     monkeypatch.setattr(paper_table, "installed", lambda module: True)
     monkeypatch.setattr(
         paper_table, "made_by", lambda *_: {"command": "python …", "date": "today", "torch": "2"}
@@ -385,8 +385,8 @@ def interrupted(place, number):
     """Run kd, crd and pkt, of which crd never ends, in a process that gets a signal when the others are done."""
     place.behave(crd="hang")
     code = (
-        "import sys; sys.path[0] = sys.argv[1]; import _paper_runs, paper_table; from pathlib import Path\n"
-        "_paper_runs.HOST = Path(sys.argv[2])\n"
+        "import sys; sys.path[0] = sys.argv[1]; import _paper.runs, paper_table; from pathlib import Path\n"
+        "_paper.runs.HOST = Path(sys.argv[2])\n"
         "paper_table.installed = lambda module: True; paper_table.made_by = lambda *_: {}\n"
         "sys.exit(paper_table.main(sys.argv[3:]))"
     )
@@ -466,7 +466,7 @@ def test_all_that_is_missing_is_said_before_anything_starts(tmp_path, capsys, mo
     folder = tmp_path / "CIFAR" / "cifar-100-python"
     folder.mkdir(parents=True)
     (folder / "test").write_bytes(b"not it")
-    broken = _paper_smoke.checkpoint(tmp_path / "R/save/models", "vgg13")
+    broken = paper_smoke.checkpoint(tmp_path / "R/save/models", "vgg13")
     broken.parent.mkdir(parents=True)
     torch.save({"model": Code(tmp_path / "executed")}, broken)
     command = [
@@ -529,7 +529,7 @@ def test_a_run_is_seeded(tmp_path):
 
     words = [
         sys.executable,
-        str(BENCHMARKS / "_paper_host.py"),
+        str(BENCHMARKS / "_paper" / "host.py"),
         "--seed",
         "2",
         "run",

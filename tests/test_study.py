@@ -120,7 +120,7 @@ def test_a_missing_package_is_named_with_its_extra_and_help_needs_none(missing, 
     )
     if options:
         assert (done.returncode, done.stderr) == (0, "")
-        assert all(arm.title in done.stdout for arm in importlib.import_module("_study_arms").ARMS.values())
+        assert all(arm.title in done.stdout for arm in importlib.import_module("_study.arms").ARMS.values())
     else:
         assert (done.returncode, done.stderr) == (
             1,
@@ -159,7 +159,7 @@ def test_arms_of_one_ratio_draw_alike(study, material, arm):
 def test_kd_at_equal_samples_ends_in_no_stray_batch(study, material, monkeypatch, batch):
     """At 0.3, 1,275 samples of 300 are 4 epochs and 75 samples."""
     sizes = []
-    monkeypatch.setattr(sys.modules["_study_arms"], "step", lambda *args: sizes.append(len(args[3])))
+    monkeypatch.setattr(sys.modules["_study.arms"], "step", lambda *args: sizes.append(len(args[3])))
     done = study.run(study.Job("kd-equal", 0.3, "small", 0, epochs=6, batch=batch), material)
     assert sum(sizes) == done["drawn"] == 1275
     assert done["drawn_by_epoch"] == ([300] * 3 + [375] if batch > 75 else [300] * 4 + [75])

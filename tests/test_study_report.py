@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import _study_report as report
+from _study import report
 
 sys.path.pop(0)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from _study_report import apart_of, difference
+from _study.report import apart_of, difference
 from torch import nn
 
 import kcd_core as kcd

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _report import best, duration, in_turns
+from _common.report import best, duration, in_turns
 
 import kcd_core as kcd
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _report import duration
+from _common.report import duration
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kcd_core as kcd

@@ -14,7 +14,7 @@ from _overhead.measure import measure
 from _overhead.pairs import PAIRS
 from _overhead.progress import Progress
 from _overhead.report import MOST, MOST_OF_AUTHORS
-from _report import verdict
+from _common.report import verdict
 
 from .part import Part
 

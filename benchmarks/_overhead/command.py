@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from _report import about, bounded, heading, many, named, needed, parser
+from _common.report import about, bounded, heading, many, named, needed, parser
 
 from .loop import Settings
 from .measure import measure

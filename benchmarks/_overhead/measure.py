@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 import torch
-from _counting import WINDOW, counts, on_device, peak
+from _common.counting import WINDOW, counts, on_device, peak
 from torch.utils.data import DataLoader, TensorDataset
 
 import kcd_core as kcd

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _counting import WINDOW, Counter, fake_cuda
+from _common.counting import WINDOW, Counter, fake_cuda
 
 import kcd_core as kcd
 

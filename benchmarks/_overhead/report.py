@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import verdict
+from _common.report import verdict
 
 from .recorders import ARMS, EPOCHS
 

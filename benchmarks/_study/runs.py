@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from _study_arms import ARMS, Job, ratio_of
-from _study_losses import STUDENTS
+from .arms import ARMS, Job, ratio_of
+from .losses import STUDENTS
 
 TEACHER_EPOCHS = {"digits": 60, "fashion-mnist": 10}
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _paper_published import METHODS, PAIRS
-from _paper_queue import hours, outcomes
-from _report import many, table_at, without_loss
+from _common.report import many, table_at, without_loss
 
 from kcd_adapters.files import write_whole
+
+from .published import METHODS, PAIRS
+from .slots import hours, outcomes
 
 Result = Mapping[str, Any]
 

@@ -1,6 +1,6 @@
 """A whole training run in small, made to be killed and started again: what `kills.py` kills.
 
-    python benchmarks/_kills_run.py CHECKPOINT
+    python benchmarks/_kills/run.py CHECKPOINT
 
 Run by kills.py. Distils a student (dropout, BatchNorm) from a fixed teacher on synthetic images: two workers,
 images mixed at every stage, augmentation seeded by (epoch, index), bfloat16 autocast, gradient scaling, a

@@ -1,6 +1,6 @@
 """One run of the published table, in a process of its own: ``kcd run`` with the random numbers seeded.
 
-    python _paper_host.py --seed S [--smoke] run [kcd's options] SCRIPT ARGS...
+    python benchmarks/_paper/host.py --seed S [--smoke] run [kcd's options] SCRIPT ARGS...
 
 Run by paper_table.py. RepDistiller has no option for a seed, so it is seeded here, before its script starts. With
 ``--smoke``, data that are not CIFAR-100 pass torchvision's checksums; and where there is no CUDA, ``.cuda()`` does

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from _study_losses import Material, look, teacher_of
-from _study_runs import Setting, StudyError
 
 from kcd_adapters.demo.datasets import LOADERS, Images, Split
 from kcd_adapters.demo.models import accuracy, build
 from kcd_adapters.files import write_whole
+
+from .losses import Material, look, teacher_of
+from .runs import Setting, StudyError
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from _paper_published import (
+from .published import (
     BATCH,
     EPOCHS,
     HEAD_EPOCHS,
@@ -22,9 +22,9 @@ from _paper_published import (
     WEIGHTS,
     rate,
 )
-from _paper_smoke import checkpoint
+from .smoke import checkpoint
 
-HOST = Path(__file__).with_name("_paper_host.py")
+HOST = Path(__file__).with_name("host.py")
 
 
 @dataclass(frozen=True)

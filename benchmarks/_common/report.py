@@ -21,7 +21,7 @@ import torch
 import kcd_core as kcd
 from kcd_adapters.extras import need
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 #: What --help of every benchmark ends with.
 RULE = """\

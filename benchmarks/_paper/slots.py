@@ -21,12 +21,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from _paper_published import PAIRS
-from _paper_runs import Run, RunError, Setting, command, epochs_done, load, read
-from _report import many
-from _signals import terminated
+from _common.report import many
+from _common.signals import terminated
 
 from kcd_adapters.files import write_whole
+
+from .published import PAIRS
+from .runs import Run, RunError, Setting, command, epochs_done, load, read
 
 Slots = Sequence[str | None]  # of each place for a run: its GPU, None for the CPU
 TAIL = 25  # lines of a log that are kept with a failure

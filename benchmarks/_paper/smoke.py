@@ -1,6 +1,6 @@
 """What a trial of the installation needs instead of CIFAR-100 and trained teachers: noise, and untrained ones.
 
-    python _paper_smoke.py REPDISTILLER MODELS TEACHER...
+    python benchmarks/_paper/smoke.py REPDISTILLER MODELS TEACHER...
 
 Run by paper_table.py --smoke, to make the teachers; it imports the rest.
 """

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from _study_losses import Loss, Material, loss_of, student_of
 from torch import nn
 
 import kcd_core as kcd
 from kcd_adapters.demo.command import random_drop
 from kcd_adapters.demo.models import accuracy, build
+
+from .losses import Loss, Material, loss_of, student_of
 
 STAGES = 6
 Indices = npt.NDArray[np.int64]

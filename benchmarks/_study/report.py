@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.stats
-from _report import table_at, without_loss
-from _study_arms import ARMS, ratio_of
+from _common.report import table_at, without_loss
 
 from kcd_adapters.files import write_whole
+
+from .arms import ARMS, ratio_of
 
 #: Of the arms, in their order.
 PALETTE = (

@@ -1,0 +1,1 @@
+"""What several benchmarks share: how figures are reported, and how a run ends."""

@@ -1,0 +1,1 @@
+"""The run that kills.py kills."""
