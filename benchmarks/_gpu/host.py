@@ -1,6 +1,6 @@
 """``kcd run`` on miniatures of two repositories, under AMP: observed, condensed, and no synchronisation added.
 
-The miniatures (``tests/adapters/hosts``) have the names, the signatures and the traps of RepDistiller and of
+The miniatures (``tests/adapters/miniatures``) have the names, the signatures and the traps of RepDistiller and of
 mdistiller, and none of their code. Each trains plain and under ``kcd run``, in a process of its own.
 """
 
@@ -21,7 +21,7 @@ import kcd_core as kcd
 
 from .part import Part
 
-HOSTS = Path(__file__).parents[2] / "tests" / "adapters" / "hosts"
+HOSTS = Path(__file__).parents[2] / "tests" / "adapters" / "miniatures"
 EPOCHS = 4
 #: On CUDA, an epoch has to be longer than values wait to be added.
 SAMPLES = {"cuda": 1_000, "cpu": 200}

@@ -95,7 +95,7 @@ def command(run: Run, setting: Setting, gpu: str | None) -> list[str]:
     """The whole command line of a run, in its own folder.
 
     Without KCD it is ``kcd run``, too, keeping everything: the same shims, the same count of samples, and the
-    same weights in the end, to the bit, as the script alone has (tests/adapters/test_thirdparty.py).
+    same weights in the end, to the bit, as the script alone has (tests/adapters/hosts/test_thirdparty.py).
     """
     if run.condensed:
         schedule = [f"{RATIO}", f"{STAGES}", f"{setting.epochs // STAGES}"]

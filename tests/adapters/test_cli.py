@@ -13,7 +13,7 @@ import pytest
 from kcd_adapters.cli import main
 
 HEAVY = ("torch", "torchvision", "matplotlib", "sklearn", "rich")
-MINI = Path(__file__).parent / "hosts" / "sskd"
+MINI = Path(__file__).parent / "miniatures" / "sskd"
 
 
 def kcd(without: tuple[str, ...], *arguments: str) -> str:

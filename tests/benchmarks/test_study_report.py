@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from _study import report
 
 sys.path.pop(0)

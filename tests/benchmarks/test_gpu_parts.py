@@ -16,7 +16,7 @@ import torch
 
 import kcd_core as kcd
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 N = 120
 SMALL = {"tests": 40, "batch": 30, "teacher": (1, 4), "student": (1, 4), "teacher_epochs": 1, "every": 4}
 

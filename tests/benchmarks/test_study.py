@@ -18,7 +18,7 @@ import kcd_core as kcd
 
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAME, N = "study-digits-300x6-t2", 300
 SMALL = ["--data", "digits", "--samples", str(N), "--epochs", "6", "--teacher-epochs", "2", "--seeds", "1"]
 

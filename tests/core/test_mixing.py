@@ -27,7 +27,7 @@ import kcd_core as kcd
 from kcd_core.mixing import MixRecipes, carry_out, default_mixer, has_arrays
 
 N = 40
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 
 def digest(data):

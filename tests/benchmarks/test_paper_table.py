@@ -1,6 +1,6 @@
 """benchmarks/paper_table.py, with a stub in the place of the repositories; and with them, where they are.
 
-KCD_THIRDPARTY=~/checkouts python -m pytest tests/test_paper_table.py    (RepDistiller and SSKD, torchvision, tensorboardX)
+KCD_THIRDPARTY=~/checkouts python -m pytest tests/benchmarks/test_paper_table.py    (RepDistiller and SSKD, torchvision, tensorboardX)
 """
 
 import json
@@ -19,7 +19,7 @@ import torch
 
 import kcd_core as kcd
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import paper_table  # noqa: E402
 from _paper import runs as paper_runs  # noqa: E402

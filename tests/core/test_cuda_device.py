@@ -1,4 +1,4 @@
-"""Recording on a real CUDA device: ``pytest -m cuda tests/test_cuda_device.py``.
+"""Recording on a real CUDA device: ``pytest -m cuda tests/core/test_cuda_device.py``.
 
 Most tests take the device as a parameter. On the CPU they run everywhere, which proves the test and not the
 device; what streams, graphs and the allocator do can be seen on CUDA alone. A tracker with ``device="cpu"`` adds
@@ -45,7 +45,7 @@ CYCLES = 2_000_000  # of a kernel that does nothing: about a millisecond
 
 needs_cuda = pytest.mark.skipif(
     not torch.cuda.is_available(),
-    reason="needs a CUDA device: run `pytest -m cuda tests/test_cuda_device.py` on a machine that has one",
+    reason="needs a CUDA device: run `pytest -m cuda tests/core/test_cuda_device.py` on a machine that has one",
 )
 CUDA = pytest.param("cuda", marks=[pytest.mark.cuda, needs_cuda])
 on_devices = pytest.mark.parametrize("device", ["cpu", CUDA])

@@ -3,7 +3,7 @@
 Where ``KCD_THIRDPARTY`` names a folder with checkouts (any of RepDistiller, SSKD, SimKD, ReviewKD,
 mdistiller), in an environment with torchvision, tensorboardX, yacs and tqdm:
 
-    KCD_THIRDPARTY=~/checkouts python -m pytest tests/adapters/test_thirdparty.py
+    KCD_THIRDPARTY=~/checkouts python -m pytest tests/adapters/hosts/test_thirdparty.py
 
 The checkouts are copied, not written to. With ``KCD_MATRIX=FILE``, a line of JSON is added to FILE for every case.
 """

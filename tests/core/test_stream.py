@@ -644,7 +644,7 @@ def test_two_ranks_draw_what_one_process_does(shards, tmp_path):
 
 
 def test_the_plain_reader_in_the_documentation_reads_every_sample_once(shards):
-    text = (Path(__file__).parent.parent / "docs" / "streams.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "streams.md").read_text(encoding="utf-8")
     reader = re.search(r"^```python\n(class Shards.*?)^```", text, re.MULTILINE | re.DOTALL).group(1)
     names = {"torch": torch, "tarfile": tarfile, "decoded": len}
     exec(compile(reader, "streams.md", "exec"), names)
@@ -660,7 +660,7 @@ def test_the_plain_reader_in_the_documentation_reads_every_sample_once(shards):
 
 
 def test_the_example_in_the_documentation_runs(shards):
-    text = (Path(__file__).parent.parent / "docs" / "streams.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "streams.md").read_text(encoding="utf-8")
     example = re.search(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL).group(1)
     names = {
         "kcd": kcd,

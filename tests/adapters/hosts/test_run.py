@@ -1,6 +1,6 @@
 """``kcd run`` on miniature hosts, end to end, each in a process of its own.
 
-The hosts (``hosts/``) record what they drew and predicted, and know nothing of kcd. What should have been
+The hosts (``miniatures/``) record what they drew and predicted, and know nothing of kcd. What should have been
 drawn is worked out from that record with the reference of the method: index by index, pixel by pixel.
 """
 
@@ -20,7 +20,7 @@ import reference
 
 pytest.importorskip("torch")
 
-HOSTS = Path(__file__).parent / "hosts"
+HOSTS = Path(__file__).parents[1] / "miniatures"
 N = 98
 ONCE = ("--ratio", "0.5", "--stages", "2", "--period", "1")
 SIZES = [98, 74, 50, 49, 49, 49]  # the last leaves a single sample over, in batches of 16

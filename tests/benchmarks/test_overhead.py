@@ -16,7 +16,7 @@ from torch import nn
 import kcd_core as kcd
 
 pytest.importorskip("matplotlib")
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from _common import counting
 import overhead
 from _gpu import step as step_part

@@ -19,7 +19,7 @@ import torch
 import kcd_core as kcd
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX's")
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import gpu  # noqa: E402
 from _gpu import memory, process, rows  # noqa: E402
