@@ -7,6 +7,7 @@ Imports inside functions and under ``TYPE_CHECKING`` count like all others. Modu
 from __future__ import annotations
 
 import ast
+import configparser
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -164,6 +165,15 @@ def test_every_room_is_there() -> None:
     there = {name for package, folder in PACKAGES.items() for name in sources(package, folder)}
     for room in sum(LAYERS[1:], ()):
         assert room in there or f"{room}.__init__" in there, room
+
+
+def test_every_package_is_installed() -> None:
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    named = set(setup["options"]["packages"].split())
+    folders = {"kcd_core": "kcd_core", **PACKAGES}
+    there = {name for package, folder in folders.items() for name in sources(package, folder)}
+    assert named == {name.removesuffix(".__init__") for name in there if name.endswith(".__init__")}
 
 
 def test_only_a_package_imports_its_parts_by_itself() -> None:
