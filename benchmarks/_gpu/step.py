@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from _common.report import verdict
 from _overhead.loop import Settings
 from _overhead.measure import measure
 from _overhead.pairs import PAIRS
 from _overhead.progress import Progress
 from _overhead.report import MOST, MOST_OF_AUTHORS
-from _common.report import verdict
 
 from .part import Part
 

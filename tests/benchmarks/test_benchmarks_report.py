@@ -71,19 +71,19 @@ def test_a_table_that_is_none_is_named(tmp_path, content):
     ],
 )
 def test_a_verdict_is_that_of_the_whole_interval(interval, target, verdict):
-    assert _report.verdict(interval, **target) == verdict
+    assert report.verdict(interval, **target) == verdict
 
 
 def test_a_verdict_needs_one_target():
     for targets in ({}, {"at_most": 1, "at_least": 0}):
         with pytest.raises(TypeError, match="one target"):
-            _report.verdict((0, 1), **targets)
+            report.verdict((0, 1), **targets)
 
 
 def test_a_row_says_whether_its_target_is_met(capsys):
-    report = _report.Report("name", "")
-    report.add("a", "1", ratio=0.5, at_most=0.7)
-    report.add("b", "1", ratio=0.5, at_least=0.7)
-    report.add("c", "1", ratio=0.5)
-    assert [row["verdict"] for row in report.rows] == ["met", "missed", ""]
-    assert [row["target"] for row in report.rows] == ["<= 0.7", ">= 0.7", ""]
+    made = report.Report("name", "")
+    made.add("a", "1", ratio=0.5, at_most=0.7)
+    made.add("b", "1", ratio=0.5, at_least=0.7)
+    made.add("c", "1", ratio=0.5)
+    assert [row["verdict"] for row in made.rows] == ["met", "missed", ""]
+    assert [row["target"] for row in made.rows] == ["<= 0.7", ">= 0.7", ""]

@@ -17,8 +17,8 @@ import kcd_core as kcd
 
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from _common import counting
 import overhead
+from _common import counting
 from _gpu import step as step_part
 from _gpu.part import Part
 from _overhead import command, loop, measure, pairs, progress, recorders, report
@@ -451,9 +451,7 @@ def test_what_is_counted_on_a_device_is_in_the_table(monkeypatch, capsys):
         "memory_allocated": 1_000_000, "max_memory_allocated": 1_250_000,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
-    monkeypatch.setattr(
-        counting, "tallied", lambda events: {"kernels": 64, "copies": 1, "syncs_profiled": 0}
-    )
+    monkeypatch.setattr(counting, "tallied", lambda events: {"kernels": 64, "copies": 1, "syncs_profiled": 0})
     pair, settings = (
         replace(pairs.PAIRS["tiny"], batch=8),
         loop.Settings(CPU, samples=16, rounds=1, windows=1),
