@@ -29,7 +29,7 @@ from _common.report import Report, duration, named, parser
 from torch import distributed as dist
 
 import kcd_core as kcd
-from kcd_core import distributed
+from kcd_core.base import distributed
 
 PERIOD, MOST = 40, 800
 DATA = {"CIFAR-100": (50_000, 64), "ImageNet": (1_281_167, 256)}  # samples, global batch

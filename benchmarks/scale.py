@@ -30,9 +30,11 @@ import torch
 from _common.report import Report, duration, named, parser
 
 import kcd_core as kcd
-from kcd_core import counting, distributed, sharded
-from kcd_core.permutation import _hash
-from kcd_core.selection import blocks, rank_scores
+from kcd_core.algorithms import radix_select as counting
+from kcd_core.algorithms.permutation import _hash
+from kcd_core.algorithms.ranks import blocks, rank_scores
+from kcd_core.base import distributed
+from kcd_core.sharded import condense as sharded
 from kcd_core.tracker import SCALE
 
 SCHEDULE = kcd.CondensationSchedule(ratio=0.7, stages=6, period=40)

@@ -14,23 +14,23 @@ torch's loaders and losses is imported when it is first used; the rest works whe
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import load_checkpoint, save_checkpoint
+from ._version import __version__ as __version__
+from .base import checkpoint as checkpoint
+from .base.checkpoint import load_checkpoint, save_checkpoint
 from .condense import CondensedSet, condense, condense_step
 from .history import CondensationHistory
 from .mixing import mix_arrays, mix_samples
 from .sampler import CondensedSampler
 from .schedule import CondensationSchedule
-from .sharded import condense_sharded
-from .sharded_sampler import ShardedSampler
+from .sharded.condense import condense_sharded
+from .sharded.sampler import ShardedSampler
 from .tracker import KnowledgeValueTracker
 from .values import cross_entropy, entropy, kd_divergence, margin
 
 if TYPE_CHECKING:
-    from .loader import CondensedLoader, wrap_loader
+    from .loading.loader import CondensedLoader, wrap_loader
     from .loss import CondensedLoss
-    from .stream import CondensedStream
-
-__version__ = "0.1.0"
+    from .streaming.stream import CondensedStream
 
 __all__ = [
     "CondensationHistory",
@@ -57,10 +57,10 @@ __all__ = [
 ]
 
 _NEED_TORCH = {
-    "CondensedLoader": "loader",
-    "wrap_loader": "loader",
+    "CondensedLoader": "loading.loader",
+    "wrap_loader": "loading.loader",
     "CondensedLoss": "loss",
-    "CondensedStream": "stream",
+    "CondensedStream": "streaming.stream",
 }
 
 

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from . import distributed
-from ._arrays import checked_int, to_numpy
-from .schedule import CondensationSchedule, checked_float
-from .selection import rank_scores, rank_window, scores_at_ranks, top
+from .algorithms.ranks import rank_scores, rank_window, scores_at_ranks, top
+from .base import distributed
+from .base.arrays import checked_float, checked_int, to_numpy
+from .base.states import value_name
+from .schedule import CondensationSchedule
 from .tracker import KnowledgeValueTracker, Sums
-from .values import value_name
 
 __all__ = ["CondensedSet", "Select", "condense", "condense_step"]
 

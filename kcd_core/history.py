@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._arrays import checked_int, to_numpy
-from .selection import rank_scores
+from .algorithms.ranks import rank_scores
+from .base.arrays import checked_int, to_numpy
 
 if TYPE_CHECKING:
     from .condense import CondensedSet
-    from .sharded import ShardedSet
+    from .sharded.condense import ShardedSet
 
 __all__ = ["CondensationHistory"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ._arrays import dtype_name, is_integer, to_numpy
+from .base.arrays import dtype_name, is_integer, to_numpy
 from .tracker import KnowledgeValueTracker
 
 if TYPE_CHECKING:

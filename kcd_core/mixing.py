@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import dtype_name, is_floating, is_tensor
+from .base.arrays import dtype_name, is_floating, is_tensor
 
 __all__ = ["MixRecipes", "Mixer", "Steps", "mix_arrays", "mix_samples"]
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from . import distributed
-from ._arrays import checked_int, state_array, to_numpy
+from .algorithms.permutation import permute, round_keys
+from .base import distributed
+from .base.arrays import checked_int, state_array, to_numpy
+from .base.states import check_same, state_int
 from .mixing import MODES, MixRecipes, Steps
-from .permutation import permute, round_keys
-from .states import check_same, state_int
 
 if TYPE_CHECKING:
     from .condense import CondensedSet

@@ -8,19 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import checked_int
+from .base.arrays import checked_float, checked_int
 
 __all__ = ["CondensationSchedule"]
-
-
-def checked_float(value: Any, name: str, wanted: str) -> float:
-    """``value`` as a ``float``, or a TypeError that names the argument: text and booleans are no numbers."""
-    try:
-        if isinstance(value, (str, bytes, bytearray, bool, np.bool_)):
-            raise TypeError
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be {wanted}, got {value!r} ({type(value).__name__})") from None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import (
+from .base.arrays import (
     Array,
     as_array,
     checked_int,
@@ -22,9 +22,9 @@ from ._arrays import (
     state_array,
     to_numpy,
 )
-from .rows import nan_unless_finite
-from .states import check_same
-from .values import Value, check_logits, entropy, host_entropy, is_built_in, resolve, value_name
+from .base.rows import nan_unless_finite
+from .base.states import check_same, value_name
+from .values import Value, check_logits, entropy, host_entropy, is_built_in, resolve
 
 __all__ = ["KnowledgeValueTracker"]
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import Array, as_array, dtype_name, is_floating, is_integer, is_tensor, to_numpy
-from .rows import Rows, by_rows
+from .base.arrays import Array, as_array, dtype_name, is_floating, is_integer, is_tensor, to_numpy
+from .base.rows import Rows, by_rows
 
 __all__ = ["Value", "cross_entropy", "entropy", "kd_divergence", "margin"]
 
@@ -196,26 +196,6 @@ def resolve(value: str | Value) -> Value:
         return _BUILT_IN[value]
     except (KeyError, TypeError):
         raise ValueError(f"value must be one of {sorted(_BUILT_IN)} or a callable, got {value!r}") from None
-
-
-def value_name(value: Value) -> str:
-    """A name to recognise ``value`` by in a checkpoint: of a partial, with what it sets."""
-    if isinstance(value, partial):
-        given = [_setting(x) for x in value.args]
-        given += [f"{key}={_setting(x)}" for key, x in sorted(value.keywords.items())]
-        return value_name(value.func) + (f"({', '.join(given)})" if given else "")
-    return str(getattr(value, "__qualname__", type(value).__qualname__))
-
-
-def _setting(x: Any) -> str:
-    """The same in every process, which the repr of what has an address is not."""
-    if isinstance(x, np.generic):
-        x = x.item()
-    if x is None or isinstance(x, (bool, int, float, str, bytes)):
-        return repr(x)
-    if isinstance(x, (tuple, list)):
-        return f"[{', '.join(map(_setting, x))}]"
-    return value_name(x)  # of anything else, what it is called, or its type
 
 
 def is_built_in(value: Value) -> bool:

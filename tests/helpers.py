@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import kcd_core as kcd
-from kcd_core import distributed
+from kcd_core.base import distributed
 
 CLASSES = 5
 Pair = namedtuple("Pair", "image target")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kcd_core import distributed
+from kcd_core.base import distributed
 from kcd_core.condense import condense_stage
 from kcd_core.mixing import mix_arrays
 

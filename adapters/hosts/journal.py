@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kcd_core import CondensedSet, __version__, distributed
+from kcd_core import CondensedSet, __version__
+from kcd_core.base import distributed
 
 from ..files import write_whole
 from ..settings import Settings, number

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from kcd_core import CondensationHistory, KnowledgeValueTracker
-from kcd_core.keyed import KeyBatches, rebuild, understand
+from kcd_core.loading.keys import KeyBatches, rebuild, understand
 from kcd_core.mixing import Mixer, Steps, default_mixer, mix_samples
 
 from ..profiles import Profile

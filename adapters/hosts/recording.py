@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kcd_core import CondensedSampler, KnowledgeValueTracker
-from kcd_core.keyed import without_padding
+from kcd_core.loading.keys import without_padding
 
 __all__ = ["record"]
 

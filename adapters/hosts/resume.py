@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kcd_core import CondensationHistory, KnowledgeValueTracker
-from kcd_core.checkpoint import load_checkpoint, save_checkpoint
+from kcd_core.base.checkpoint import load_checkpoint, save_checkpoint
+from kcd_core.base.states import check_same, state_int
 from kcd_core.sampler import CondensedSampler
-from kcd_core.states import check_same, state_int
 
 from ..profiles import Profile
 from ..settings import Settings

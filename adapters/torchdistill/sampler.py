@@ -14,13 +14,13 @@ from torch.utils.data import DistributedSampler, RandomSampler
 from kcd_core import (
     CondensationHistory,
     KnowledgeValueTracker,
-    distributed,
     load_checkpoint,
     save_checkpoint,
 )
+from kcd_core.base import distributed
+from kcd_core.base.states import check_same
 from kcd_core.condense import condense_stage
-from kcd_core.keyed import KeyBatches
-from kcd_core.states import check_same
+from kcd_core.loading.keys import KeyBatches
 
 from ..contrast import restrict
 from ..files import check_writable, write_whole

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from kcd_core.keyed import PADDING, Key
+from kcd_core.loading.keys import PADDING, Key
 from kcd_core.mixing import Steps, default_mixer
 
 __all__ = ["INDEX", "KCDDatasetWrapper"]

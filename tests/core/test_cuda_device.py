@@ -33,7 +33,7 @@ from helpers import (
 from torch.utils.data import DataLoader, DistributedSampler
 
 import kcd_core as kcd
-from kcd_core import distributed
+from kcd_core.base import distributed
 from kcd_core.tracker import MAX_PENDING
 
 Tracker = kcd.KnowledgeValueTracker

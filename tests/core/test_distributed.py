@@ -30,7 +30,7 @@ from helpers import (
 from torch.utils.data import DataLoader, DistributedSampler
 
 import kcd_core as kcd
-from kcd_core import distributed
+from kcd_core.base import distributed
 
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
@@ -102,7 +102,7 @@ def disagree(rank, world, *, version=None, **options):
     run_epoch(loader, end=False)
     with pytest.MonkeyPatch.context() as patch:
         if odd and version:
-            patch.setattr(kcd, "__version__", version)
+            patch.setattr(distributed, "__version__", version)
         return refusal(loader)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kcd_core import selection
+from kcd_core.algorithms import ranks as selection
 
 # Few distinct scores, so that nearly all are tied; both ends of the ranking.
 SCORES = st.lists(st.sampled_from([-2.5, -0.0, 0.0, 1.0, 1.5, 3.0, np.inf]), min_size=1, max_size=40)

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
 
 import kcd_core as kcd
-from kcd_core import counting, distributed, sharded
-from kcd_core.members import Members
-from kcd_core.selection import rank_scores
+from kcd_core.algorithms import radix_select as counting
+from kcd_core.algorithms.bitset import Members
+from kcd_core.algorithms.ranks import rank_scores
+from kcd_core.base import distributed
+from kcd_core.sharded import condense as sharded
 
 # Crowds of ties, values that differ in the last bit only, both signs, and any numbers.
 VALUES = st.one_of(

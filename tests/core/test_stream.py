@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import kcd_core as kcd
+from kcd_core.base import distributed
 
 SCHEDULE = kcd.CondensationSchedule(ratio=0.5, stages=3, period=1)
 SHARDS, PER_SHARD = 5, 48
@@ -259,7 +260,7 @@ ids_of_any_kind = st.text() | st.binary() | st.integers(-(2**63), 2**64 - 1)
 @given(st.lists(ids_of_any_kind), st.integers(1, 10**12), st.integers(0, 2**70))
 def test_a_slot_is_a_function_of_id_seed_and_size_alone(ids, slots, seed):
     # Not the stream itself, whose table would be as large as it says.
-    from kcd_core.stream import StreamFilter
+    from kcd_core.streaming.stream import StreamFilter
 
     stream = StreamFilter(None, len, slots, seed, torch.zeros(1, dtype=torch.uint8))
     assert stream.slots_of(ids).tolist() == [slot_of(i, slots, seed) for i in ids]
@@ -492,8 +493,8 @@ def test_another_number_of_ranks_goes_on_with_all_ranks_states(monkeypatch):
     logits = np.random.default_rng(0).normal(size=(30, 5))
 
     def as_rank(rank, world):
-        monkeypatch.setattr(kcd.distributed, "rank", lambda: rank)
-        monkeypatch.setattr(kcd.distributed, "world_size", lambda: world)
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "world_size", lambda: world)
 
     alone, states = condensed(), []
     alone.record(logits, ids=range(30))

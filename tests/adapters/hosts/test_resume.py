@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kcd_adapters.hosts.engine import Engine
 from kcd_adapters.settings import Settings
-from kcd_core.checkpoint import load_checkpoint, save_checkpoint
+from kcd_core.base.checkpoint import load_checkpoint, save_checkpoint
 
 N = 40
 CHECKPOINT = {"optimizer": {}, "epoch": 1}

@@ -24,7 +24,7 @@ import torchvision.datasets.cifar as cifar
 from kcd_adapters.cli import main
 from kcd_adapters.hosts import install, loader, run, shims
 from kcd_adapters.profiles import find
-from kcd_core.keyed import KeyBatches
+from kcd_core.loading.keys import KeyBatches
 
 PASSES = []  # of each: the loader's id, the keys drawn, what was observed
 

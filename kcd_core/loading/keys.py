@@ -24,9 +24,9 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from ._arrays import is_tensor, to_numpy
-from .mixing import Mixer, MixRecipes, Steps, default_mixer, mix_arrays, mix_samples
-from .sampler import Blocks, CondensedSampler
+from ..base.arrays import is_tensor, to_numpy
+from ..mixing import Mixer, MixRecipes, Steps, default_mixer, mix_arrays, mix_samples
+from ..sampler import Blocks, CondensedSampler
 
 __all__ = ["PADDING", "KeyBatches", "rebuild", "resolve_mixer", "understand", "without_padding"]
 

@@ -6,8 +6,8 @@ shards, until the wanted place of the ranking is a single score. What is sent de
 digits, not on the number of points.
 
 Each algorithm is a generator that yields an int64 array, and is sent back its sum over all shards.
-`over_ranks` drives one over the process group; `in_one_process` drives the generators of all shards in
-turns, which is the same selection without any processes.
+Whoever has a process group drives one over its ranks; `in_one_process` drives the generators of all shards
+in turns, which is the same selection without any processes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from . import distributed
-from .selection import Indices, Scores, blocks, ordinal, rank_window
+from .ranks import Indices, Scores, blocks, ordinal, rank_window
 
-__all__ = ["Counting", "Cuts", "ScoreBlocks", "find_cuts", "gather", "in_one_process", "over_ranks", "split"]
+__all__ = ["Counting", "Cuts", "ScoreBlocks", "find_cuts", "gather", "in_one_process", "split"]
 
 T = TypeVar("T")
 Counts = npt.NDArray[np.int64]
@@ -40,27 +39,6 @@ class ScoreBlocks(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, block: slice, /) -> Scores: ...
-
-
-def over_ranks(counting: Counting[T]) -> T:
-    """Run on every rank of the process group; alone without one.
-
-    What goes wrong on one rank is raised on every rank, so that none waits for another.
-    """
-    total: Counts | None = None  # what a generator is started with
-    results: list[T] = []
-    while not results:
-        problem: Exception | None = None
-        try:
-            counts = counting.send(total)  # type: ignore[arg-type]
-        except StopIteration as end:
-            results.append(end.value)
-        except Exception as error:
-            problem = error
-        distributed.raise_together(problem)
-        if not results:
-            (total,) = distributed.sum_over_ranks(counts)
-    return results[0]
 
 
 def in_one_process(countings: Sequence[Counting[T]]) -> list[T]:

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import state_array, to_numpy
-from .condense import CondensedSet, no_indices
-from .members import Members
-from .mixing import MixRecipes
-from .permutation import mix_int, permute, round_keys
-from .sampler import Blocks, CondensedSampler, fingerprint
-from .selection import Indices
-from .sharded import ShardedSet, bounds, check_sizes
-from .states import check_same
-from .tracker import CheckedState as TrackerState
+from ..algorithms.bitset import Members
+from ..algorithms.permutation import mix_int, permute, round_keys
+from ..algorithms.ranks import Indices
+from ..base.arrays import state_array, to_numpy
+from ..base.states import check_same
+from ..condense import CondensedSet, no_indices
+from ..mixing import MixRecipes
+from ..sampler import Blocks, CondensedSampler, fingerprint
+from ..tracker import CheckedState as TrackerState
+from .condense import ShardedSet, bounds, check_sizes
 
 __all__ = ["ShardedSampler", "resliced"]
 

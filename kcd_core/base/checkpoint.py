@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import is_tensor
+from .arrays import is_tensor
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 

@@ -11,22 +11,22 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from . import distributed
-from ._arrays import as_array, checked_int, is_integer
-from .condense import CondensedSet, Select, check_settings, condense_stage
-from .history import CondensationHistory
-from .keyed import KeyBatches, rebuild, resolve_mixer, understand, without_padding
-from .mixing import Mixer, MixRecipes, is_built_in
-from .passes import Pass
-from .sampler import CheckedState as SamplerState
-from .sampler import CondensedSampler, fingerprint
-from .schedule import CondensationSchedule
-from .sharded import ShardedSet, choose_sharded, for_history
-from .sharded_sampler import ShardedSampler, resliced
-from .states import check_rank, check_same, check_together, state_int
-from .tracker import CheckedState as TrackerState
-from .tracker import KnowledgeValueTracker, summed
-from .values import Value, value_name
+from ..base import distributed
+from ..base.arrays import as_array, checked_int, is_integer
+from ..base.states import check_rank, check_same, check_together, state_int, value_name
+from ..condense import CondensedSet, Select, check_settings, condense_stage
+from ..history import CondensationHistory
+from ..mixing import Mixer, MixRecipes, is_built_in
+from ..sampler import CheckedState as SamplerState
+from ..sampler import CondensedSampler, fingerprint
+from ..schedule import CondensationSchedule
+from ..sharded.condense import ShardedSet, choose_sharded, for_history
+from ..sharded.sampler import ShardedSampler, resliced
+from ..tracker import CheckedState as TrackerState
+from ..tracker import KnowledgeValueTracker, summed
+from ..values import Value
+from .alignment import Pass
+from .keys import KeyBatches, rebuild, resolve_mixer, understand, without_padding
 
 __all__ = ["CondensedLoader", "wrap_loader"]
 

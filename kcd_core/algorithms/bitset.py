@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .selection import Indices, blocks
+from .ranks import Indices, blocks
 
 __all__ = ["Members"]
 

@@ -2,30 +2,32 @@
 
 For data sets of which not even 12 bytes a sample belong on every rank. A rank has an ordinary tracker of
 its slice's length, and a `ShardedSampler`, which draws from the slice; `condense_sharded` ranks all points
-by exchanging counts (`kcd_core.counting`) and gives exactly the set that `condense` gives on the whole.
+by exchanging counts (`kcd_core.algorithms.radix_select`) and gives exactly the set that `condense` gives on the whole.
 The data set must be readable everywhere only if samples are mixed: a sample takes in one of any slice.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from . import distributed
-from .condense import check_settings, no_indices, weights_of
-from .counting import Counting, ScoreBlocks, find_cuts, gather, over_ranks, split
-from .history import MOST
-from .members import Members
-from .schedule import CondensationSchedule
-from .selection import Indices, Scores, blocks, rank_scores
-from .tracker import KnowledgeValueTracker
-from .values import value_name
+from ..algorithms.bitset import Members
+from ..algorithms.radix_select import Counting, Counts, ScoreBlocks, find_cuts, gather, split
+from ..algorithms.ranks import Indices, Scores, blocks, rank_scores
+from ..base import distributed
+from ..base.states import value_name
+from ..condense import check_settings, no_indices, weights_of
+from ..history import MOST
+from ..schedule import CondensationSchedule
+from ..tracker import KnowledgeValueTracker
 
 if TYPE_CHECKING:
-    from .sharded_sampler import ShardedSampler
+    from .sampler import ShardedSampler
+
+T = TypeVar("T")
 
 __all__ = ["ShardedSet", "bounds", "condense_shard", "condense_sharded"]
 
@@ -262,6 +264,27 @@ def _stage(
             mixing=sampler.mixing is not None,
         )
     )
+
+
+def over_ranks(counting: Counting[T]) -> T:
+    """Run on every rank of the process group; alone without one.
+
+    What goes wrong on one rank is raised on every rank, so that none waits for another.
+    """
+    total: Counts | None = None  # what a generator is started with
+    results: list[T] = []
+    while not results:
+        problem: Exception | None = None
+        try:
+            counts = counting.send(total)  # type: ignore[arg-type]
+        except StopIteration as end:
+            results.append(end.value)
+        except Exception as error:
+            problem = error
+        distributed.raise_together(problem)
+        if not results:
+            (total,) = distributed.sum_over_ranks(counts)
+    return results[0]
 
 
 def check_sizes(sizes: Indices) -> None:

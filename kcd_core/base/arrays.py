@@ -84,3 +84,13 @@ def checked_int(value: Any, name: str, minimum: int) -> int:
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
     return int(value)
+
+
+def checked_float(value: Any, name: str, wanted: str) -> float:
+    """``value`` as a ``float``, or a TypeError that names the argument: text and booleans are no numbers."""
+    try:
+        if isinstance(value, (str, bytes, bytearray, bool, np.bool_)):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be {wanted}, got {value!r} ({type(value).__name__})") from None

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._version import __version__
+
 __all__ = ["check_agreement", "raise_together", "rank", "sum_over_ranks", "world_size"]
 
 
@@ -71,8 +73,6 @@ def check_agreement(what: dict[str, Any], *, shard: int, shards: int) -> None:
     dist = _group()
     if dist is None or world_size() == 1:
         return
-    from . import __version__
-
     what = {**what, "kcd_core": __version__}
     mine = np.frombuffer(hashlib.sha256(repr(sorted(what.items())).encode()).digest(), np.int64)
     table = np.zeros((world_size(), len(mine) + 1), np.int64)

@@ -18,16 +18,16 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import IterableDataset
 
-from . import distributed
-from ._arrays import checked_int, is_tensor, state_array, to_numpy
-from .condense import CondensedSet, Select, check_settings, choose, sums_of_all
-from .history import CondensationHistory
-from .permutation import mix_int
-from .schedule import CondensationSchedule
-from .states import check_rank, check_same, check_together, state_int
-from .tracker import CheckedState as TrackerState
-from .tracker import KnowledgeValueTracker, summed
-from .values import Value, value_name
+from ..algorithms.permutation import mix_int
+from ..base import distributed
+from ..base.arrays import checked_int, is_tensor, state_array, to_numpy
+from ..base.states import check_rank, check_same, check_together, state_int, value_name
+from ..condense import CondensedSet, Select, check_settings, choose, sums_of_all
+from ..history import CondensationHistory
+from ..schedule import CondensationSchedule
+from ..tracker import CheckedState as TrackerState
+from ..tracker import KnowledgeValueTracker, summed
+from ..values import Value
 
 __all__ = ["CondensedStream"]
 

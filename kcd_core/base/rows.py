@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import Array, is_tensor
+from .arrays import Array, is_tensor
 
 HOST_CHUNK = 2**15  # numbers of a chunk in host memory: a core's cache holds what is made of them
 DEVICE_CHUNK = 2**23  # bytes that may be made of a chunk on a device, where the logits are small

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from ._arrays import checked_int
+import numpy as np
 
-__all__ = ["check_rank", "check_same", "check_together", "state_int"]
+from .arrays import checked_int
+
+__all__ = ["check_rank", "check_same", "check_together", "state_int", "value_name"]
 
 
 def check_same(
@@ -75,3 +78,23 @@ def check_together(
                     f"these states were not saved at one step: rank {rank} has another {what} than rank "
                     f"{saved[0][0]}, {mine:.20} against {moments[0][what]:.20}"
                 )
+
+
+def value_name(value: Any) -> str:
+    """A name to recognise ``value`` by in a checkpoint: of a partial, with what it sets."""
+    if isinstance(value, partial):
+        given = [_setting(x) for x in value.args]
+        given += [f"{key}={_setting(x)}" for key, x in sorted(value.keywords.items())]
+        return value_name(value.func) + (f"({', '.join(given)})" if given else "")
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _setting(x: Any) -> str:
+    """The same in every process, which the repr of what has an address is not."""
+    if isinstance(x, np.generic):
+        x = x.item()
+    if x is None or isinstance(x, (bool, int, float, str, bytes)):
+        return repr(x)
+    if isinstance(x, (tuple, list)):
+        return f"[{', '.join(map(_setting, x))}]"
+    return value_name(x)  # of anything else, what it is called, or its type

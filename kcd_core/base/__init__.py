@@ -1,0 +1,1 @@
+"""What the method stands on and knows nothing of it: arrays, other processes, saved states, disks."""

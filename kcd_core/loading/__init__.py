@@ -1,0 +1,1 @@
+"""A DataLoader around the condensed set."""

@@ -1,0 +1,1 @@
+"""N over many ranks, each of which owns a slice."""

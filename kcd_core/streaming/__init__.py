@@ -1,0 +1,1 @@
+"""A stream of ids around the condensed set."""
