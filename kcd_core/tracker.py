@@ -145,7 +145,7 @@ class KnowledgeValueTracker:
         """
         self._append(self._checked_indices(indices), self._values(student_logits, teacher_logits, targets))
 
-    def _update_drawn(
+    def update_drawn(
         self,
         indices: npt.NDArray[np.int64],
         student_logits: Any,
@@ -153,9 +153,19 @@ class KnowledgeValueTracker:
         teacher_logits: Any = None,
         targets: Any = None,
     ) -> None:
-        """`update` for indices that a sampler of this package drew, and nobody will write to: they are
-        neither checked nor copied."""
+        """`update` for indices that a sampler of this package drew, and nobody will write to.
+
+        They are neither checked nor copied.
+
+        Parameters
+        ----------
+        indices : int64 array [B] in host memory, in 0 .. N-1
+        student_logits, teacher_logits, targets
+            As in `update`.
+        """
         self._append(indices, self._values(student_logits, teacher_logits, targets))
+
+    _update_drawn = update_drawn
 
     def _values(self, student_logits: Any, teacher_logits: Any, targets: Any) -> Array:
         """Values [B], or logits [B, C] to be reduced later, that no one else holds."""
@@ -389,6 +399,16 @@ class KnowledgeValueTracker:
         return self._device
 
     @property
+    def function(self) -> Value:
+        """The value function: ``f(student_logits, *, teacher_logits, targets) -> [B]``."""
+        return self._function
+
+    @property
+    def value_name(self) -> str:
+        """What the value function is called in a state, and where ranks compare their settings."""
+        return value_name(self._function)
+
+    @property
     def value(self) -> Array:
         """V, the mean recorded value: float64 [N], NaN where never recorded. A new array each time."""
         self._flush()
@@ -461,7 +481,7 @@ class KnowledgeValueTracker:
 
     def __repr__(self) -> str:
         where = "numpy" if self._device is None else str(self._device)
-        return f"KnowledgeValueTracker({self._num_samples}, value={value_name(self._function)!r}, device={where!r})"
+        return f"KnowledgeValueTracker({self._num_samples}, value={self.value_name!r}, device={where!r})"
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -474,7 +494,7 @@ class KnowledgeValueTracker:
         return {
             "version": STATE_VERSION,
             "num_samples": self._num_samples,
-            "value": value_name(self._function),
+            "value": self.value_name,
             "total": state_array(to_numpy(self._total)),
             "count": state_array(to_numpy(self._count)),
             "skipped": to_numpy(self._skipped).tolist(),
@@ -490,13 +510,20 @@ class KnowledgeValueTracker:
             values are too large to be summed. Nothing is changed then.
         """
         states = state if isinstance(state, (list, tuple)) else [state]
-        self._apply_state(summed([self._checked_state(s) for s in states]))
+        self.apply_state(summed([self.check_state(s) for s in states]))
 
-    def _checked_state(self, state: Any) -> CheckedState:
+    def check_state(self, state: Any) -> CheckedState:
+        """What a state of this tracker holds, for `apply_state`. Changes nothing.
+
+        Raises
+        ------
+        ValueError
+            If it is of another version, N or value function, or not a tracker's state.
+        """
         mine = {
             "version": STATE_VERSION,
             "num_samples": self._num_samples,
-            "value": value_name(self._function),
+            "value": self.value_name,
         }
         check_same(state, mine, "tracker", needs=("total", "count", "skipped"))
         total, count = (to_numpy(state[key]) for key in ("total", "count"))
@@ -513,13 +540,16 @@ class KnowledgeValueTracker:
             raise ValueError(f"the tracker state is damaged: skipped must be two counts, got {skipped!r}")
         return total, count, np.array(skipped, np.int64)
 
-    def _apply_state(self, arrays: CheckedState) -> None:
+    def apply_state(self, checked: CheckedState) -> None:
+        """Take over what `check_state` (or the sum of several) gave. What waits is forgotten."""
         device = self._device
         self._pending = []
         self._device = None
-        self._total, self._count, self._skipped = (np.array(x) for x in arrays)
+        self._total, self._count, self._skipped = (np.array(x) for x in checked)
         self._reported = self._skipped.copy()
         self.to(device)
+
+    _checked_state, _apply_state = check_state, apply_state
 
 
 def summed(states: Sequence[CheckedState]) -> CheckedState:
