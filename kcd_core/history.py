@@ -45,10 +45,38 @@ class CondensationHistory:
         mixing: bool = True,
         unseen: int | None = None,
     ) -> None:
-        """Add what one stage decided, and the values (``tracker.value``, ``.count``) it was decided from.
+        """Add the `entry` of one stage."""
+        self.records.append(
+            self.entry(condensed_set, value, count, epoch=epoch, alpha=alpha, mixing=mixing, unseen=unseen)
+        )
 
-        ``mixing`` says whether the set's tail is mixed by whoever draws it; ``unseen``, how many points were
-        never recorded, if the values are only those of every k-th point.
+    def entry(
+        self,
+        condensed_set: CondensedSet | ShardedSet,
+        value: Any,
+        count: Any,
+        *,
+        epoch: int,
+        alpha: float = 0.03,
+        mixing: bool = True,
+        unseen: int | None = None,
+    ) -> dict[str, Any]:
+        """The record of one stage that would come next; nothing is changed.
+
+        Parameters
+        ----------
+        condensed_set
+            What the stage decided.
+        value, count : [N]
+            What it was decided from: ``tracker.value`` and ``tracker.count``.
+        epoch : int
+            The epoch at whose end it was decided.
+        alpha : float
+            The exponent of the ranking score.
+        mixing : bool
+            Whether the set's tail is mixed by whoever draws it.
+        unseen : int, optional
+            How many samples were never recorded, where ``count`` is only that of every k-th sample.
         """
         value, count = to_numpy(value), to_numpy(count)
         every = -(-len(value) // MOST)
@@ -61,20 +89,18 @@ class CondensationHistory:
         counts, edges = np.histogram(score, bins=BINS, range=(low, high))
         quantiles = np.quantile(score, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]) if len(score) else np.zeros(0)
         before = self.records[-1]["kept"] if self.records else self.num_samples
-        self.records.append(
-            {
-                "stage": condensed_set.stage,
-                "epoch": int(epoch),
-                "kept": condensed_set.num_kept,
-                "dropped": max(0, before - condensed_set.num_kept),
-                "mixed": len(condensed_set.tail) if mixing else 0,
-                "cut": float(condensed_set.cut) if np.isfinite(condensed_set.cut) else None,
-                "unseen": int(np.count_nonzero(count == 0)) if unseen is None else unseen,
-                "quantiles": quantiles.tolist(),
-                "edges": edges.tolist(),
-                "counts": counts.tolist(),
-            }
-        )
+        return {
+            "stage": condensed_set.stage,
+            "epoch": int(epoch),
+            "kept": condensed_set.num_kept,
+            "dropped": max(0, before - condensed_set.num_kept),
+            "mixed": len(condensed_set.tail) if mixing else 0,
+            "cut": float(condensed_set.cut) if np.isfinite(condensed_set.cut) else None,
+            "unseen": int(np.count_nonzero(count == 0)) if unseen is None else unseen,
+            "quantiles": quantiles.tolist(),
+            "edges": edges.tolist(),
+            "counts": counts.tolist(),
+        }
 
     def __len__(self) -> int:
         return len(self.records)

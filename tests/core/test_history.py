@@ -165,3 +165,17 @@ def test_scores_that_hardly_differ_have_a_histogram():
     history = kcd.CondensationHistory(4)
     history.append(kcd.condense(value, count, previous=4, target=2), value, count, epoch=1)
     assert sum(history[0]["counts"]) == 4
+
+
+def test_an_entry_is_what_append_adds_and_changes_nothing():
+    value, count = np.array([0.2, 0.9, 0.5, 0.7]), np.array([1, 1, 2, 0])
+    first, second = (kcd.condense(value, count, previous=4 - i, target=3 - i, stage=1 + i) for i in range(2))
+    history, other = kcd.CondensationHistory(4), kcd.CondensationHistory(4)
+    history.append(first, value, count, epoch=1)
+    before = history.state_dict()
+    entry = history.entry(second, value, count, epoch=2, mixing=False)
+    assert history.state_dict() == before
+    assert (entry["kept"], entry["dropped"], entry["mixed"], entry["unseen"]) == (2, 1, 0, 1)
+    history.append(second, value, count, epoch=2, mixing=False)
+    other.records = [*before["records"], entry]
+    assert history.state_dict() == other.state_dict()
