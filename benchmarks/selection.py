@@ -22,7 +22,7 @@ from _common.report import Report, best, duration, in_turns, named, parser
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 import kcd_core as kcd
-from kcd_core.mixing import carry_out
+from kcd_core.recipes import carry_out
 
 RATIO, STAGES = 0.7, 6
 

@@ -1,12 +1,7 @@
-"""Adaptive knowledge augmentation: a tail point takes in what a dropped point knew.
+"""Adaptive knowledge augmentation: a sample of the tail takes in what a dropped sample knew.
 
-Which points are mixed, and how, is a *recipe* that travels with the sampler's key to whichever
-process fetches the sample. A mixer is a stateless function that carries out a recipe; the user's data
-is never written to, and no copy of it is kept.
-
-A recipe is a tuple of steps ``(target, source, weight)``, in order: replace the image of ``target``
-by ``weight * target + (1 - weight) * source``. With cumulative mixing (the authors' behaviour) later
-stages mix mixtures, so a recipe can have several steps; with fresh mixing it has one.
+A mixer is a stateless function that carries out a recipe (see ``recipes``) on a sample of the user's data set.
+It never writes to the data set, and keeps no copy of it.
 """
 
 from __future__ import annotations
@@ -18,80 +13,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .base.arrays import dtype_name, is_floating, is_tensor
+from .recipes import Steps, carry_out
 
-__all__ = ["MixRecipes", "Mixer", "Steps", "mix_arrays", "mix_samples"]
+__all__ = ["Mixer", "default_mixer", "has_arrays", "is_built_in", "mix_arrays", "mix_samples"]
 
-Step = tuple[int, int, float]
-Steps = tuple[Step, ...]
 #: ``mixer(dataset, index, steps) -> sample``: the sample ``dataset[index]``, mixed as ``steps`` say.
 Mixer = Callable[[Any, int, Steps], Any]
-
-MODES = ("cumulative", "fresh", None)
-
-
-class MixRecipes:
-    """Who was mixed with whom, stage by stage: 28 bytes a mixture, immutable.
-
-    Parameters
-    ----------
-    target, source : int64 [M]
-    weight : float32 [M]
-    stage : int64 [M]
-        Rows need no order; a target occurs once a stage.
-    """
-
-    def __init__(self, target: Any = (), source: Any = (), weight: Any = (), stage: Any = ()) -> None:
-        target, stage = np.asarray(target, np.int64), np.asarray(stage, np.int64)
-        order = np.lexsort((stage, target))
-        self.target: npt.NDArray[np.int64] = target[order]
-        self.stage: npt.NDArray[np.int64] = stage[order]
-        self.source: npt.NDArray[np.int64] = np.asarray(source, np.int64)[order]
-        self.weight: npt.NDArray[np.float32] = np.asarray(weight, np.float32)[order]
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-    def with_stage(self, target: Any, source: Any, weight: Any, stage: int) -> MixRecipes:
-        """These recipes and those of one more stage."""
-        return MixRecipes(
-            np.concatenate([self.target, target]),
-            np.concatenate([self.source, source]),
-            np.concatenate([self.weight, weight]),
-            np.concatenate([self.stage, np.full(len(target), stage, np.int64)]),
-        )
-
-    def contains(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of ``indices`` are mixed."""
-        if not len(self):
-            return np.zeros(len(indices), bool)
-        place = np.minimum(np.searchsorted(self.target, indices), len(self) - 1)
-        mixed: npt.NDArray[np.bool_] = self.target[place] == indices
-        return mixed
-
-    def steps(self, index: int) -> Steps:
-        """The recipe of one index; empty if it is not mixed.
-
-        What an image takes in is the state its source had *before* that stage, so the sources'
-        earlier steps belong to the recipe too. Found iteratively, each row once; carried out in the
-        order of the stages (no image is both target and source within one).
-        """
-        rows: list[int] = []
-        done: dict[int, int] = {}
-        todo: list[tuple[int, int]] = [(index, sys.maxsize)]
-        while todo:
-            point, before = todo.pop()
-            first = int(np.searchsorted(self.target, point))
-            row = done.get(point, first)
-            while row < len(self.target) and self.target[row] == point and self.stage[row] < before:
-                rows.append(row)
-                todo.append((int(self.source[row]), int(self.stage[row])))
-                row += 1
-            done[point] = row
-        rows.sort(key=lambda row: int(self.stage[row]))
-        return tuple((int(self.target[r]), int(self.source[r]), float(self.weight[r])) for r in rows)
 
 
 def mix_arrays(dataset: Any, index: int, steps: Steps) -> Any:
@@ -153,9 +82,9 @@ def mix_samples(dataset: Any, index: int, steps: Steps, *, fields: Sequence[Any]
     index : int
     steps : tuple of (target, source, weight)
     fields : sequence, optional
-        The places of a tuple, or the keys of a dict, that are mixed; the others are the tail point's.
-        Default: the first element of a tuple or list, or the sample itself if it is an array; a dict
-        has no default. Set it with ``functools.partial(mix_samples, fields=["image"])``.
+        The places of a tuple, or the keys of a dict, that are mixed; the other fields are those of
+        ``dataset[index]``. Default: the first element of a tuple or list, or the sample itself if it is an
+        array; a dict has no default. Set it with ``functools.partial(mix_samples, fields=["image"])``.
 
     Raises
     ------
@@ -213,34 +142,6 @@ def has_arrays(dataset: Any) -> bool:
         return False
     # Wide integers are labels or tokens, which have no mixture.
     return is_floating(data) or dtype_name(data) in {"uint8", "uint16", "int16"}
-
-
-def carry_out(index: int, steps: Steps, read: Callable[[int], Any]) -> Any:
-    """The image of ``index`` after ``steps``. Iterative; every image is read once."""
-    images: dict[int, Any] = {}
-    for target, source, weight in steps:
-        for i in (target, source):
-            if i not in images:
-                images[i] = read(i)
-        if images[target].shape != images[source].shape:
-            raise ValueError(
-                f"samples {target} and {source} can't be mixed: their shapes are "
-                f"{tuple(images[target].shape)} and {tuple(images[source].shape)}"
-            )
-        if target != source:  # else a rehearsal: see KeyBatches
-            images[target] = blend(images[target], images[source], weight)
-    return images[index] if index in images else read(index)
-
-
-def blend(a: Any, b: Any, weight: float) -> Any:
-    """``weight * a + (1 - weight) * b`` in at least float32, truncated back to the dtype of ``a``."""
-    if is_tensor(a):
-        torch = sys.modules["torch"]
-        wide = torch.promote_types(a.dtype, torch.float32)
-        return (a.to(wide) * weight + b.to(wide) * (1 - weight)).to(a.dtype)
-    wide = np.result_type(a.dtype, np.float32)
-    mixed = a.astype(wide) * wide.type(weight) + b.astype(wide) * wide.type(1 - weight)
-    return mixed.astype(a.dtype)
 
 
 class _Overlay:

@@ -13,7 +13,7 @@ from .algorithms.permutation import permute, round_keys
 from .base import distributed
 from .base.arrays import checked_int, state_array, to_numpy
 from .base.states import check_same, state_int
-from .mixing import MODES, MixRecipes, Steps
+from .recipes import MODES, MixRecipes, Steps
 
 if TYPE_CHECKING:
     from .condense import CondensedSet

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from kcd_core import CondensationHistory, KnowledgeValueTracker
 from kcd_core.loading.keys import KeyBatches, rebuild, understand
-from kcd_core.mixing import Mixer, Steps, default_mixer, mix_samples
+from kcd_core.mixing import Mixer, default_mixer, mix_samples
+from kcd_core.recipes import Steps
 
 from ..profiles import Profile
 from ..settings import Settings

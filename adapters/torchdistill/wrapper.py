@@ -10,7 +10,8 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from kcd_core.loading.keys import PADDING, Key
-from kcd_core.mixing import Steps, default_mixer
+from kcd_core.mixing import default_mixer
+from kcd_core.recipes import Steps
 
 __all__ = ["INDEX", "KCDDatasetWrapper"]
 

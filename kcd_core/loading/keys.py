@@ -25,7 +25,8 @@ from torch.utils.data import (
 )
 
 from ..base.arrays import is_tensor, to_numpy
-from ..mixing import Mixer, MixRecipes, Steps, default_mixer, mix_arrays, mix_samples
+from ..mixing import Mixer, default_mixer, mix_arrays, mix_samples
+from ..recipes import MixRecipes, Steps
 from ..sampler import Blocks, CondensedSampler
 
 __all__ = ["PADDING", "KeyBatches", "rebuild", "resolve_mixer", "understand", "without_padding"]

@@ -16,7 +16,8 @@ from ..base.arrays import as_array, checked_int, is_integer
 from ..base.states import check_rank, check_same, check_together, state_int, value_name
 from ..condense import CondensedSet, Select, check_settings, condense_stage
 from ..history import CondensationHistory
-from ..mixing import Mixer, MixRecipes, is_built_in
+from ..mixing import Mixer, is_built_in
+from ..recipes import MixRecipes
 from ..sampler import CheckedState as SamplerState
 from ..sampler import CondensedSampler, fingerprint
 from ..schedule import CondensationSchedule

@@ -14,7 +14,7 @@ from ..algorithms.ranks import Indices
 from ..base.arrays import state_array, to_numpy
 from ..base.states import check_same
 from ..condense import CondensedSet, no_indices
-from ..mixing import MixRecipes
+from ..recipes import MixRecipes
 from ..sampler import Blocks, CondensedSampler, fingerprint
 from ..tracker import CheckedState as TrackerState
 from .condense import ShardedSet, bounds, check_sizes

@@ -24,7 +24,8 @@ from helpers import (
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 import kcd_core as kcd
-from kcd_core.mixing import MixRecipes, carry_out, default_mixer, has_arrays
+from kcd_core.mixing import default_mixer, has_arrays
+from kcd_core.recipes import MixRecipes, carry_out
 
 N = 40
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"

@@ -29,7 +29,7 @@ from kcd_adapters.hosts.engine import Engine
 from kcd_adapters.hosts.loader import HostedLoader
 from kcd_adapters.profiles.repdistiller import PROFILE
 from kcd_adapters.settings import Settings
-from kcd_core.mixing import carry_out
+from kcd_core.recipes import carry_out
 
 __all__ = ["prepare"]  # a fixture
 

@@ -1,0 +1,129 @@
+"""Who is mixed with whom: recipes, which travel with the sampler's keys to whichever process fetches a sample.
+
+A recipe is a tuple of steps ``(target, source, weight)``, in order: replace the image of ``target`` by
+``weight * target + (1 - weight) * source``. With cumulative mixing (what the authors' code does) later stages
+mix mixtures, so a recipe can have several steps; with fresh mixing it has at most one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .base.arrays import is_tensor
+
+__all__ = ["MODES", "MixRecipes", "Mixing", "Step", "Steps", "blend", "carry_out"]
+
+Step = tuple[int, int, float]
+Steps = tuple[Step, ...]
+#: Which mixtures are kept: those of all stages, those of the newest stage, or none.
+Mixing = Literal["cumulative", "fresh"] | None
+
+MODES = ("cumulative", "fresh", None)
+
+
+class MixRecipes:
+    """Who was mixed with whom, stage by stage. Immutable; a mixture takes 28 bytes.
+
+    Parameters
+    ----------
+    target, source : int64 [M]
+    weight : float32 [M]
+    stage : int64 [M]
+        The stage that mixed them. The rows may come in any order; a target occurs at most once a stage.
+    """
+
+    def __init__(self, target: Any = (), source: Any = (), weight: Any = (), stage: Any = ()) -> None:
+        target, stage = np.asarray(target, np.int64), np.asarray(stage, np.int64)
+        order = np.lexsort((stage, target))
+        self.target: npt.NDArray[np.int64] = target[order]
+        self.stage: npt.NDArray[np.int64] = stage[order]
+        self.source: npt.NDArray[np.int64] = np.asarray(source, np.int64)[order]
+        self.weight: npt.NDArray[np.float32] = np.asarray(weight, np.float32)[order]
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def with_stage(self, target: Any, source: Any, weight: Any, stage: int) -> MixRecipes:
+        """These recipes and those of one more stage."""
+        return MixRecipes(
+            np.concatenate([self.target, target]),
+            np.concatenate([self.source, source]),
+            np.concatenate([self.weight, weight]),
+            np.concatenate([self.stage, np.full(len(target), stage, np.int64)]),
+        )
+
+    def contains(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of ``indices`` are mixed."""
+        if not len(self):
+            return np.zeros(len(indices), bool)
+        place = np.minimum(np.searchsorted(self.target, indices), len(self) - 1)
+        mixed: npt.NDArray[np.bool_] = self.target[place] == indices
+        return mixed
+
+    def steps(self, index: int) -> Steps:
+        """The recipe of one index; empty if it is not mixed.
+
+        An image takes in its source as it was *before* that stage, so the earlier steps of the source
+        belong to the recipe, too. They are found iteratively, each row once, and come in the order of
+        the stages. No image is both target and source within one stage.
+        """
+        rows: list[int] = []
+        done: dict[int, int] = {}
+        todo: list[tuple[int, int]] = [(index, sys.maxsize)]
+        while todo:
+            sample, before = todo.pop()
+            first = int(np.searchsorted(self.target, sample))
+            row = done.get(sample, first)
+            while row < len(self.target) and self.target[row] == sample and self.stage[row] < before:
+                rows.append(row)
+                todo.append((int(self.source[row]), int(self.stage[row])))
+                row += 1
+            done[sample] = row
+        rows.sort(key=lambda row: int(self.stage[row]))
+        return tuple((int(self.target[r]), int(self.source[r]), float(self.weight[r])) for r in rows)
+
+
+def carry_out(index: int, steps: Steps, read: Callable[[int], Any]) -> Any:
+    """The image of ``index`` after ``steps``.
+
+    Parameters
+    ----------
+    index : int
+    steps : tuple of (target, source, weight)
+    read : callable
+        Gives the unmixed image of an index; called once an image.
+
+    Raises
+    ------
+    ValueError
+        If two images that are mixed differ in shape.
+    """
+    images: dict[int, Any] = {}
+    for target, source, weight in steps:
+        for i in (target, source):
+            if i not in images:
+                images[i] = read(i)
+        if images[target].shape != images[source].shape:
+            raise ValueError(
+                f"samples {target} and {source} can't be mixed: their shapes are "
+                f"{tuple(images[target].shape)} and {tuple(images[source].shape)}"
+            )
+        if target != source:  # else it is a rehearsal: the image is read, and stays as it is
+            images[target] = blend(images[target], images[source], weight)
+    return images[index] if index in images else read(index)
+
+
+def blend(a: Any, b: Any, weight: float) -> Any:
+    """``weight * a + (1 - weight) * b`` in at least float32, truncated back to the dtype of ``a``."""
+    if is_tensor(a):
+        torch = sys.modules["torch"]
+        wide = torch.promote_types(a.dtype, torch.float32)
+        return (a.to(wide) * weight + b.to(wide) * (1 - weight)).to(a.dtype)
+    wide = np.result_type(a.dtype, np.float32)
+    mixed = a.astype(wide) * wide.type(weight) + b.astype(wide) * wide.type(1 - weight)
+    return mixed.astype(a.dtype)
