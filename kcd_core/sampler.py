@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,34 @@ from .recipes import MODES, MixRecipes, Steps
 if TYPE_CHECKING:
     from .condense import CondensedSet
 
-__all__ = ["CondensedSampler"]
+__all__ = ["CondensedSampler", "InForce"]
 
 STATE_VERSION = 1
 MIX_ARRAYS = ("mix_target", "mix_source", "mix_weight", "mix_stage")
 Indices = npt.NDArray[np.int64]
 Blocks = Iterator[tuple[Indices, npt.NDArray[np.bool_]]]  # indices, and which of them only pad
-CheckedState = tuple[int, int, Indices | None, MixRecipes]  # epoch, stage, kept (None: everything), recipes
+
+
+class InForce(NamedTuple):
+    """All that a `CondensedSampler` changes in the course of a run; what an epoch draws depends on it.
+
+    Attributes
+    ----------
+    epoch : int
+    stage : int
+        0 before the first.
+    kept : int64 [n], ascending, or None
+        None is everything, without a list of it.
+    recipes : MixRecipes
+    """
+
+    epoch: int = 1
+    stage: int = 0
+    kept: Indices | None = None
+    recipes: MixRecipes = MixRecipes()
+
+
+CheckedState = InForce
 
 
 class CondensedSampler:
@@ -47,6 +68,12 @@ class CondensedSampler:
     mixing : {"cumulative", "fresh", None}
         Which mixtures to keep recipes for: those of all stages one on top of the other (the authors'
         behaviour), those of the newest stage, or none. The indices drawn are the same.
+
+    Attributes
+    ----------
+    in_force : InForce
+        Epoch, stage, set and recipes, immutable: every change replaces it as a whole. Putting an
+        earlier one back undoes whatever was installed since.
 
     Raises
     ------
@@ -94,10 +121,7 @@ class CondensedSampler:
         if mixing not in MODES:
             raise ValueError(f"mixing must be 'cumulative', 'fresh' or None, got {mixing!r}")
         self.mixing = mixing
-        self.epoch = 1
-        self.stage = 0
-        self._kept: Indices | None = None  # None is everything, without a list of it
-        self._recipes = MixRecipes()
+        self.in_force = InForce()
 
     @property
     def num_samples(self) -> int:
@@ -105,23 +129,39 @@ class CondensedSampler:
         return self._num_samples
 
     @property
+    def epoch(self) -> int:
+        """Which order the next iteration draws in. Set it with `set_epoch`."""
+        return self.in_force.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.in_force = self.in_force._replace(epoch=epoch)
+
+    @property
+    def stage(self) -> int:
+        """How many sets were installed."""
+        return self.in_force.stage
+
+    @property
     def kept(self) -> Indices:
         """The set in force: int64, ascending. All indices before the first stage."""
-        return np.arange(self._num_samples) if self._kept is None else self._kept.copy()
+        kept = self.in_force.kept
+        return np.arange(self._num_samples) if kept is None else kept.copy()
 
     @property
     def num_kept(self) -> int:
         """The size of the set in force."""
-        return self._num_samples if self._kept is None else len(self._kept)
+        kept = self.in_force.kept
+        return self._num_samples if kept is None else len(kept)
 
     @property
     def recipes(self) -> MixRecipes:
         """The mixtures in force."""
-        return self._recipes
+        return self.in_force.recipes
 
     def steps(self, index: int) -> Steps:
         """The mix recipe of one sample, for ``mix_arrays`` or ``mix_samples``; empty if it is not mixed."""
-        return self._recipes.steps(index)
+        return self.in_force.recipes.steps(index)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration. At least 0; every epoch needs its own number."""
@@ -140,14 +180,17 @@ class CondensedSampler:
                 f"the set is of {condensed_set.num_samples} samples, this sampler of {self._num_samples}"
             )
         everything = len(condensed_set.kept) == self._num_samples
-        self._kept = None if everything else condensed_set.kept.copy()
-        self._begin_stage(condensed_set.tail, condensed_set.dropped, condensed_set.weights)
+        self.in_force = self.in_force._replace(
+            stage=self.stage + 1,
+            kept=None if everything else condensed_set.kept.copy(),
+            recipes=self._recipes_after(condensed_set.tail, condensed_set.dropped, condensed_set.weights),
+        )
 
-    def _begin_stage(self, tail: Indices, dropped: Indices, weights: npt.NDArray[np.float32]) -> None:
-        self.stage += 1
-        if self.mixing is not None:
-            before = self._recipes if self.mixing == "cumulative" else MixRecipes()
-            self._recipes = before.with_stage(tail, dropped[: len(tail)], weights, self.stage)
+    def _recipes_after(self, tail: Indices, dropped: Indices, weights: npt.NDArray[np.float32]) -> MixRecipes:
+        if self.mixing is None:
+            return self.recipes
+        before = self.recipes if self.mixing == "cumulative" else MixRecipes()
+        return before.with_stage(tail, dropped[: len(tail)], weights, self.stage + 1)
 
     def __len__(self) -> int:
         """Number of indices this rank draws in an epoch."""
@@ -174,7 +217,7 @@ class CondensedSampler:
         """
         epoch = self.epoch if epoch is None else epoch
         # All state is read here, at the call, and not at the first next().
-        return self._blocks(self._kept, self.num_kept, epoch, start)
+        return self._blocks(self.in_force.kept, self.num_kept, epoch, start)
 
     def _blocks(self, kept: Indices | None, size: int, epoch: int, start: int) -> Blocks:
         ranks = self.num_replicas
@@ -211,22 +254,20 @@ class CondensedSampler:
             done += len(indices)
         return order
 
-    def fingerprint(self) -> str:
-        """A short name of the set and recipes in force: equal on two ranks if these are."""
-        return fingerprint(self.stage, self._kept, self._recipes)
+    def fingerprint(self, in_force: InForce | None = None) -> str:
+        """A short name of set and recipes (default: of those in force): equal on two ranks if these are."""
+        _, stage, kept, recipes = in_force or self.in_force
+        return fingerprint(stage, kept, recipes)
 
     def state_dict(self) -> dict[str, Any]:
         """Set, recipes and what defines the order, as plain numbers and tensors. Copies."""
-        kept = np.empty(0, np.int64) if self._kept is None else self._kept
+        epoch, stage, kept, recipes = self.in_force
         return {
             **self._identity(),
-            "epoch": self.epoch,
-            "stage": self.stage,
-            "kept": state_array(kept),  # empty: everything
-            "mix_target": state_array(self._recipes.target),
-            "mix_source": state_array(self._recipes.source),
-            "mix_weight": state_array(self._recipes.weight),
-            "mix_stage": state_array(self._recipes.stage),
+            "epoch": epoch,
+            "stage": stage,
+            "kept": state_array(np.empty(0, np.int64) if kept is None else kept),  # empty: everything
+            **_recipe_state(recipes),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -238,7 +279,7 @@ class CondensedSampler:
             If it is of another version, N, seed, shuffle or mixing, or not a sampler's state. Nothing
             is changed then.
         """
-        self._apply_state(self._checked_state(state))
+        self.in_force = self.check_state(state)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -249,7 +290,8 @@ class CondensedSampler:
             "mixing": self.mixing,
         }
 
-    def _checked_state(self, state: Mapping[str, Any]) -> CheckedState:
+    def check_state(self, state: Mapping[str, Any]) -> InForce:
+        """What `load_state_dict` would put in force; nothing is changed. Raises as it does."""
         arrays = ("kept", *MIX_ARRAYS)
         check_same(state, self._identity(), "sampler", needs=("epoch", "stage", *arrays))
         kept, target, source, weight, stage = (to_numpy(state[name]) for name in arrays)
@@ -267,15 +309,26 @@ class CondensedSampler:
             raise ValueError("the sampler state is damaged: its recipes differ in length")
         if weight.dtype != np.float32 or not ((weight >= 0) & (weight <= 1)).all():
             raise ValueError("the sampler state is damaged: a mixing weight lies outside [0, 1]")
-        return (
-            state_int(state, "epoch", 0, "sampler"),
-            state_int(state, "stage", 0, "sampler"),
-            kept.copy() if len(kept) else None,
-            MixRecipes(target, source, weight, stage),
+        return InForce(
+            epoch=state_int(state, "epoch", 0, "sampler"),
+            stage=state_int(state, "stage", 0, "sampler"),
+            kept=kept.copy() if len(kept) else None,
+            recipes=MixRecipes(target, source, weight, stage),
         )
 
-    def _apply_state(self, checked: CheckedState) -> None:
-        self.epoch, self.stage, self._kept, self._recipes = checked
+    _checked_state = check_state
+
+    def _apply_state(self, checked: InForce) -> None:
+        self.in_force = checked
+
+
+def _recipe_state(recipes: MixRecipes) -> dict[str, Any]:
+    return {
+        "mix_target": state_array(recipes.target),
+        "mix_source": state_array(recipes.source),
+        "mix_weight": state_array(recipes.weight),
+        "mix_stage": state_array(recipes.stage),
+    }
 
 
 def fingerprint(stage: int, kept: Indices | None, recipes: MixRecipes) -> str:

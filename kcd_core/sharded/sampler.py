@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,31 @@ from ..base.arrays import state_array, to_numpy
 from ..base.states import check_same
 from ..condense import CondensedSet, no_indices
 from ..recipes import MixRecipes
-from ..sampler import Blocks, CondensedSampler, fingerprint
+from ..sampler import Blocks, CondensedSampler, _recipe_state, fingerprint
 from ..tracker import CheckedState as TrackerState
 from .condense import ShardedSet, bounds, check_sizes
 
 __all__ = ["ShardedSampler", "resliced"]
+
+
+class ShardInForce(NamedTuple):
+    """All that a `ShardedSampler` changes in the course of a run.
+
+    Attributes
+    ----------
+    epoch, stage, recipes
+        See `kcd_core.sampler.InForce`.
+    members : Members or None
+        The kept samples of the rank's slice, counted from its start. None is everything.
+    sizes : int64 [ranks]
+        How many samples every rank keeps.
+    """
+
+    epoch: int
+    stage: int
+    members: Members | None
+    sizes: Indices
+    recipes: MixRecipes
 
 
 class ShardedSampler(CondensedSampler):
@@ -62,30 +82,27 @@ class ShardedSampler(CondensedSampler):
                 f"num_samples must be at least the number of ranks, {self.num_replicas}, got {num_samples}"
             )
         self.start, self.stop = bounds(num_samples, self.rank, self.num_replicas)
-        self._members: Members | None = None  # None is everything
-        self._sizes = np.diff(
-            [bounds(num_samples, rank, self.num_replicas) for rank in range(self.num_replicas)]
-        )[:, 0]
+        ends = [bounds(num_samples, rank, self.num_replicas) for rank in range(self.num_replicas)]
+        self.in_force: Any = ShardInForce(
+            epoch=1, stage=0, members=None, sizes=np.diff(ends)[:, 0], recipes=MixRecipes()
+        )
 
     @property
     def kept(self) -> Indices:
         """The kept samples of this rank's slice: int64, ascending."""
-        return (
-            np.arange(self.start, self.stop)
-            if self._members is None
-            else self.start + self._members.indices()
-        )
+        members = self.in_force.members
+        return np.arange(self.start, self.stop) if members is None else self.start + members.indices()
 
     @property
     def sizes(self) -> Indices:
         """How many samples every rank keeps: int64 [ranks]."""
-        sizes: Indices = self._sizes.copy()
+        sizes: Indices = self.in_force.sizes.copy()
         return sizes
 
     @property
     def num_kept(self) -> int:
         """The size of the set in force, over all ranks."""
-        return int(self._sizes.sum())
+        return int(self.in_force.sizes.sum())
 
     def install(self, condensed_set: CondensedSet | ShardedSet) -> None:
         """Draw and mix by ``condensed_set`` (of a `CondensedSet`: by this rank's part) from the next iteration on.
@@ -108,11 +125,16 @@ class ShardedSampler(CondensedSampler):
             )
         check_sizes(condensed_set.sizes)
         everything = condensed_set.sizes.sum() == self.num_samples
-        self._members = None if everything else condensed_set.members
-        self._sizes = condensed_set.sizes
         tail = condensed_set.tail
         mine = (tail >= self.start) & (tail < self.stop) if self.mixing == "fresh" else slice(None)
-        self._begin_stage(tail[mine], condensed_set.dropped[: len(tail)][mine], condensed_set.weights[mine])
+        self.in_force = self.in_force._replace(
+            stage=self.stage + 1,
+            members=None if everything else condensed_set.members,
+            sizes=condensed_set.sizes,
+            recipes=self._recipes_after(
+                tail[mine], condensed_set.dropped[: len(tail)][mine], condensed_set.weights[mine]
+            ),
+        )
 
     def _part_of(self, whole: CondensedSet) -> ShardedSet:
         kept, ranks = whole.kept, self.num_replicas
@@ -132,7 +154,7 @@ class ShardedSampler(CondensedSampler):
     def blocks(self, epoch: int | None = None, start: int = 0) -> Blocks:
         """See `CondensedSampler.blocks`. ``start`` is a multiple of the number of ranks."""
         epoch = self.epoch if epoch is None else epoch
-        return self._draw(self._members, len(self), epoch, start // self.num_replicas)
+        return self._draw(self.in_force.members, len(self), epoch, start // self.num_replicas)
 
     def _draw(self, members: Members | None, length: int, epoch: int, start: int) -> Blocks:
         size = self.stop - self.start if members is None else len(members)
@@ -154,25 +176,30 @@ class ShardedSampler(CondensedSampler):
             start += block
             block = min(2 * block, 8192)
 
-    def fingerprint(self) -> str:
-        """A short name of what all ranks know of the set in force: equal on two ranks of one run."""
-        return fingerprint(
-            self.stage, self._sizes, self._recipes if self.mixing == "cumulative" else MixRecipes()
-        )
+    def fingerprint(self, in_force: Any = None) -> str:
+        """A short name of what all ranks know of a set (default: of that in force): equal on ranks of one run."""
+        _, stage, _, sizes, recipes = in_force or self.in_force
+        return fingerprint(stage, sizes, recipes if self.mixing == "cumulative" else MixRecipes())
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's part of the set, recipes and what defines the order, as plain numbers and tensors."""
-        state = super().state_dict()
-        del state["kept"]
-        bits = np.empty(0, np.uint8) if self._members is None else self._members.bits
-        return {**state, "bits": state_array(bits), "sizes": state_array(self._sizes)}  # no bits: everything
+        epoch, stage, members, sizes, recipes = self.in_force
+        bits = np.empty(0, np.uint8) if members is None else members.bits
+        return {
+            **self._identity(),
+            "epoch": epoch,
+            "stage": stage,
+            **_recipe_state(recipes),
+            "bits": state_array(bits),  # none: everything
+            "sizes": state_array(sizes),
+        }
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "num_replicas": self.num_replicas, "rank": self.rank}
 
-    def _checked_state(self, state: Mapping[str, Any]) -> Any:
+    def check_state(self, state: Mapping[str, Any]) -> Any:
         check_same(state, self._identity(), "sharded sampler", needs=("bits", "sizes"))
-        epoch, stage, _, recipes = super()._checked_state({**state, "kept": no_indices()})
+        epoch, stage, _, recipes = super().check_state({**state, "kept": no_indices()})
         bits, sizes = to_numpy(state["bits"]), to_numpy(state["sizes"])
         length = self.stop - self.start
         if len(bits) and (bits.dtype != np.uint8 or bits.shape != (-(-length // 8),)):
@@ -185,10 +212,9 @@ class ShardedSampler(CondensedSampler):
             )
         if sizes[self.rank] != own or (members is not None and len(members) != own):
             raise ValueError("the sharded sampler state is damaged: bits and sizes contradict each other")
-        return epoch, stage, members, sizes.copy(), recipes
+        return ShardInForce(epoch, stage, members, sizes.copy(), recipes)
 
-    def _apply_state(self, checked: Any) -> None:
-        self.epoch, self.stage, self._members, self._sizes, self._recipes = checked
+    _checked_state = check_state
 
 
 def resliced(
@@ -235,4 +261,4 @@ def resliced(
         mine = (target >= start) & (target < stop)
         mixed = MixRecipes(target[mine], *(x[mine] for x in rest))
     tracker = own(total), own(count), sum(skipped) if sampler.rank == 0 else np.zeros_like(skipped[0])
-    return tracker, (epoch, stage, kept, sizes, mixed)
+    return tracker, ShardInForce(epoch, stage, kept, sizes, mixed)
