@@ -1,4 +1,4 @@
-"""When a stage ends, and how many points the set then keeps."""
+"""When a stage ends, and how many samples the set then keeps."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["CondensationSchedule"]
 
 @dataclass(frozen=True)
 class CondensationSchedule:
-    r"""The paper's schedule: shrink by the same number of points each stage, down to ``ratio``.
+    r"""The paper's schedule: shrink by the same number of samples each stage, down to ``ratio``.
 
     With S stages and the final ratio :math:`\tau`, stage t keeps
-    :math:`n_t = \max(\lfloor \tau N \rfloor,\; n_{t-1} - \lfloor N (1-\tau) / S \rfloor)` points
+    :math:`n_t = \max(\lfloor \tau N \rfloor,\; n_{t-1} - \lfloor N (1-\tau) / S \rfloor)` samples
     (KCD, ECCV 2022, section 3.3). A stage lasts ``period`` epochs; epochs count from 1.
 
     Parameters
     ----------
     ratio : float, in (0, 1]
-        Share of the points that is kept in the end. 1 never drops anything.
+        Share of the samples that is kept in the end. 1 never drops anything.
     stages : int, at least 1
         Number of stages S in which the set shrinks.
     period : int, at least 1
@@ -42,12 +42,16 @@ class CondensationSchedule:
 
     Notes
     -----
-    The floors are taken in exact decimal arithmetic: a ratio of 0.29 keeps 29 of 100 points, and
+    The floors are taken in exact decimal arithmetic: a ratio of 0.29 keeps 29 of 100 samples, and
     0.9 of 60,000 in six stages drops 1,000 a stage. Binary floating point, which the authors' code
     uses, gives 28 and 999. In the published setting both agree.
 
     A floor can leave the last shrinking stage one or two later than S: N = 203, ratio 0.5, S = 2
     gives 153, 103, 101.
+
+    A subclass may override `due` and `target`. Everything else follows from the two: `size` and `size_from`,
+    and with them a loader's ``total_steps``, are exact for whatever they return. The answers must depend on
+    the arguments alone.
 
     Examples
     --------
@@ -56,6 +60,14 @@ class CondensationSchedule:
     [50000, 50000, 47500, 45000, 42500, 40000, 37500, 37500]
     >>> schedule.due(40), schedule.due(41)
     (True, False)
+
+    Half the samples and all of them in turn, by a schedule of one's own:
+
+    >>> class InTurn(CondensationSchedule):
+    ...     def target(self, num_samples, previous):
+    ...         return num_samples // 2 if previous == num_samples else num_samples
+    >>> [InTurn(period=1).size(100, epoch) for epoch in (1, 2, 3, 4)]
+    [100, 50, 100, 50]
     """
 
     ratio: float = 0.7
@@ -74,50 +86,85 @@ class CondensationSchedule:
         object.__setattr__(self, "ratio", ratio)
 
     def due(self, epoch: int) -> bool:
-        """Whether a stage ends with ``epoch`` (from 1). Also after the last shrinking stage: the set
-        is then ranked anew at constant size."""
+        """Whether a stage ends with ``epoch`` (from 1).
+
+        Stages also end after the last one that shrinks the set: the samples are then ranked anew, and the set
+        keeps its size.
+        """
         return checked_int(epoch, "epoch", 1) % self.period == 0 and epoch >= self.warmup
 
     def target(self, num_samples: int, previous: int) -> int:
-        """The number of points the next stage keeps.
+        """The number of samples the next stage keeps.
 
         Parameters
         ----------
         num_samples : int
-            N, all points.
+            N, all samples.
         previous : int
             Size of the set in force, 1 .. N.
+
+        Returns
+        -------
+        int, 1 .. N
+            A subclass may let a set grow: where the target is not below ``previous``, the samples are ranked
+            anew, and nothing is dropped or mixed.
         """
-        num_samples = checked_int(num_samples, "num_samples", 1)
-        previous = checked_int(previous, "previous", 1)
-        if previous > num_samples:
-            raise ValueError(f"previous must be at most num_samples = {num_samples}, got {previous}")
+        num_samples, previous = _checked_sizes(num_samples, previous, "previous")
         return max(self._final(num_samples), previous - self._step(num_samples))
 
     def size(self, num_samples: int, epoch: int) -> int:
-        """The size of the set during ``epoch`` (from 1) if every due stage is carried out."""
-        num_samples = checked_int(num_samples, "num_samples", 1)
-        return self._after(num_samples, num_samples, self._ended_before(epoch))
+        """The size of the set during ``epoch`` (from 1) if every due stage is carried out.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `size_from`.
+        """
+        return self.size_from(num_samples, epoch, current=num_samples, current_epoch=1)
 
     def size_from(self, num_samples: int, epoch: int, *, current: int, current_epoch: int) -> int:
-        """The size during ``epoch``, given that it is ``current`` during ``current_epoch <= epoch``."""
-        ended = self._ended_before(epoch) - self._ended_before(current_epoch)
-        return self._after(num_samples, current, ended)
+        """The size during ``epoch``, given that it is ``current`` during ``current_epoch``.
+
+        Raises
+        ------
+        TypeError
+            If a number, or what the ``target`` of a subclass returns, is not an integer.
+        ValueError
+            If ``epoch`` is before ``current_epoch``, or a size is not in 1 .. ``num_samples``, that which the
+            ``target`` of a subclass returns included.
+        """
+        num_samples, size = _checked_sizes(num_samples, current, "current")
+        ended = self._stages_between(checked_int(current_epoch, "current_epoch", 1), epoch)
+        if type(self).target is CondensationSchedule.target:
+            # target() is linear in the number of stages, so its iteration has this closed form.
+            return max(self._final(num_samples), size - ended * self._step(num_samples)) if ended else size
+        for _ in range(ended):
+            before, size = size, self._own_target(num_samples, size)
+            if size == before:  # and ever after
+                break
+        return size
 
     def state_dict(self) -> dict[str, Any]:
         """The four settings, as plain numbers."""
         return {name: getattr(self, name) for name in ("ratio", "stages", "period", "warmup")}
 
-    def _ended_before(self, epoch: int) -> int:
-        """Stages that end before ``epoch`` begins."""
-        past = checked_int(epoch, "epoch", 1) - 1
-        return max(0, past // self.period - max(0, self.warmup - 1) // self.period)
+    def _stages_between(self, first: int, last: int) -> int:
+        """How many stages end from the start of epoch ``first`` to the start of epoch ``last``."""
+        if checked_int(last, "epoch", 1) < first:
+            raise ValueError(f"epoch must be at least current_epoch = {first}, got {last}")
+        if type(self).due is not CondensationSchedule.due:
+            return sum(1 for epoch in range(first, last) if self.due(epoch))
+        never = max(0, self.warmup - 1) // self.period  # multiples of the period before the warm-up ends
+        before_last, before_first = (max(never, (epoch - 1) // self.period) for epoch in (last, first))
+        return before_last - before_first
 
-    def _after(self, num_samples: int, size: int, ended: int) -> int:
-        # target() is linear in the number of stages, so its iteration has this closed form.
-        if ended == 0:
-            return size
-        return max(self._final(num_samples), size - ended * self._step(num_samples))
+    def _own_target(self, num_samples: int, previous: int) -> int:
+        """What a subclass wants, or an error that names the subclass."""
+        name = f"{type(self).__name__}.target({num_samples}, {previous})"
+        size = checked_int(self.target(num_samples, previous), name, 1)
+        if size > num_samples:
+            raise ValueError(f"{name} must be at most num_samples = {num_samples}, got {size}")
+        return size
 
     def _exact_ratio(self) -> Fraction:
         return Fraction(repr(self.ratio))  # repr is the shortest decimal: what the user wrote
@@ -127,3 +174,10 @@ class CondensationSchedule:
 
     def _step(self, num_samples: int) -> int:
         return int(num_samples * (1 - self._exact_ratio()) / self.stages)
+
+
+def _checked_sizes(num_samples: int, size: int, name: str) -> tuple[int, int]:
+    num_samples = checked_int(num_samples, "num_samples", 1)
+    if checked_int(size, name, 1) > num_samples:
+        raise ValueError(f"{name} must be at most num_samples = {num_samples}, got {size}")
+    return num_samples, int(size)

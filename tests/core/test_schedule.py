@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,6 +59,125 @@ def test_size_from_any_size(
         assert schedule.size_from(n, epoch, current=current, current_epoch=start) == size
         if schedule.due(epoch):
             size = schedule.target(n, size)
+
+
+class Iterated(kcd.CondensationSchedule):
+    """The paper's schedule, its sizes found by asking `due` and `target` again and again."""
+
+    def due(self, epoch: int) -> bool:
+        return super().due(epoch)
+
+    def target(self, num_samples: int, previous: int) -> int:
+        return super().target(num_samples, previous)
+
+
+@given(
+    n=st.integers(1, 300),
+    current=st.integers(1, 300),
+    settings=st.tuples(RATIOS.map(float), st.integers(1, 5), st.integers(1, 4), st.integers(0, 9)),
+    start=st.integers(1, 20),
+    ahead=st.integers(0, 30),
+)
+def test_the_closed_form_is_the_iteration(
+    n: int, current: int, settings: tuple[float, int, int, int], start: int, ahead: int
+) -> None:
+    closed, iterated = (make(*settings) for make in (kcd.CondensationSchedule, Iterated))
+    assert closed.size(n, start) == iterated.size(n, start)
+    closed_size, iterated_size = (
+        schedule.size_from(n, start + ahead, current=min(n, current), current_epoch=start)
+        for schedule in (closed, iterated)
+    )
+    assert closed_size == iterated_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(kcd.CondensationSchedule):
+    """Targets and due epochs from a table; `None` for the paper's."""
+
+    targets: tuple[int, ...] | None = None
+    epochs: frozenset[int] = frozenset()
+
+
+class OwnTarget(Own):
+    def target(self, num_samples: int, previous: int) -> int:
+        assert self.targets is not None
+        return self.targets[previous % len(self.targets)] % num_samples + 1
+
+
+class OwnDue(Own):
+    def due(self, epoch: int) -> bool:
+        return epoch in self.epochs
+
+
+class OwnBoth(OwnTarget, OwnDue):
+    pass
+
+
+@given(
+    kind=st.sampled_from([OwnTarget, OwnDue, OwnBoth]),
+    n=st.integers(1, 60),
+    targets=st.lists(st.integers(0, 59), min_size=1, max_size=60).map(tuple),
+    due=st.frozensets(st.integers(1, 30)),
+    start=st.integers(1, 10),
+    current=st.integers(1, 60),
+)
+def test_sizes_follow_a_schedule_of_ones_own(
+    kind: type[Own], n: int, targets: tuple[int, ...], due: frozenset[int], start: int, current: int
+) -> None:
+    """Shrinking, growing, in circles, at any epochs."""
+    schedule = kind(0.3, 3, 2, 0, targets=targets, epochs=due)
+    for first, size in ((1, n), (start, min(n, current))):
+        begun = size
+        for epoch in range(first, 31):
+            assert schedule.size_from(n, epoch, current=begun, current_epoch=first) == size
+            if (first, begun) == (1, n):
+                assert schedule.size(n, epoch) == size
+            if schedule.due(epoch):
+                size = schedule.target(n, size)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "reason"),
+    [
+        (0, ValueError, r"Wrong.target\(10, 10\) must be at least 1, got 0"),
+        (11, ValueError, r"Wrong.target\(10, 10\) must be at most num_samples = 10, got 11"),
+        (5.0, TypeError, r"Wrong.target\(10, 10\) must be an integer, got 5.0"),
+        (None, TypeError, r"Wrong.target\(10, 10\) must be an integer, got None"),
+    ],
+)
+def test_a_target_of_ones_own_that_no_set_can_have(wrong: Any, error: type[Exception], reason: str) -> None:
+    class Wrong(kcd.CondensationSchedule):
+        def target(self, num_samples: int, previous: int) -> Any:
+            return wrong
+
+    schedule = Wrong(0.5, 2, 5)
+    assert schedule.size(10, 5) == 10  # before the first stage ends, nobody asks
+    with pytest.raises(error, match=reason):
+        schedule.size(10, 6)
+
+
+def test_a_loader_draws_what_a_schedule_of_ones_own_says() -> None:
+    class InTurn(kcd.CondensationSchedule):
+        def target(self, num_samples: int, previous: int) -> Any:
+            return np.int64(num_samples // 2 if previous == num_samples else num_samples)
+
+        def due(self, epoch: int) -> bool:
+            return epoch != 3
+
+    data = torch.utils.data.TensorDataset(torch.arange(200.0))
+    loader = kcd.wrap_loader(
+        torch.utils.data.DataLoader(data, batch_size=20, shuffle=True),
+        schedule=InTurn(0.5, 1, 1),
+        mixing=None,
+    )
+    promised, drawn = loader.total_steps(5), 0
+    for _ in range(5):
+        for (x,) in loader:
+            loader.record(torch.stack([x, -x], 1))
+            drawn += 1
+        loader.end_epoch()
+    assert promised == drawn == 10 + 5 + 10 + 10 + 5
+    assert type(InTurn(0.5, 1, 1).size(200, 2)) is int
 
 
 def test_paper() -> None:
@@ -150,6 +270,12 @@ def test_bad_questions() -> None:
         schedule.target(10, 0)
     with pytest.raises(ValueError, match="previous must be at most num_samples = 10, got 11"):
         schedule.target(10, 11)
+    with pytest.raises(ValueError, match="current must be at most num_samples = 10, got 11"):
+        schedule.size_from(10, 5, current=11, current_epoch=1)
+    with pytest.raises(ValueError, match="epoch must be at least current_epoch = 6, got 5"):
+        schedule.size_from(10, 5, current=10, current_epoch=6)
+    with pytest.raises(ValueError, match="current_epoch must be at least 1, got 0"):
+        schedule.size_from(10, 5, current=10, current_epoch=0)
 
 
 def test_immutable_and_comparable() -> None:
