@@ -35,6 +35,7 @@ from kcd_core.algorithms.permutation import _hash
 from kcd_core.algorithms.ranks import blocks, rank_scores
 from kcd_core.base import distributed
 from kcd_core.sharded import condense as sharded
+from kcd_core.sharded.slices import bounds
 from kcd_core.tracker import SCALE
 
 SCHEDULE = kcd.CondensationSchedule(ratio=0.7, stages=6, period=40)
@@ -104,7 +105,7 @@ def one_rank(rank: int, world: int, folder: Path, n: int, how: str, rounds: int)
 
     distributed._communicate = counted
     everyone = how == "gather"
-    start, stop = (0, n) if everyone else sharded.bounds(n, rank, world)
+    start, stop = (0, n) if everyone else bounds(n, rank, world)
     torch.distributed.barrier()
     before = resident("VmRSS")
     tracker = tracker_of(start, stop)
@@ -163,7 +164,7 @@ def real(n: int, world: int, how: str, rounds: int) -> dict[str, Any]:
 def simulated(n: int, world: int) -> dict[str, Any]:
     """Without mixing. Seconds are those of all ranks, one after the other; those of making values apart."""
     sent = 0
-    made = [sharded.bounds(n, rank, world) for rank in range(world)]
+    made = [bounds(n, rank, world) for rank in range(world)]
 
     def counted(shard: Any) -> Iterator[Any]:
         nonlocal sent
@@ -200,7 +201,7 @@ def simulated(n: int, world: int) -> dict[str, Any]:
     making = (time.perf_counter() - begin) / some
     kept = 0
     for part in chosen:
-        (start, _), bits = sharded.bounds(n, part.rank, world), part.members.bits
+        (start, _), bits = bounds(n, part.rank, world), part.members.bits
         for first in range(0, len(bits), 1 << 20):  # a part at a time
             members = np.flatnonzero(np.unpackbits(bits[first : first + (1 << 20)]))
             kept += checksum(members) + len(members) * (start + 8 * first)

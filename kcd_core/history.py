@@ -13,7 +13,7 @@ from .base.arrays import checked_int, to_numpy
 
 if TYPE_CHECKING:
     from .condense import CondensedSet
-    from .sharded.condense import ShardedSet
+    from .sharded.slices import ShardedSet
 
 __all__ = ["CondensationHistory"]
 

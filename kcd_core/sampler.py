@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,82 +19,35 @@ from .recipes import MODES, MixRecipes, Steps
 if TYPE_CHECKING:
     from .condense import CondensedSet
 
-__all__ = ["CondensedSampler", "InForce"]
+__all__ = [
+    "CondensedSampler",
+    "EpochSampler",
+    "InForce",
+    "checked_recipes",
+    "fingerprint",
+    "recipe_state",
+    "spans",
+]
 
 STATE_VERSION = 1
-MIX_ARRAYS = ("mix_target", "mix_source", "mix_weight", "mix_stage")
 Indices = npt.NDArray[np.int64]
 Blocks = Iterator[tuple[Indices, npt.NDArray[np.bool_]]]  # indices, and which of them only pad
 
 
-class InForce(NamedTuple):
-    """All that a `CondensedSampler` changes in the course of a run; what an epoch draws depends on it.
+class EpochSampler(ABC):
+    """What the samplers of this package share: settings, epochs, iteration, and how a set is installed.
 
-    Attributes
-    ----------
-    epoch : int
-    stage : int
-        0 before the first.
-    kept : int64 [n], ascending, or None
-        None is everything, without a list of it.
-    recipes : MixRecipes
-    """
-
-    epoch: int = 1
-    stage: int = 0
-    kept: Indices | None = None
-    recipes: MixRecipes = MixRecipes()
-
-
-CheckedState = InForce
-
-
-class CondensedSampler:
-    """Draws the kept samples once an epoch. A torch ``Sampler`` in all but inheritance.
+    A sampler owns one immutable object, `in_force`, and replaces it as a whole. What that holds
+    besides epoch, stage and recipes, and which samples are drawn, is the sampler's own.
 
     Parameters
     ----------
-    num_samples : int, at least 1
-        N, all samples of the data set.
-    shuffle : bool
-        Off: ascending order.
-    seed : int, 0 .. 2**64 - 1
-        The order of an epoch is a function of seed, epoch and set, and of nothing else.
-    num_replicas, rank : int, optional
-        Ranks share one global order, round robin. Default: the initialised process group's, else 1
-        and 0.
-    drop_last : bool
-        Ranks get equal lengths: by repeating samples from the start of the order, or, with
-        ``drop_last``, by leaving out its end.
-    mixing : {"cumulative", "fresh", None}
-        Which mixtures to keep recipes for: those of all stages one on top of the other (the authors'
-        behaviour), those of the newest stage, or none. The indices drawn are the same.
-
-    Attributes
-    ----------
-    in_force : InForce
-        Epoch, stage, set and recipes, immutable: every change replaces it as a whole. Putting an
-        earlier one back undoes whatever was installed since.
-
-    Raises
-    ------
-    ValueError
-        If a number is outside its range, or ``mixing`` is not one of those named.
-    TypeError
-        If a number is not an integer.
-
-    Notes
-    -----
-    The order is a keyed permutation of positions (a Feistel network over the index range, with cycle
-    walking), evaluated in blocks: the first index costs the same for any N, nothing of length N is
-    made, and a resume skips positions instead of drawing them.
-
-    Examples
-    --------
-    >>> sampler = CondensedSampler(5, shuffle=False)
-    >>> list(sampler), len(sampler)
-    ([0, 1, 2, 3, 4], 5)
+    num_samples, shuffle, seed, num_replicas, rank, drop_last, mixing
+        See `CondensedSampler`.
     """
+
+    #: A named tuple with ``epoch``, ``stage``, ``recipes``, and the set.
+    in_force: Any
 
     def __init__(
         self,
@@ -121,7 +75,6 @@ class CondensedSampler:
         if mixing not in MODES:
             raise ValueError(f"mixing must be 'cumulative', 'fresh' or None, got {mixing!r}")
         self.mixing = mixing
-        self.in_force = InForce()
 
     @property
     def num_samples(self) -> int:
@@ -129,82 +82,85 @@ class CondensedSampler:
         return self._num_samples
 
     @property
-    def epoch(self) -> int:
-        """Which order the next iteration draws in. Set it with `set_epoch`."""
-        return self.in_force.epoch
+    @abstractmethod
+    def kept(self) -> Indices:
+        """The set in force: int64, ascending."""
 
-    @epoch.setter
-    def epoch(self, epoch: int) -> None:
-        self.in_force = self.in_force._replace(epoch=epoch)
+    @property
+    @abstractmethod
+    def num_kept(self) -> int:
+        """The size of the set in force, over all ranks."""
 
     @property
     def stage(self) -> int:
         """How many sets were installed."""
-        return self.in_force.stage
-
-    @property
-    def kept(self) -> Indices:
-        """The set in force: int64, ascending. All indices before the first stage."""
-        kept = self.in_force.kept
-        return np.arange(self._num_samples) if kept is None else kept.copy()
-
-    @property
-    def num_kept(self) -> int:
-        """The size of the set in force."""
-        kept = self.in_force.kept
-        return self._num_samples if kept is None else len(kept)
+        return int(self.in_force.stage)
 
     @property
     def recipes(self) -> MixRecipes:
         """The mixtures in force."""
-        return self.in_force.recipes
+        recipes: MixRecipes = self.in_force.recipes
+        return recipes
 
     def steps(self, index: int) -> Steps:
         """The mix recipe of one sample, for ``mix_arrays`` or ``mix_samples``; empty if it is not mixed."""
-        return self.in_force.recipes.steps(index)
+        return self.recipes.steps(index)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose order the next iteration has."""
+        return int(self.in_force.epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.set_epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration. At least 0; every epoch needs its own number."""
-        self.epoch = checked_int(epoch, "epoch", 0)
+        self.in_force = self.in_force._replace(epoch=checked_int(epoch, "epoch", 0))
 
-    def install(self, condensed_set: CondensedSet) -> None:
+    def install(self, condensed_set: Any) -> None:
         """Draw and mix by ``condensed_set`` from the next iteration on.
 
         Raises
         ------
         ValueError
-            If it was made for another number of samples.
+            If it was made for another number of samples. Nothing is changed then.
         """
+        self.in_force = self.after(condensed_set)
+
+    @abstractmethod
+    def after(self, condensed_set: Any) -> Any:
+        """What `install` would put in force. Changes nothing, and raises as it does."""
+
+    def check_size(self, condensed_set: Any) -> None:
+        """See that a set was made for this number of samples."""
         if condensed_set.num_samples != self._num_samples:
             raise ValueError(
                 f"the set is of {condensed_set.num_samples} samples, this sampler of {self._num_samples}"
             )
-        everything = len(condensed_set.kept) == self._num_samples
-        self.in_force = self.in_force._replace(
-            stage=self.stage + 1,
-            kept=None if everything else condensed_set.kept.copy(),
-            recipes=self._recipes_after(condensed_set.tail, condensed_set.dropped, condensed_set.weights),
-        )
 
-    def _recipes_after(self, tail: Indices, dropped: Indices, weights: npt.NDArray[np.float32]) -> MixRecipes:
+    def recipes_after(self, tail: Indices, dropped: Indices, weights: npt.NDArray[np.float32]) -> MixRecipes:
+        """The recipes of the next stage, in which each of ``tail`` takes in one of ``dropped``."""
         if self.mixing is None:
             return self.recipes
         before = self.recipes if self.mixing == "cumulative" else MixRecipes()
         return before.with_stage(tail, dropped[: len(tail)], weights, self.stage + 1)
 
+    def length(self, size: int) -> int:
+        """Number of indices a rank draws in an epoch on a set of ``size`` samples."""
+        return size // self.num_replicas if self.drop_last else -(-size // self.num_replicas)
+
     def __len__(self) -> int:
         """Number of indices this rank draws in an epoch."""
         return self.length(self.num_kept)
-
-    def length(self, size: int) -> int:
-        """Number of indices a rank draws in an epoch on a set of ``size`` points."""
-        return size // self.num_replicas if self.drop_last else -(-size // self.num_replicas)
 
     def __iter__(self) -> Iterator[int]:
         """Indices, as Python ints, made as they are asked for. The set is that of this call."""
         blocks = self.blocks()
         return (index for indices, _ in blocks for index in indices.tolist())
 
+    @abstractmethod
     def blocks(self, epoch: int | None = None, start: int = 0) -> Blocks:
         """This rank's indices in blocks, with a mask of those that only pad the rank's length.
 
@@ -215,26 +171,6 @@ class CondensedSampler:
         start : int
             Global position to start from: samples that all ranks together have drawn already.
         """
-        epoch = self.epoch if epoch is None else epoch
-        # All state is read here, at the call, and not at the first next().
-        return self._blocks(self.in_force.kept, self.num_kept, epoch, start)
-
-    def _blocks(self, kept: Indices | None, size: int, epoch: int, start: int) -> Blocks:
-        ranks = self.num_replicas
-        left = max(0, size - start)
-        length = left // ranks if self.drop_last else -(-left // ranks)
-        key = round_keys(self.seed, epoch)
-        done, block = 0, 256  # small first, so that the first batch comes at once
-        while done < length:
-            many = min(block, length - done)
-            places = start + self.rank + ranks * np.arange(done, done + many, dtype=np.int64)
-            padding = places >= size
-            places %= size
-            if self.shuffle:
-                places = permute(places, size, key)
-            yield (places if kept is None else kept[places]), padding
-            done += many
-            block = min(2 * block, 8192)
 
     def order(self, epoch: int | None = None) -> Indices:
         """This rank's indices of an epoch as one array: int64 [len(self)], as iterating gives them.
@@ -254,8 +190,148 @@ class CondensedSampler:
             done += len(indices)
         return order
 
+    @abstractmethod
+    def fingerprint(self, in_force: Any = None) -> str:
+        """A short name of set and recipes, by default those in force: equal on two ranks if these are."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Set, recipes and what defines the order, as plain numbers and tensors. Copies."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state.
+
+        Raises
+        ------
+        ValueError
+            If it was saved with other settings or by another version, or is not such a sampler's state.
+            Nothing is changed then.
+        """
+        self.in_force = self.check_state(state)
+
+    @abstractmethod
+    def check_state(self, state: Mapping[str, Any]) -> Any:
+        """What `load_state_dict` would put in force. Changes nothing, and raises as it does."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that a state must have been saved with."""
+        return {
+            "version": STATE_VERSION,
+            "num_samples": self._num_samples,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "mixing": self.mixing,
+        }
+
+
+class InForce(NamedTuple):
+    """All of a `CondensedSampler` that changes in the course of a run. Immutable.
+
+    Attributes
+    ----------
+    epoch : int
+    stage : int
+        How many sets were installed.
+    kept : int64 [n], ascending, or None
+        None is everything, without a list of it.
+    recipes : MixRecipes
+    """
+
+    epoch: int = 1
+    stage: int = 0
+    kept: Indices | None = None
+    recipes: MixRecipes = MixRecipes()
+
+
+class CondensedSampler(EpochSampler):
+    """Draws the kept samples once an epoch. A torch ``Sampler`` in all but inheritance.
+
+    Parameters
+    ----------
+    num_samples : int, at least 1
+        N, all samples of the data set.
+    shuffle : bool
+        Off: ascending order.
+    seed : int, 0 .. 2**64 - 1
+        The order of an epoch is a function of seed, epoch and set, and of nothing else.
+    num_replicas, rank : int, optional
+        Ranks share one global order, round robin. Default: the initialised process group's, else 1
+        and 0.
+    drop_last : bool
+        Ranks get equal lengths: by repeating samples from the start of the order, or, with
+        ``drop_last``, by leaving out its end.
+    mixing : {"cumulative", "fresh", None}
+        Which mixtures to keep recipes for: those of all stages one on top of the other (the authors'
+        behaviour), those of the newest stage, or none. The indices drawn are the same.
+
+    Attributes
+    ----------
+    in_force : InForce
+        Epoch, stage, set and recipes. Putting an earlier one back undoes whatever was installed since.
+
+    Raises
+    ------
+    ValueError
+        If a number is outside its range, or ``mixing`` is not one of those named.
+    TypeError
+        If a number is not an integer.
+
+    Notes
+    -----
+    The order is a keyed permutation of positions (a Feistel network over the index range, with cycle
+    walking), evaluated in blocks: the first index costs the same for any N, nothing of length N is
+    made, and a resume skips positions instead of drawing them.
+
+    Examples
+    --------
+    >>> sampler = CondensedSampler(5, shuffle=False)
+    >>> list(sampler), len(sampler)
+    ([0, 1, 2, 3, 4], 5)
+    """
+
+    in_force: InForce = InForce()
+
+    @property
+    def kept(self) -> Indices:
+        """The set in force: int64, ascending. All indices before the first stage."""
+        kept = self.in_force.kept
+        return np.arange(self.num_samples) if kept is None else kept.copy()
+
+    @property
+    def num_kept(self) -> int:
+        """The size of the set in force."""
+        kept = self.in_force.kept
+        return self.num_samples if kept is None else len(kept)
+
+    def after(self, condensed_set: CondensedSet) -> InForce:
+        """What `install` would put in force. Changes nothing, and raises as it does."""
+        self.check_size(condensed_set)
+        everything = len(condensed_set.kept) == self.num_samples
+        return self.in_force._replace(
+            stage=self.stage + 1,
+            kept=None if everything else condensed_set.kept.copy(),
+            recipes=self.recipes_after(condensed_set.tail, condensed_set.dropped, condensed_set.weights),
+        )
+
+    def blocks(self, epoch: int | None = None, start: int = 0) -> Blocks:
+        """See `EpochSampler.blocks`."""
+        epoch = self.epoch if epoch is None else epoch
+        # All state is read here, at the call, and not at the first next().
+        return self._blocks(self.in_force.kept, epoch, start)
+
+    def _blocks(self, kept: Indices | None, epoch: int, start: int) -> Blocks:
+        size = self.num_samples if kept is None else len(kept)
+        ranks, key = self.num_replicas, round_keys(self.seed, epoch)
+        for span in spans(0, self.length(max(0, size - start))):
+            places = start + self.rank + ranks * span
+            padding = places >= size
+            places %= size
+            if self.shuffle:
+                places = permute(places, size, key)
+            yield (places if kept is None else kept[places]), padding
+
     def fingerprint(self, in_force: InForce | None = None) -> str:
-        """A short name of set and recipes (default: of those in force): equal on two ranks if these are."""
+        """A short name of set and recipes, by default those in force: equal on two ranks if these are."""
         _, stage, kept, recipes = in_force or self.in_force
         return fingerprint(stage, kept, recipes)
 
@@ -263,11 +339,11 @@ class CondensedSampler:
         """Set, recipes and what defines the order, as plain numbers and tensors. Copies."""
         epoch, stage, kept, recipes = self.in_force
         return {
-            **self._identity(),
+            **self.identity(),
             "epoch": epoch,
             "stage": stage,
             "kept": state_array(np.empty(0, np.int64) if kept is None else kept),  # empty: everything
-            **_recipe_state(recipes),
+            **recipe_state(recipes),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -279,56 +355,30 @@ class CondensedSampler:
             If it is of another version, N, seed, shuffle or mixing, or not a sampler's state. Nothing
             is changed then.
         """
-        self.in_force = self.check_state(state)
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "version": STATE_VERSION,
-            "num_samples": self._num_samples,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-            "mixing": self.mixing,
-        }
+        super().load_state_dict(state)
 
     def check_state(self, state: Mapping[str, Any]) -> InForce:
-        """What `load_state_dict` would put in force; nothing is changed. Raises as it does."""
-        arrays = ("kept", *MIX_ARRAYS)
-        check_same(state, self._identity(), "sampler", needs=("epoch", "stage", *arrays))
-        kept, target, source, weight, stage = (to_numpy(state[name]) for name in arrays)
-        for indices in (kept, target, source, stage):
-            if indices.ndim != 1 or indices.dtype != np.int64:
-                raise ValueError(
-                    f"the sampler state is damaged: expected int64 vectors, got {indices.dtype} {indices.shape}"
-                )
-        for indices in (kept, target, source):
-            if len(indices) and not 0 <= indices.min() <= indices.max() < self._num_samples:
-                raise ValueError("the sampler state is damaged: an index lies outside the data set")
+        """What `load_state_dict` would put in force. Changes nothing, and raises as it does."""
+        check_same(state, self.identity(), "sampler", needs=("epoch", "stage", "kept", *RECIPE_ARRAYS))
+        kept = _checked_indices(state["kept"], self.num_samples)
         if (np.diff(kept) <= 0).any():
             raise ValueError("the sampler state is damaged: kept is not ascending")
-        if not target.shape == source.shape == weight.shape == stage.shape:
-            raise ValueError("the sampler state is damaged: its recipes differ in length")
-        if weight.dtype != np.float32 or not ((weight >= 0) & (weight <= 1)).all():
-            raise ValueError("the sampler state is damaged: a mixing weight lies outside [0, 1]")
+        stage = state_int(state, "stage", 0, "sampler")
         return InForce(
             epoch=state_int(state, "epoch", 0, "sampler"),
-            stage=state_int(state, "stage", 0, "sampler"),
+            stage=stage,
             kept=kept.copy() if len(kept) else None,
-            recipes=MixRecipes(target, source, weight, stage),
+            recipes=checked_recipes(state, self.num_samples, stage),
         )
 
-    _checked_state = check_state
 
-    def _apply_state(self, checked: InForce) -> None:
-        self.in_force = checked
-
-
-def _recipe_state(recipes: MixRecipes) -> dict[str, Any]:
-    return {
-        "mix_target": state_array(recipes.target),
-        "mix_source": state_array(recipes.source),
-        "mix_weight": state_array(recipes.weight),
-        "mix_stage": state_array(recipes.stage),
-    }
+def spans(start: int, stop: int) -> Iterator[Indices]:
+    """``arange(start, stop)`` in blocks: small ones first, so that an epoch's first batch comes at once."""
+    size = 256
+    while start < stop:
+        yield np.arange(start, min(start + size, stop), dtype=np.int64)
+        start += size
+        size = min(2 * size, 8192)
 
 
 def fingerprint(stage: int, kept: Indices | None, recipes: MixRecipes) -> str:
@@ -337,3 +387,49 @@ def fingerprint(stage: int, kept: Indices | None, recipes: MixRecipes) -> str:
     for array in (kept, recipes.target, recipes.source, recipes.weight):
         digest.update(b"" if array is None else array.tobytes())
     return digest.hexdigest()
+
+
+# -- recipes in a state ----------------------------------------------------------------------------------
+
+RECIPE_ARRAYS = ("mix_target", "mix_source", "mix_weight", "mix_stage")
+
+
+def recipe_state(recipes: MixRecipes) -> dict[str, Any]:
+    """Recipes as a part of a sampler's state."""
+    return {
+        "mix_target": state_array(recipes.target),
+        "mix_source": state_array(recipes.source),
+        "mix_weight": state_array(recipes.weight),
+        "mix_stage": state_array(recipes.stage),
+    }
+
+
+def checked_recipes(state: Mapping[str, Any], num_samples: int, stage: int) -> MixRecipes:
+    """The recipes in a sampler's state, which was saved in ``stage``."""
+    target, source = (_checked_indices(state[name], num_samples) for name in ("mix_target", "mix_source"))
+    weight, stages = to_numpy(state["mix_weight"]), _checked_vector(state["mix_stage"])
+    if not target.shape == source.shape == weight.shape == stages.shape:
+        raise ValueError("the sampler state is damaged: its recipes differ in length")
+    if weight.dtype != np.float32 or not ((weight >= 0) & (weight <= 1)).all():
+        raise ValueError("the sampler state is damaged: a mixing weight lies outside [0, 1]")
+    if len(stages) and not 1 <= stages.min() <= stages.max() <= stage:
+        raise ValueError(f"the sampler state is damaged: a mixture is of a stage outside 1 .. {stage}")
+    recipes = MixRecipes(target, source, weight, stages)
+    if ((np.diff(recipes.target) == 0) & (np.diff(recipes.stage) == 0)).any():
+        raise ValueError("the sampler state is damaged: a sample is mixed twice in one stage")
+    return recipes
+
+
+def _checked_indices(x: Any, num_samples: int) -> Indices:
+    indices = _checked_vector(x)
+    if len(indices) and not 0 <= indices.min() <= indices.max() < num_samples:
+        raise ValueError("the sampler state is damaged: an index lies outside the data set")
+    return indices
+
+
+def _checked_vector(x: Any) -> Indices:
+    x = to_numpy(x)
+    if x.ndim != 1 or x.dtype != np.int64:
+        raise ValueError(f"the sampler state is damaged: expected int64 vectors, got {x.dtype} {x.shape}")
+    vector: Indices = x
+    return vector

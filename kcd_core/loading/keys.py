@@ -27,7 +27,7 @@ from torch.utils.data import (
 from ..base.arrays import is_tensor, to_numpy
 from ..mixing import Mixer, default_mixer, mix_arrays, mix_samples
 from ..recipes import MixRecipes, Steps
-from ..sampler import Blocks, CondensedSampler
+from ..sampler import Blocks, EpochSampler
 
 __all__ = ["PADDING", "KeyBatches", "rebuild", "resolve_mixer", "understand", "without_padding"]
 
@@ -58,7 +58,7 @@ class Keys(list[Key]):
 class KeyBatches:
     """The batch sampler: keys, which carry the mix recipe to whichever process fetches the sample."""
 
-    def __init__(self, sampler: CondensedSampler, batch_size: int, drop_last: bool) -> None:
+    def __init__(self, sampler: EpochSampler, batch_size: int, drop_last: bool) -> None:
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
         self.start = 0
         # Whether samples will be mixed one day. If so, the first sample of a pass goes through the mixer

@@ -18,11 +18,12 @@ from ..condense import CondensedSet, Select, check_settings, condense_stage
 from ..history import CondensationHistory
 from ..mixing import Mixer, is_built_in
 from ..recipes import MixRecipes
-from ..sampler import CheckedState as SamplerState
-from ..sampler import CondensedSampler, fingerprint
+from ..sampler import CondensedSampler, EpochSampler, fingerprint
 from ..schedule import CondensationSchedule
-from ..sharded.condense import ShardedSet, choose_sharded, for_history
-from ..sharded.sampler import ShardedSampler, resliced
+from ..sharded.condense import choose_sharded, for_history
+from ..sharded.reslice import resliced
+from ..sharded.sampler import ShardedSampler
+from ..sharded.slices import ShardedSet
 from ..tracker import CheckedState as TrackerState
 from ..tracker import KnowledgeValueTracker, summed
 from ..values import Value
@@ -154,8 +155,8 @@ class CondensedLoader:
             raise ValueError("select needs the values of all samples in one place: not with sharded=True")
         self.dataset = loader.dataset
         self.schedule = schedule
-        sampler = ShardedSampler if sharded else CondensedSampler
-        self.sampler = sampler(len(loader.dataset), mixing=mixing, **settings)  # type: ignore[arg-type]
+        kind: Any = ShardedSampler if sharded else CondensedSampler
+        self.sampler: EpochSampler = kind(len(loader.dataset), mixing=mixing, **settings)  # type: ignore[arg-type]
         # The tracker's samples: those of this rank's slice, or all.
         self._sharded, self._own = bool(sharded), (0, self.sampler.num_samples)
         if isinstance(self.sampler, ShardedSampler):
@@ -458,7 +459,7 @@ class CondensedLoader:
                 total, count, skipped = np.zeros_like(total), np.zeros_like(count), np.zeros_like(skipped)
             tracker = total, count, skipped
         self.tracker._apply_state(tracker)
-        self.sampler._apply_state(sampler)
+        self.sampler.in_force = sampler
         self.history = first.history
         self.epoch = first.epoch
         self._position = self._resume = first.position
@@ -494,7 +495,7 @@ class CondensedLoader:
             recorded=state_int(state, "recorded", 0, "loader"),
             seen=state["seen"],
             tracker=tracker._checked_state(state["tracker"]),
-            sampler=sampler._checked_state(state["sampler"]),
+            sampler=sampler.check_state(state["sampler"]),
             history=history,
         )
 
@@ -545,7 +546,7 @@ class _State(NamedTuple):
     recorded: int
     seen: bool
     tracker: TrackerState
-    sampler: SamplerState
+    sampler: Any
     history: CondensationHistory
 
 

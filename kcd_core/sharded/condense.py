@@ -1,88 +1,35 @@
-"""N over many ranks: each owns a slice of the index range, records it, draws from it, and keeps nothing else.
+"""The EM step over slices: each rank owns a slice of the index range, records it, and draws from it.
 
 For data sets of which not even 12 bytes a sample belong on every rank. A rank has an ordinary tracker of
-its slice's length, and a `ShardedSampler`, which draws from the slice; `condense_sharded` ranks all points
-by exchanging counts (`kcd_core.algorithms.radix_select`) and gives exactly the set that `condense` gives on the whole.
-The data set must be readable everywhere only if samples are mixed: a sample takes in one of any slice.
+its slice's length, and a `ShardedSampler`; `condense_sharded` ranks all samples by exchanging counts
+(`kcd_core.algorithms.radix_select`) and gives exactly the set that `condense` gives on the whole. The data set
+must be readable everywhere only if samples are mixed: a sample takes in one of any slice.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from ..algorithms.bitset import Members
 from ..algorithms.radix_select import Counting, Counts, ScoreBlocks, find_cuts, gather, split
 from ..algorithms.ranks import Indices, Scores, blocks, rank_scores
 from ..base import distributed
-from ..base.states import value_name
 from ..condense import check_settings, no_indices, weights_of
 from ..history import MOST
 from ..schedule import CondensationSchedule
 from ..tracker import KnowledgeValueTracker
-
-if TYPE_CHECKING:
-    from .sampler import ShardedSampler
+from .sampler import ShardedSampler
+from .slices import ShardedSet, bounds, check_sizes
 
 T = TypeVar("T")
 
-__all__ = ["ShardedSet", "bounds", "condense_shard", "condense_sharded"]
-
-
-def bounds(num_samples: int, rank: int, ranks: int) -> tuple[int, int]:
-    """The slice ``start .. stop - 1`` of the index range that ``rank`` owns: all of one length, but for 1."""
-    return num_samples * rank // ranks, num_samples * (rank + 1) // ranks
-
-
-@dataclass(frozen=True, eq=False)
-class ShardedSet:
-    """What one stage decided, as one rank needs it.
-
-    Attributes
-    ----------
-    members : Members
-        The points of this rank's slice that are kept, counted from the slice's start.
-    sizes : int64 [ranks]
-        How many points every rank keeps.
-    num_samples, rank, stage : int
-    dropped : int64 [L], in ranking order, highest first
-        The first L points that this stage dropped, of all ranks.
-    tail, weights, cut
-        See `CondensedSet`. Of all ranks.
-    """
-
-    members: Members
-    sizes: Indices
-    num_samples: int
-    rank: int
-    stage: int = 1
-    dropped: Indices = field(default_factory=no_indices)
-    tail: Indices = field(default_factory=no_indices)
-    weights: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
-    cut: float = float("nan")
-
-    @property
-    def kept(self) -> Indices:
-        """The kept points of this rank's slice: int64, ascending, indices of the whole data set."""
-        return self.members.indices() + bounds(self.num_samples, self.rank, len(self.sizes))[0]
-
-    @property
-    def num_kept(self) -> int:
-        """The size of the set, over all ranks."""
-        return int(self.sizes.sum())
-
-    def __repr__(self) -> str:
-        return (
-            f"ShardedSet(stage={self.stage}, kept={self.num_kept} of {self.num_samples}, {len(self.members)} "
-            f"of them on rank {self.rank} of {len(self.sizes)}, mixed={len(self.tail)}, cut={self.cut:.4f})"
-        )
+__all__ = ["choose_sharded", "condense_shard", "condense_sharded", "for_history", "settings_of"]
 
 
 class TrackerScores:
-    """The ranking scores of a tracker's points, made block by block as they are read."""
+    """The ranking scores of a tracker's samples, made block by block as they are read."""
 
     def __init__(self, tracker: KnowledgeValueTracker, alpha: float) -> None:
         self._tracker, self._alpha = tracker, alpha
@@ -95,7 +42,7 @@ class TrackerScores:
         return rank_scores(self._tracker.mean(total, count), count, self._alpha)
 
     def recorded(self) -> int:
-        """How many points were ever recorded."""
+        """How many samples were ever recorded."""
         return sum(int(np.count_nonzero(self._tracker.sums(block)[1])) for block in blocks(len(self)))
 
 
@@ -116,7 +63,7 @@ def condense_shard(
     Parameters
     ----------
     score : float64 [n], or what gives its slices
-        The ranking scores of this shard's points; +inf where never recorded, nowhere NaN.
+        The ranking scores of this shard's samples; +inf where never recorded, nowhere NaN.
     num_samples, rank, ranks : int
         The shard is the slice ``bounds(num_samples, rank, ranks)``.
     previous, target, min_weight, stage
@@ -127,7 +74,7 @@ def condense_shard(
     Raises
     ------
     ValueError
-        If a rank would keep no point at all. On every rank.
+        If a rank would keep no sample at all. On every rank.
     """
     mixed = min(max(0, previous - target), target) if mixing else 0
     sizes = [target - mixed, target, target + mixed] if mixed else [target]
@@ -141,8 +88,8 @@ def condense_shard(
     for block, part, above in split(score, cuts):
         bits[block.start // 8 : -(-block.stop // 8)] = np.packbits(above[at])
         for side, inner, outer in zip(sides, above[:-1], above[1:], strict=False):
-            points = np.flatnonzero(outer > inner)
-            side.append((points + (start + block.start), part[points]))
+            places = np.flatnonzero(outer > inner)
+            side.append((places + (start + block.start), part[places]))
     tail, dropped = no_indices(), no_indices()
     if mixed:
         ordered = []
@@ -197,9 +144,39 @@ def condense_sharded(
         If ranks disagree in anything that decides the set, there are not as many as the sampler draws for, or
         nothing was ever recorded on any of them. On every rank; nothing is changed then.
     """
+    problem: Exception | None = None
+    try:
+        alpha, min_weight = check_settings(alpha, min_weight)
+    except Exception as error:
+        problem = error
+    distributed.raise_together(problem)
+    settings = settings_of(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight)
+    distributed.check_agreement(settings, shard=sampler.rank, shards=sampler.num_replicas)
     chosen = choose_sharded(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight)
     sampler.install(chosen)
     return chosen
+
+
+def settings_of(
+    tracker: KnowledgeValueTracker,
+    sampler: ShardedSampler,
+    schedule: CondensationSchedule,
+    *,
+    alpha: float,
+    min_weight: float,
+) -> dict[str, Any]:
+    """All that decides the set and must be the same on every rank."""
+    return {
+        "num_samples": sampler.num_samples,
+        "value": tracker.value_name,
+        "schedule": schedule.state_dict(),
+        "alpha": alpha,
+        "min_weight": min_weight,
+        "seed": sampler.seed,
+        "mixing": sampler.mixing,
+        "num_replicas": sampler.num_replicas,
+        "set": sampler.fingerprint(),
+    }
 
 
 def choose_sharded(
@@ -210,30 +187,19 @@ def choose_sharded(
     alpha: float,
     min_weight: float,
 ) -> ShardedSet:
-    """`condense_sharded`, without installing the set."""
-    settings = {
-        "num_samples": sampler.num_samples,
-        "value": value_name(tracker._function),
-        "schedule": schedule.state_dict(),
-        "alpha": alpha,
-        "min_weight": min_weight,
-        "seed": sampler.seed,
-        "mixing": sampler.mixing,
-        "num_replicas": sampler.num_replicas,
-        "set": sampler.fingerprint(),
-    }
-    distributed.check_agreement(settings, shard=sampler.rank, shards=sampler.num_replicas)
-    return over_ranks(_stage(tracker, sampler, schedule, alpha, min_weight))
+    """`condense_sharded` on ranks that are known to agree, without installing the set."""
+    return over_ranks(choosing(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight))
 
 
-def _stage(
+def choosing(
     tracker: KnowledgeValueTracker,
     sampler: ShardedSampler,
     schedule: CondensationSchedule,
+    *,
     alpha: float,
     min_weight: float,
 ) -> Counting[ShardedSet]:
-    alpha, min_weight = check_settings(alpha, min_weight)
+    """`choose_sharded` as a generator that exchanges counts with those of the other ranks."""
     length = sampler.stop - sampler.start
     if tracker.num_samples != length:
         raise ValueError(
@@ -287,16 +253,11 @@ def over_ranks(counting: Counting[T]) -> T:
     return results[0]
 
 
-def check_sizes(sizes: Indices) -> None:
-    if sizes.min() == 0:
-        raise ValueError(
-            f"rank(s) {np.flatnonzero(sizes == 0).tolist()} would keep none of their samples and have nothing to "
-            "draw: neighbours in the data set are too alike to share it out in slices; put it in random order once"
-        )
-
-
 def for_history(tracker: KnowledgeValueTracker, sampler: ShardedSampler) -> dict[str, Any]:
-    """Arguments for `CondensationHistory.append`: every k-th point of all ranks, which it looks at, 16 MB at most."""
+    """What `CondensationHistory.entry` needs of all ranks: ``value``, ``count`` and ``unseen``.
+
+    Values and counts are those of every k-th sample, which a history looks at: 16 MB at most.
+    """
     every = -(-sampler.num_samples // MOST)
     first = -(-sampler.start // every)
     total, count = tracker.sums(slice(first * every - sampler.start, None, every))

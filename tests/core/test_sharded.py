@@ -21,6 +21,7 @@ from kcd_core.algorithms.bitset import Members
 from kcd_core.algorithms.ranks import rank_scores
 from kcd_core.base import distributed
 from kcd_core.sharded import condense as sharded
+from kcd_core.sharded.slices import ShardedSet, bounds
 
 # Crowds of ties, values that differ in the last bit only, both signs, and any numbers.
 VALUES = st.one_of(
@@ -47,13 +48,11 @@ def stages(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def on_shards(
-    value: Any, count: Any, *, ranks: int, alpha: float = 0.03, **sizes: Any
-) -> list[sharded.ShardedSet]:
+def on_shards(value: Any, count: Any, *, ranks: int, alpha: float = 0.03, **sizes: Any) -> list[ShardedSet]:
     """`condense_shard` on every slice, driven in turns."""
     n, countings = len(value), []
     for rank in range(ranks):
-        part = slice(*sharded.bounds(n, rank, ranks))
+        part = slice(*bounds(n, rank, ranks))
         score = rank_scores(value[part], count[part], alpha)
         countings.append(sharded.condense_shard(score, num_samples=n, rank=rank, ranks=ranks, **sizes))
     return counting.in_one_process(countings)
@@ -65,7 +64,7 @@ def test_together_the_shards_choose_what_condense_does(stage: dict[str, Any]) ->
     try:
         shards = on_shards(**stage)
     except ValueError:
-        ends = [sharded.bounds(len(stage["value"]), r, stage["ranks"]) for r in range(stage["ranks"])]
+        ends = [bounds(len(stage["value"]), r, stage["ranks"]) for r in range(stage["ranks"])]
         assert any(not ((whole.kept >= a) & (whole.kept < b)).any() for a, b in ends)
         return
     np.testing.assert_array_equal(np.concatenate([s.kept for s in shards]), whole.kept)
@@ -412,7 +411,7 @@ def test_real_ranks_choose_as_one_process_that_recorded_everything(ranks: Any, h
         seen = [rank[how][epoch - 1] for rank in ranks]
         drawn: list[int] = []
         for number, rank in enumerate(seen):
-            start, stop = sharded.bounds(N, number, world)
+            start, stop = bounds(N, number, world)
             assert all(start <= i < stop for i in rank["drawn"])
             drawn += dict.fromkeys(rank["drawn"])  # padding is not recorded
             if images is not None:
