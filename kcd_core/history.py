@@ -1,33 +1,66 @@
-"""What each stage did, as data, text and pictures."""
+"""What each stage did, as data, text and a picture."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import reprlib
+from collections.abc import Collection, Iterator, Mapping, Sized
+from itertools import pairwise
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
 from .algorithms.ranks import rank_scores
 from .base.arrays import checked_int, to_numpy
+from .history_plot import draw_ridges
 
-if TYPE_CHECKING:
-    from .condense import CondensedSet
-    from .sharded.slices import ShardedSet
-
-__all__ = ["CondensationHistory"]
+__all__ = ["MOST", "CondensationHistory", "StageSet"]
 
 BINS = 60
-MOST = 1 << 20  # points that a histogram looks at; of more, every k-th
+MOST = 1 << 20  # samples that a histogram looks at; of more, every k-th
+QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+
+# What a saved history may hold at most.
+MOST_SAMPLES = 1 << 53
+MOST_STAGES = 100_000
+MOST_BINS = 1000
+LAST_EPOCH = 1 << 31
+LARGEST = 1e300  # of any score; more can't be drawn
+
+
+class StageSet(Protocol):
+    """What a history asks of a set: a `CondensedSet`, or a rank's share of one."""
+
+    @property
+    def stage(self) -> int: ...
+
+    @property
+    def num_kept(self) -> int: ...
+
+    @property
+    def tail(self) -> Sized: ...
+
+    @property
+    def cut(self) -> float: ...
 
 
 class CondensationHistory:
     """One record per stage, oldest first: a dict of plain numbers and lists, ready for JSON.
 
-    Each has ``stage``, ``epoch`` (at whose end it was decided), ``kept``, ``dropped``, ``mixed``
-    (numbers of points), ``cut`` (ranking score of the lowest-ranked kept point; None if that was never
-    recorded), ``unseen`` (points never recorded), ``quantiles`` of the ranking score (0, 5, 25, 50, 75,
-    95, 100 %), and its histogram as ``edges`` and ``counts``.
+    Parameters
+    ----------
+    num_samples : int, at least 1
+        N, all samples.
+
+    Attributes
+    ----------
+    num_samples : int
+    records : list of dict
+        Each has ``stage``; ``epoch``, at whose end it was decided; ``kept``, ``dropped`` and ``mixed``, numbers
+        of samples; ``cut``, the ranking score of the lowest-ranked kept sample, or None if that was never
+        recorded or the set was not chosen by score; ``unseen``, the number of samples never recorded;
+        ``quantiles`` of the ranking score (0, 5, 25, 50, 75, 95, 100 %; none if nothing was recorded); and the
+        score's histogram, as ``edges`` and ``counts``.
     """
 
     def __init__(self, num_samples: int) -> None:
@@ -36,7 +69,7 @@ class CondensationHistory:
 
     def append(
         self,
-        condensed_set: CondensedSet | ShardedSet,
+        condensed_set: StageSet,
         value: Any,
         count: Any,
         *,
@@ -52,7 +85,7 @@ class CondensationHistory:
 
     def entry(
         self,
-        condensed_set: CondensedSet | ShardedSet,
+        condensed_set: StageSet,
         value: Any,
         count: Any,
         *,
@@ -77,6 +110,11 @@ class CondensationHistory:
             Whether the set's tail is mixed by whoever draws it.
         unseen : int, optional
             How many samples were never recorded, where ``count`` is only that of every k-th sample.
+
+        Raises
+        ------
+        ValueError
+            If the epoch is not later, or the stage earlier, than that of the last record.
         """
         value, count = to_numpy(value), to_numpy(count)
         every = -(-len(value) // MOST)
@@ -87,20 +125,22 @@ class CondensationHistory:
         if high - low <= 1e-9 * max(1.0, abs(low)):  # too narrow to be cut into bins
             low, high = low - 0.5, high + 0.5
         counts, edges = np.histogram(score, bins=BINS, range=(low, high))
-        quantiles = np.quantile(score, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]) if len(score) else np.zeros(0)
+        quantiles = np.quantile(score, QUANTILES) if len(score) else np.zeros(0)
         before = self.records[-1]["kept"] if self.records else self.num_samples
-        return {
-            "stage": condensed_set.stage,
-            "epoch": int(epoch),
-            "kept": condensed_set.num_kept,
-            "dropped": max(0, before - condensed_set.num_kept),
+        record = {
+            "stage": int(condensed_set.stage),
+            "epoch": checked_int(epoch, "epoch", 1),
+            "kept": int(condensed_set.num_kept),
+            "dropped": max(0, before - int(condensed_set.num_kept)),
             "mixed": len(condensed_set.tail) if mixing else 0,
             "cut": float(condensed_set.cut) if np.isfinite(condensed_set.cut) else None,
-            "unseen": int(np.count_nonzero(count == 0)) if unseen is None else unseen,
+            "unseen": int(np.count_nonzero(count == 0)) if unseen is None else int(unseen),
             "quantiles": quantiles.tolist(),
             "edges": edges.tolist(),
             "counts": counts.tolist(),
         }
+        self._check_order(record, "the next record")
+        return record
 
     def __len__(self) -> int:
         return len(self.records)
@@ -122,43 +162,49 @@ class CondensationHistory:
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists."""
-        return {"num_samples": self.num_samples, "records": [dict(r) for r in self.records]}
+        """Plain numbers and lists, copied."""
+        return {"num_samples": self.num_samples, "records": [_copy(record) for record in self.records]}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> CondensationHistory:
-        """The history that a state was saved from.
+        """The history that a state was saved from, whatever holds it: a checkpoint, or a JSON file.
 
         Raises
         ------
         ValueError
-            If it is not a history's state.
+            If it is not a history's state: something is missing, of another type or out of range, or stages are
+            not in order. Says what, and where.
         """
         try:
-            history = cls(state["num_samples"])
-            history.records = [dict(r) for r in state["records"]]
-            str(history)  # whatever can't be shown is refused now
-            for r in history.records:
-                edges, counts, quantiles = (
-                    np.asarray(r[key], float) for key in ("edges", "counts", "quantiles")
-                )
-                if (
-                    edges.shape != (len(counts) + 1,)
-                    or counts.ndim != 1
-                    or quantiles.ndim != 1
-                    or r["unseen"] < 0
-                ):
-                    raise ValueError(f"the histogram of stage {r['stage']} is damaged")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"not a history state: {error!r}") from None
+            if not isinstance(state, Mapping) or not {"num_samples", "records"}.issubset(state):
+                _wrong("it", 'an object with "num_samples" and "records"', state)
+            history = cls(_whole(state["num_samples"], "num_samples", 1, MOST_SAMPLES))
+            records = state["records"]
+            if not isinstance(records, list) or len(records) > MOST_STAGES:
+                _wrong("records", f"a list of at most {MOST_STAGES} stages", records)
+            for place, record in enumerate(records):
+                checked = _checked_record(record, history.num_samples, f"records[{place}]")
+                history._check_order(checked, f"records[{place}]")
+                history.records.append(checked)
+        except ValueError as error:
+            raise ValueError(f"not a history state: {error}") from None
         return history
+
+    def _check_order(self, record: Mapping[str, Any], name: str) -> None:
+        """Refuse a record that can't come next."""
+        before = self.records[-1] if self.records else {"epoch": 0, "stage": 0}
+        if record["epoch"] <= before["epoch"] or record["stage"] < before["stage"]:
+            raise ValueError(
+                f"{name}: epochs must rise and stages must not fall, got stage {record['stage']} at epoch "
+                f"{record['epoch']} after stage {before['stage']} at epoch {before['epoch']}"
+            )
 
     def to_json(self) -> str:
         """The state as a JSON text."""
         return json.dumps(self.state_dict())
 
     def plot(self, axes: Any = None) -> Any:
-        """Draw the distribution of the ranking score stage by stage, the cut as a line.
+        """Draw the distribution of the ranking score stage by stage, parted by the cut.
 
         Parameters
         ----------
@@ -168,41 +214,71 @@ class CondensationHistory:
         Returns
         -------
         matplotlib Axes
+            Of more than 20 stages, 20 are drawn, evenly spaced.
 
         Raises
         ------
         ImportError
             If matplotlib is not installed (``pip install '.[plot]'`` in a checkout).
         """
-        if axes is None:
-            try:
-                from matplotlib.figure import Figure
-            except ImportError:
-                raise ImportError(
-                    "history.plot() needs matplotlib: pip install '.[plot]' in a checkout of kcd_core"
-                ) from None
-            height = 1.2 + 0.8 * max(1, len(self.records))
-            axes = Figure(figsize=(7, height), layout="constrained").subplots()
-        for row, r in enumerate(self.records):
-            x, counts = np.asarray(r["edges"]), np.asarray(r["counts"], float)
-            bars = 0.85 * np.append(counts, counts[-1]) / max(1.0, counts.max())
-            kept = np.ones(len(x), bool)
-            if r["cut"] is not None:  # split the bar that the cut goes through
-                cut = np.clip(r["cut"], x[0], x[-1])  # the histogram of very many points is a sample's
-                place = int(np.searchsorted(x, cut, "right"))
-                x = np.insert(x, place, cut)
-                bars = np.insert(bars, place, bars[place - 1])
-                kept = x >= cut
-                axes.fill_between(x, -row, bars - row, x <= cut, step="post", color="0.75", linewidth=0)
-                axes.plot([cut] * 2, [-row, 0.9 - row], color="black", linewidth=1.2)
-            axes.fill_between(x, -row, bars - row, kept, step="post", color="tab:blue", linewidth=0)
-            axes.axhline(-row, color="0.6", linewidth=0.6)
-        names = [f"stage {r['stage']}\nkeeps {r['kept']:,}" for r in self.records]
-        axes.set_yticks([0.4 - row for row in range(len(names))], names)
-        axes.tick_params(axis="y", length=0)
-        axes.set_ylim(-len(names) + 0.9, 1)
-        axes.set_xlabel(
-            r"ranking score $V \cdot F^{\,\alpha}$ at the end of the stage (gray: dropped, blue: kept)"
-        )
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        return axes
+        return draw_ridges(self.records, self.num_samples, axes)
+
+
+def _copy(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, list) else value for name, value in record.items()}
+
+
+def _checked_record(record: Any, num_samples: int, where: str) -> dict[str, Any]:
+    """A copy of one record, of the fields that records have."""
+    if not isinstance(record, Mapping):
+        _wrong(where, "an object", record)
+
+    def whole(name: str, low: int, high: int) -> int:
+        return _whole(record.get(name), f"{where}.{name}", low, high)
+
+    def numbers(name: str, lengths: Collection[int], accepted: str) -> list[Any]:
+        found = record.get(name)
+        if not isinstance(found, list) or len(found) not in lengths:
+            _wrong(f"{where}.{name}", f"a list of {accepted} numbers", found)
+        return found
+
+    def finite(name: str, lengths: Collection[int], accepted: str) -> list[float]:
+        found = numbers(name, lengths, accepted)
+        return [_finite(x, f"{where}.{name}[{i}]") for i, x in enumerate(found)]
+
+    edges = finite("edges", range(2, MOST_BINS + 2), f"2 to {MOST_BINS + 1}")
+    bins = len(edges) - 1
+    checked = {
+        "stage": whole("stage", 1, LAST_EPOCH),
+        "epoch": whole("epoch", 1, LAST_EPOCH),
+        "kept": (kept := whole("kept", 1, num_samples)),
+        "dropped": whole("dropped", 0, num_samples - kept),
+        "mixed": whole("mixed", 0, kept),
+        "cut": None if record.get("cut", "missing") is None else _finite(record.get("cut"), f"{where}.cut"),
+        "unseen": whole("unseen", 0, num_samples),
+        "quantiles": finite("quantiles", (0, len(QUANTILES)), f"0 or {len(QUANTILES)}"),
+        "edges": edges,
+        "counts": [
+            _whole(x, f"{where}.counts[{i}]", 0, num_samples)
+            for i, x in enumerate(numbers("counts", (bins,), f"{bins}"))
+        ],
+    }
+    if any(a >= b for a, b in pairwise(edges)):
+        raise ValueError(f"{where}.edges must rise")
+    return checked
+
+
+def _whole(value: Any, name: str, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        _wrong(name, f"a whole number from {low} to {high}", value)
+    return value
+
+
+def _finite(value: Any, name: str) -> float:
+    if type(value) not in (int, float) or not abs(value) <= LARGEST:
+        _wrong(name, f"a number of size at most {LARGEST:g}", value)
+    return float(value)
+
+
+def _wrong(name: str, accepted: str, value: Any) -> NoReturn:
+    raise ValueError(f"{name} must be {accepted}, got {reprlib.repr(value)}")

@@ -53,9 +53,8 @@ def draw(
 
 def draw_values(history: kcd.CondensationHistory) -> Any:
     """How the values of all samples move stage by stage, with the cut."""
-    figure = _figure(8, 1.6 + 0.8 * len(history))
-    axes = history.plot(figure.subplots())
-    axes.set_title("What the samples are worth to the student, stage by stage", loc="left")
+    figure = history.plot().figure
+    figure.suptitle("What the samples are worth to the student, stage by stage", x=0.01, ha="left")
     return figure
 
 

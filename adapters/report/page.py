@@ -92,11 +92,13 @@ def page(run: Recorded, pictures: Mapping[str, bytes], title: str) -> bytes:
 
 def _sentence(run: Recorded) -> str:
     last = run.stages[-1]
-    text = f"1 condensation stage, after epoch {last.epoch}"
+    text = f"1 condensation stage, after epoch {last['epoch']}"
     if len(run.stages) > 1:
-        text = f"{len(run.stages)} condensation stages, after epochs {run.stages[0].epoch} to {last.epoch}"
-    text += f": {run.num_samples:,} points became {last.kept:,}."
-    if run.epochs == last.epoch:
+        text = (
+            f"{len(run.stages)} condensation stages, after epochs {run.stages[0]['epoch']} to {last['epoch']}"
+        )
+    text += f": {run.num_samples:,} samples became {last['kept']:,}."
+    if run.epochs == last["epoch"]:
         text += " Samples are counted up to the end of the last stage recorded."
     return _safe(text)
 
@@ -104,8 +106,8 @@ def _sentence(run: Recorded) -> str:
 def _tiles(run: Recorded) -> str:
     last, saved = run.stages[-1], run.full - run.drawn
     tiles = [
-        (f"{last.kept:,}", f"points kept of {run.num_samples:,}"),
-        (f"{last.kept / run.num_samples:.1%}", "of the knowledge set"),
+        (f"{last['kept']:,}", f"samples kept of {run.num_samples:,}"),
+        (f"{last['kept'] / run.num_samples:.1%}", "of the knowledge set"),
         (f"{saved / run.full:.1%}", f"of all samples saved, in {run.epochs:,} epochs"),
         (_short(saved), f"samples saved of {_short(run.full)}"),
     ]
@@ -116,15 +118,15 @@ def _tiles(run: Recorded) -> str:
 def _stages(run: Recorded) -> str:
     rows = [
         (
-            f"{s.stage}",
-            f"{s.epoch:,}",
-            f"{s.kept:,}",
-            f"{s.kept / run.num_samples:.1%}",
-            f"{s.dropped:,}",
-            f"{s.mixed:,}",
-            f"{s.unseen:,}",
-            "all kept" if s.cut is None else f"{s.cut:.4g}",
-            f"{s.quantiles[len(s.quantiles) // 2]:.4g}" if s.quantiles else "none",
+            f"{s['stage']}",
+            f"{s['epoch']:,}",
+            f"{s['kept']:,}",
+            f"{s['kept'] / run.num_samples:.1%}",
+            f"{s['dropped']:,}",
+            f"{s['mixed']:,}",
+            f"{s['unseen']:,}",
+            "none" if s["cut"] is None else f"{s['cut']:.4g}",
+            f"{s['quantiles'][len(s['quantiles']) // 2]:.4g}" if s["quantiles"] else "none",
         )
         for s in run.stages[-MOST_ROWS:]
     ]
