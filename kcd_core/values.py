@@ -12,15 +12,24 @@ the caller of ``update()`` passed, and nothing else.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .base.arrays import Array, as_array, dtype_name, is_floating, is_integer, is_tensor, to_numpy
-from .base.rows import Rows, by_rows
+from .base.arrays import (
+    Array,
+    as_array,
+    backend,
+    dtype_name,
+    is_floating,
+    is_integer,
+    is_real,
+    is_tensor,
+    torch_backend,
+)
+from .base.rows import Rows, by_rows, nan_unless_finite
 
 __all__ = ["Value", "cross_entropy", "entropy", "kd_divergence", "margin"]
 
@@ -95,15 +104,16 @@ def cross_entropy(student_logits: Any, *, teacher_logits: Any = None, targets: A
     if targets.ndim != 1:
         raise ValueError(f"targets must be [B], one class per sample, got shape {tuple(targets.shape)}")
     classes = logits.shape[-1]
-    on_host = not is_tensor(targets) or targets.device.type == "cpu"
-    if on_host and len(targets) and not 0 <= targets.min() <= targets.max() < classes:
+    if (
+        backend(targets).on_host(targets)
+        and len(targets)
+        and not 0 <= targets.min() <= targets.max() < classes
+    ):
         raise IndexError(
             f"targets must lie in 0 .. {classes - 1}, got {int(targets.min())} .. {int(targets.max())}"
         )
-    if is_tensor(targets):
-        targets = targets.to(logits.device, non_blocking=True).long()
-    else:
-        targets = targets.astype(np.int64, copy=False)
+    back = backend(logits)
+    targets = back.to_int64(back.beside(targets, logits))
     return like(by_rows(_cross_entropy, 2, logits, targets), logits)
 
 
@@ -140,8 +150,7 @@ def kd_divergence(
     teacher = check_logits(
         _required(teacher_logits, "teacher_logits", "kd_divergence", student), "teacher_logits"
     )
-    if is_tensor(student):
-        teacher = teacher.to(student.device, non_blocking=True)
+    teacher = backend(student).beside(teacher, student)
     if teacher.shape != student.shape:
         raise ValueError(
             f"teacher_logits must have the student's shape {tuple(student.shape)}, got {tuple(teacher.shape)}"
@@ -203,10 +212,48 @@ def is_built_in(value: Value) -> bool:
     return value in _BUILT_IN.values() or getattr(value, "func", None) in _BUILT_IN.values()
 
 
+def values_of(function: Value, logits: Any, given: Mapping[str, Any]) -> Array:
+    """The values [B] of a batch, in the logits' back end and without a graph, which nobody else holds.
+
+    Parameters
+    ----------
+    function : callable
+        One of this module, or a user's.
+    logits : floating array [B, C]
+        The student's, detached.
+    given : dict
+        ``function``'s keyword arguments.
+
+    Raises
+    ------
+    TypeError
+        If the logits are not floating-point, or what ``function`` returns is not real numbers.
+    ValueError
+        If the logits are not ``[B, C]`` with C >= 2, or ``function`` does not return ``[B]``.
+    """
+    if is_built_in(function):
+        return function(logits, **given)
+    logits = check_logits(logits, "student_logits")
+    back = backend(logits)
+    with back.no_grad():
+        values = as_array(function(logits, **given))
+        if values.shape != logits.shape[:1]:
+            raise ValueError(
+                f"the value function must return one value per sample, shape {tuple(logits.shape[:1])}, "
+                f"got {tuple(values.shape)}"
+            )
+        if not is_real(values):
+            raise TypeError(f"the value function must return real numbers, got dtype {dtype_name(values)}")
+        values = back.beside(back.own(values), logits)
+        if not is_floating(values):
+            values = back.to_float64(values)
+        return values + nan_unless_finite(logits)  # a new array: the function may have returned a view
+
+
 def like(values: Array, logits: Any) -> Array:
     """``values`` as a tensor where the logits are one."""
     if isinstance(values, np.ndarray) and is_tensor(logits):
-        return sys.modules["torch"].from_numpy(values)
+        return torch_backend().own(values)
     return values
 
 
@@ -228,13 +275,7 @@ def _required(x: Any, name: str, value: str, like: Array) -> Array:
         raise ValueError(
             f"value {value!r} needs {name}=: pass it to update(), record() or the CondensedLoss call"
         )
-    x = as_array(x)
-    if is_tensor(like) and not is_tensor(x):
-        import torch
-
-        x = torch.as_tensor(x)
-    elif is_tensor(x) and not is_tensor(like):
-        x = to_numpy(x)
+    x = backend(like).own(as_array(x))
     if len(x) != len(like):
         raise ValueError(f"{name} must have one row per sample ({len(like)}), got {len(x)}")
     return x

@@ -6,6 +6,9 @@ Torch is never imported here: if the caller holds a tensor, torch is loaded alre
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,102 @@ import numpy.typing as npt
 
 #: An array of a back end kcd works on: ``numpy.ndarray`` or ``torch.Tensor``.
 Array = Any
+
+
+class NumPy:
+    """What is done with NumPy arrays, where torch does it in other words."""
+
+    join = staticmethod(np.concatenate)
+
+    @staticmethod
+    def split(x: Array, length: int) -> Sequence[Array]:
+        """Views of ``length`` rows each, the last of what remains."""
+        return [x[start : start + length] for start in range(0, len(x), length)]
+
+    @staticmethod
+    def copy(x: Array) -> Array:
+        """A copy that nobody else holds, and that is part of no graph."""
+        return x.copy()
+
+    @staticmethod
+    def own(x: Array) -> Array:
+        """An array of either back end as one of this: over the same memory, where that is possible."""
+        return to_numpy(x)
+
+    @staticmethod
+    def beside(x: Array, other: Array) -> Array:
+        """``x`` on the device that ``other`` is on."""
+        return x
+
+    @staticmethod
+    def on_host(x: Array) -> bool:
+        """Whether ``x`` lies in host memory."""
+        return True
+
+    @staticmethod
+    def to_float64(x: Array) -> Array:
+        """``x`` in double precision; ``x`` itself, if it is."""
+        return x.astype(np.float64, copy=False)
+
+    @staticmethod
+    def to_int64(x: Array) -> Array:
+        """``x`` as int64; ``x`` itself, if it is."""
+        return x.astype(np.int64, copy=False)
+
+    @staticmethod
+    def no_grad() -> AbstractContextManager[Any]:
+        """A context in which no graph is recorded."""
+        return nullcontext()
+
+
+class Torch:
+    """What `NumPy` does, for torch tensors. No method waits for a device."""
+
+    def __init__(self) -> None:
+        self.torch = sys.modules["torch"]
+
+    def join(self, arrays: Sequence[Array]) -> Array:
+        return self.torch.cat(arrays)
+
+    @staticmethod
+    def split(x: Array, length: int) -> Sequence[Array]:
+        return x.split(length)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def copy(x: Array) -> Array:
+        return x.detach().clone()
+
+    def own(self, x: Array) -> Array:
+        # Torch has no read-only tensors and no negative strides.
+        return x if is_tensor(x) else self.torch.from_numpy(np.require(x, requirements=["C", "W"]))
+
+    @staticmethod
+    def beside(x: Array, other: Array) -> Array:
+        return x.to(other.device, non_blocking=True)
+
+    @staticmethod
+    def on_host(x: Array) -> bool:
+        return x.is_cpu  # type: ignore[no-any-return]
+
+    @staticmethod
+    def to_float64(x: Array) -> Array:
+        return x.double()
+
+    @staticmethod
+    def to_int64(x: Array) -> Array:
+        return x.long()
+
+    def no_grad(self) -> AbstractContextManager[Any]:
+        return self.torch.no_grad()  # type: ignore[no-any-return]
+
+
+NUMPY = NumPy()
+torch_backend = cache(Torch)
+
+
+def backend(x: Array) -> NumPy | Torch:
+    """What to do with ``x``, an array that `as_array` gave."""
+    return NUMPY if isinstance(x, np.ndarray) else torch_backend()
 
 
 def is_tensor(x: object) -> bool:
@@ -34,6 +133,11 @@ def as_array(x: Any) -> Array:
         except (BufferError, RuntimeError, TypeError):  # another device, or a dtype NumPy lacks
             pass
     return np.asarray(x)
+
+
+def detached(x: Any) -> Any:
+    """``x``; a tensor, without its graph."""
+    return x.detach() if is_tensor(x) else x
 
 
 def to_numpy(x: Any) -> npt.NDArray[Any]:
@@ -62,6 +166,11 @@ def is_integer(x: Array) -> bool:
     if isinstance(x, np.ndarray):
         return x.dtype.kind in "iu"
     return dtype_name(x) in {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+
+
+def is_real(x: Array) -> bool:
+    """Real numbers of any precision kcd works in."""
+    return is_floating(x) or is_integer(x)
 
 
 def state_array(x: npt.NDArray[Any]) -> Array:
@@ -94,3 +203,65 @@ def checked_float(value: Any, name: str, wanted: str) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be {wanted}, got {value!r} ({type(value).__name__})") from None
+
+
+def as_indices(x: Any, name: str) -> Array:
+    """``x`` as an array of whole numbers: a tensor where it is one on a device, else a NumPy array.
+
+    Parameters
+    ----------
+    x : integer array [B]
+        An empty one may be of any dtype: an empty list has no integers.
+    name : str
+        What errors call it.
+
+    Raises
+    ------
+    TypeError
+        If ``x`` does not hold integers.
+    ValueError
+        If it is not one-dimensional.
+    """
+    x = as_array(x)
+    if backend(x).on_host(x):
+        x = to_numpy(x)
+    if not is_integer(x) and not (x.ndim == 1 and len(x) == 0):
+        raise TypeError(f"{name} must be integers, got dtype {dtype_name(x)}")
+    if x.ndim != 1:
+        raise ValueError(f"{name} must be [B], got shape {tuple(x.shape)}")
+    return x
+
+
+def checked_indices(
+    x: Any, name: str, upper: int, *, lower: int = 0, outcome: str = ""
+) -> npt.NDArray[np.int64]:
+    """A copy of ``x`` in host memory, each of it known to lie in ``lower .. upper - 1``.
+
+    Parameters
+    ----------
+    x : integer array [B]
+        If it lies on a device, this waits for it.
+    name : str
+        What errors call it.
+    upper, lower : int
+    outcome : str
+        What the IndexError says last: what became of the batch.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `as_indices` does.
+    IndexError
+        If an index lies outside ``lower .. upper - 1``.
+    """
+    indices = np.array(to_numpy(as_indices(x, name)), np.int64)
+    # Read as unsigned, an index below is a huge one: one comparison finds both ends. (argmax takes
+    # a third of the time of max on so few.)
+    unsigned = (indices - lower if lower else indices).view(np.uint64)
+    if len(indices) and unsigned.item(unsigned.argmax()) >= upper - lower:
+        wrong = indices[(indices < lower) | (indices >= upper)]
+        more = " and more" if len(wrong) > 5 else ""
+        raise IndexError(
+            f"{name} must lie in {lower} .. {upper - 1}, got {wrong[:5].tolist()}{more}{outcome}"
+        )
+    return indices

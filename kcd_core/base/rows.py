@@ -9,12 +9,12 @@ one when the number of rows is: `TorchRows.sum` says how it is avoided.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
-from .arrays import Array, is_tensor
+from .arrays import Array, backend, to_numpy
 
 HOST_CHUNK = 2**15  # numbers of a chunk in host memory: a core's cache holds what is made of them
 DEVICE_CHUNK = 2**23  # bytes that may be made of a chunk on a device, where the logits are small
@@ -112,55 +112,46 @@ class TorchRows:
 
 
 Rows = NumpyRows | TorchRows
-NUMPY = NumpyRows()
 
 
-def by_rows(function: RowFunction, arrays: int, logits: Array, *others: Array) -> Array:
+def by_rows(function: RowFunction, held: int, logits: Array, *others: Array) -> Array:
     """``function`` of all rows, a chunk at a time: in NumPy where they lie in host memory, else in torch.
 
     Parameters
     ----------
     function : callable
         ``function(rows, logits, *others) -> [B]``.
-    arrays : int
+    held : int
         How many arrays of a chunk's size, in the precision that is computed in, ``function`` holds at a time. On a
         device a chunk is as large as 8 MB of them allow, or an eighth of the logits' bytes if that is more; but
         at least one row.
     logits, *others : arrays [B, ...]
         Of one back end; those beside the logits may be ``[B]``.
     """
+    arrays = (logits, *others)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        if all(map(_on_host, (logits, *others))):
-            host = [_numpy(x) for x in (logits, *others)]
-            return _chunked(
-                lambda *chunk: function(NUMPY, *map(_widened, chunk)), HOST_CHUNK, host, np.concatenate
-            )
+        if all(map(_for_numpy, arrays)):
+            return _chunked(lambda *chunk: function(NumpyRows(), *map(to_numpy, chunk)), HOST_CHUNK, arrays)
         rows = TorchRows()
-        torch = rows.torch
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (logits, *others)):
-            return function(rows, logits, *others)  # what is differentiated is kept whole in any case
+        if rows.torch.is_grad_enabled() and any(x.requires_grad for x in arrays):
+            return function(rows, *arrays)  # what is differentiated is kept whole in any case
         size = max(4, logits.element_size())
         most = max(DEVICE_CHUNK, logits.numel() * logits.element_size() // DEVICE_SHARE)
-        return _chunked(
-            lambda *chunk: function(rows, *chunk), most // (arrays * size), (logits, *others), torch.cat
-        )
+        return _chunked(partial(function, rows), most // (held * size), arrays)
 
 
-def _chunked(function: Any, numbers: int, arrays: Any, join: Any) -> Array:
-    many = max(1, numbers // arrays[0].shape[1])
-    if len(arrays[0]) <= many:
+def _chunked(function: Callable[..., Array], numbers: int, arrays: tuple[Array, ...]) -> Array:
+    """``function`` of as many rows at a time as have so many ``numbers``; one at least."""
+    length = max(1, numbers // arrays[0].shape[1])
+    if len(arrays[0]) <= length:
         return function(*arrays)
-    return join([function(*chunk) for chunk in zip(*(_split(x, many) for x in arrays), strict=True)])
+    chunks = zip(*(backend(x).split(x, length) for x in arrays), strict=True)
+    parts = [function(*chunk) for chunk in chunks]
+    return backend(parts[0]).join(parts)
 
 
-def _split(x: Array, many: int) -> Sequence[Array]:
-    if is_tensor(x):
-        return x.split(many)  # type: ignore[no-any-return]
-    return [x[start : start + many] for start in range(0, len(x), many)]
-
-
-def _on_host(x: Array) -> bool:
-    """Whether NumPy can compute with ``x``. A tensor of another class only looks like one."""
+def _for_numpy(x: Array) -> bool:
+    """Whether NumPy can compute with ``x``. A tensor of another class only looks like one in host memory."""
     if isinstance(x, np.ndarray):
         return True
     torch = sys.modules["torch"]
@@ -168,19 +159,8 @@ def _on_host(x: Array) -> bool:
     return plain and not (x.requires_grad and torch.is_grad_enabled())
 
 
-def _numpy(x: Array) -> Array:
-    """``x`` over the same memory; a bfloat16 tensor, which NumPy lacks, as it is."""
-    if isinstance(x, np.ndarray):
-        return x
-    x = x.detach()
-    return x if str(x.dtype) == "torch.bfloat16" else x.numpy()
-
-
-def _widened(x: Array) -> Array:
-    return x.float().numpy() if is_tensor(x) else x
-
-
 def nan_unless_finite(logits: Array) -> Array:
     """[B], in the logits' back end: 0 for each row, NaN for one with a logit that is not finite."""
+    rows = NumpyRows() if isinstance(logits, np.ndarray) else TorchRows()
     with np.errstate(invalid="ignore"):
-        return (NUMPY if isinstance(logits, np.ndarray) else TorchRows()).nan_unless_finite(logits)
+        return rows.nan_unless_finite(logits)
