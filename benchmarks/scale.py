@@ -36,7 +36,7 @@ from kcd_core.algorithms.ranks import blocks, rank_scores
 from kcd_core.base import distributed
 from kcd_core.sharded import condense as sharded
 from kcd_core.sharded.slices import bounds
-from kcd_core.tracker import SCALE
+from kcd_core.sums import SCALE
 
 SCHEDULE = kcd.CondensationSchedule(ratio=0.7, stages=6, period=40)
 ALPHA = 0.03
@@ -56,8 +56,9 @@ def recorded(first: int, stop: int) -> tuple[Any, Any]:
 
 def tracker_of(start: int, stop: int) -> kcd.KnowledgeValueTracker:
     tracker = kcd.KnowledgeValueTracker(stop - start)
+    sums = tracker._sums  # filled in place: a copy would count as the tracker's memory
     for block in blocks(stop - start):
-        tracker._total[block], tracker._count[block] = recorded(start + block.start, start + block.stop)
+        sums.total[block], sums.count[block] = recorded(start + block.start, start + block.stop)
     return tracker
 
 

@@ -1,0 +1,79 @@
+"""What is said of values that were not recorded: an error at once, or one warning when the sums are read."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+
+from .sums import recordable
+
+__all__ = ["SkipReport"]
+
+
+class SkipReport:
+    """Says, once for each cause, what a tracker skipped.
+
+    Parameters
+    ----------
+    on_nonfinite : {"skip", "raise"}
+        See `KnowledgeValueTracker`.
+
+    Raises
+    ------
+    ValueError
+        If ``on_nonfinite`` is neither of both.
+    """
+
+    def __init__(self, on_nonfinite: str) -> None:
+        if on_nonfinite not in ("skip", "raise"):
+            raise ValueError(f"on_nonfinite must be 'skip' or 'raise', got {on_nonfinite!r}")
+        self.raises = on_nonfinite == "raise"
+        self._told = np.zeros(2, np.int64)
+
+    def refuse(self, values: npt.NDArray[np.float64]) -> None:
+        """Raise ValueError if one of these values cannot be recorded, before any of them is."""
+        wrong = int(np.count_nonzero(~recordable(values)))
+        if wrong:
+            raise ValueError(_unrecordable(wrong))
+
+    def told(self, skipped: npt.NDArray[np.int64]) -> None:
+        """Take it that this was said: it is what a state holds."""
+        self._told = skipped.copy()
+
+    def tell(self, skipped: npt.NDArray[np.int64], num_samples: int) -> None:
+        """Warn of what was skipped since the last call, where it is the first of its kind; or raise for it.
+
+        Parameters
+        ----------
+        skipped : int64 [2]
+            How many values were not recordable, and how many indices lay outside ``0 .. num_samples-1``.
+
+        Raises
+        ------
+        IndexError, ValueError
+            With ``on_nonfinite="raise"``, if there are more of them than at the last call.
+        """
+        new, first = skipped - self._told, self._told == 0
+        if not new.any():
+            return
+        self.told(skipped)
+        unrecordable, out_of_range = new.tolist()
+        texts = (
+            _unrecordable(unrecordable),
+            f"{out_of_range} recordings had an index outside 0 .. {num_samples - 1} and were not recorded",
+        )
+        if self.raises:
+            raise IndexError(texts[1]) if out_of_range else ValueError(texts[0])
+        for text in (text for text, *now in zip(texts, new, first, strict=True) if all(now)):
+            warnings.warn(
+                text + "; further ones are only counted (tracker.skipped)", RuntimeWarning, stacklevel=3
+            )
+
+
+def _unrecordable(number: int) -> str:
+    return (
+        f"{number} values were not finite (a NaN or infinite logit?) or larger than 2**20 in size, or of a "
+        "sample whose values add up to more than 2**22 already, and were not recorded"
+    )

@@ -1,0 +1,249 @@
+"""The integer sums of what was recorded: added up in host memory or on a device, and added to one another."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .base.arrays import Array, backend, is_tensor, state_array, to_numpy, torch_backend
+
+__all__ = ["CheckedState", "Sums", "ValueSums", "checked_sums", "mean", "recordable", "summed"]
+
+# Sums are integers, so that adding is associative: the set then depends on what was recorded, not on
+# the order of batches, the number of ranks, or CUDA's atomics. 2**-40 is finer than float32 values.
+SCALE = 2.0**40
+MAX_VALUE = 2.0**20  # a larger value is not recorded
+MAX_TOTAL = 2**62  # nor is anything for a sample whose sum is beyond this: int64 would wrap
+MAX_REACH = MAX_TOTAL + MAX_TOTAL // 2  # what is added to a sum within MAX_TOTAL carries it no further
+
+#: Sums of ``round(value * 2**40)`` and counts, of some samples.
+Sums = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]
+#: Those of all samples, and what was skipped.
+CheckedState = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int64]]
+
+
+class ValueSums:
+    """What was recorded of N samples, in NumPy arrays or on a torch device.
+
+    Parameters
+    ----------
+    total : int64 [N]
+        Sums of ``round(value * 2**40)``.
+    count : int32 [N]
+    skipped : int64 [2]
+        How many values were not recordable, and how many indices lay outside ``0 .. N-1``.
+    device : torch device, optional
+        Where these lie; None, in NumPy arrays. They are not copied: nobody else may hold them.
+    """
+
+    def __init__(self, total: Array, count: Array, skipped: Array, device: Any = None) -> None:
+        self.total, self.count, self.skipped = total, count, skipped
+        self.device = device
+
+    @classmethod
+    def zeros(cls, num_samples: int) -> ValueSums:
+        """Nothing recorded, in host memory."""
+        return cls(np.zeros(num_samples, np.int64), np.zeros(num_samples, np.int32), np.zeros(2, np.int64))
+
+    @property
+    def arrays(self) -> tuple[Array, Array, Array]:
+        """Total, count and what was skipped, as they are held."""
+        return self.total, self.count, self.skipped
+
+    def to(self, device: Any) -> ValueSums:
+        """A copy on a torch device, or in NumPy arrays with None."""
+        if device is None:
+            return ValueSums(*(to_numpy(x).copy() for x in self.arrays))
+        import torch
+
+        device = torch.device(device)
+        with torch.inference_mode(False):  # else what is made in inference mode could not be added to
+            # copy=True: a tensor over NumPy memory, or the same tensor, must not be shared
+            total, count, skipped = (torch.as_tensor(x).to(device, copy=True) for x in self.arrays)
+        return ValueSums(total, count, skipped, device)
+
+    def place(self, values: Array) -> Array:
+        """``values``, or logits, where these sums can add them. Waits for no device.
+
+        Raises
+        ------
+        TypeError
+            If they are on a device and the sums are in host memory.
+        """
+        if self.device is not None:
+            return torch_backend().own(values).to(self.device, non_blocking=True)
+        if not backend(values).on_host(values):
+            kind = values.device.type
+            raise TypeError(
+                f"the logits are on {values.device} but the tracker is in host memory, and copying them would "
+                f"stall every step: use KnowledgeValueTracker(..., device={kind!r}) or tracker.to({kind!r})"
+            )
+        return values
+
+    # -- adding ------------------------------------------------------------------------------------
+
+    def add(self, indices: Array, values: Array) -> None:
+        """Add what is recordable, and count the rest. If this raises or is interrupted, nothing has changed.
+
+        A sum on its way to wrapping is not added to. In host memory as many values are added as fit; on a
+        device, where all are added at once, those of one sample are refused together if they would carry
+        its sum beyond `MAX_REACH`.
+
+        Parameters
+        ----------
+        indices : int64 array [B]
+            In host memory, known to lie in ``0 .. N-1``. On the device, those outside are masked and counted.
+        values : real array [B]
+        """
+        if self.device is None:
+            floats = to_numpy(values).astype(np.float64, copy=False)
+            self._change(indices, self.total.take(indices), lambda: self._add_on_host(indices, floats))
+        else:
+            with sys.modules["torch"].no_grad():
+                indices, total, *more = self._device_sums(indices, values)
+            self._change(indices, total, lambda: self._add_on_device(indices, *more))
+
+    def _change(self, indices: Array, total: Array, change: Callable[[], None]) -> None:
+        """Make a ``change`` of these samples, whose sums are ``total``, whole or not at all.
+
+        Total and count are two arrays, and Ctrl-C may come between two operations. What they held is put
+        back then: the same twice is the same once. What is left is a second Ctrl-C while that is done.
+        """
+        before = total, self.count.take(indices), self.skipped + 0
+        try:
+            change()
+        except BaseException:
+            self.total[indices], self.count[indices], self.skipped[:] = before
+            raise
+
+    def _add_on_host(self, indices: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> None:
+        ok = recordable(values)
+        ok &= np.abs(self.total[indices]) <= MAX_TOTAL
+        if not ok.all():
+            self.skipped[0] += len(ok) - np.count_nonzero(ok)
+            indices, values = indices[ok], values[ok]
+        if len(values) > 1 and np.abs(values).sum() > (MAX_REACH - MAX_TOTAL) / SCALE:
+            # Recordings of one sample could wrap together: add less at a time.
+            half = len(values) // 2
+            self._add_on_host(indices[:half], values[:half])
+            self._add_on_host(indices[half:], values[half:])
+            return
+        np.add.at(self.total, indices, np.rint(values * SCALE).astype(np.int64))
+        np.add.at(self.count, indices, np.int32(1))
+
+    def _device_sums(self, indices: Array, values: Array) -> tuple[Array, ...]:
+        """Which samples these are, their sums, and what is added to their sums, counts and what was skipped."""
+        torch = sys.modules["torch"]
+        if is_tensor(indices):
+            inside = (indices >= 0) & (indices < len(self.total))
+            indices = indices.where(inside, 0)
+        else:  # checked when they came in
+            indices = torch.from_numpy(indices)
+            if self.device.type == "cuda" and torch.cuda.is_available():
+                indices = indices.pin_memory()  # only from pinned memory does a copy not wait
+            indices = indices.to(self.device, non_blocking=True)
+            inside = None
+        values = self.place(values).double()
+        total = self.total.take(indices)
+        ok = (values.abs() <= MAX_VALUE) & (total.abs() <= MAX_TOTAL)
+        recorded = ok if inside is None else ok & inside
+        fixed = (values * SCALE).round().where(recorded, 0)
+        # Where the sums would end, in float64, which does not wrap (and is far closer than the room
+        # left above MAX_REACH). A sum that ends in range is right: int64 wraps back on the way.
+        fits = (total.double() + _sums_by_index(indices, fixed)).abs() <= MAX_REACH
+        ok, recorded, fixed = ok & fits, (recorded & fits).int(), fixed.where(fits, 0).long()
+        if inside is None:
+            skipped = torch.stack([ok.logical_not().sum(), self.skipped.new_zeros(())])
+        else:
+            skipped = torch.stack([(inside > ok).sum(), inside.logical_not().sum()])
+        return indices, total, fixed, recorded, skipped
+
+    def _add_on_device(self, indices: Array, fixed: Array, recorded: Array, skipped: Array) -> None:
+        self.total.index_add_(0, indices, fixed)
+        self.count.index_add_(0, indices, recorded)
+        self.skipped.add_(skipped)
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def part(self, samples: slice = slice(None)) -> Sums:
+        """Total and count of these samples, copied to host memory."""
+        return to_numpy(self.total[samples]).copy(), to_numpy(self.count[samples]).copy()
+
+    def mean(self) -> Array:
+        """V where it lies: float64 [N], NaN where nothing was recorded."""
+        if self.device is None:
+            return mean(self.total, self.count)
+        return (self.total.double() / SCALE / self.count).where(self.count > 0, float("nan"))
+
+    def state(self) -> dict[str, Any]:
+        """Copies: tensors, NumPy arrays where torch is not installed, and plain numbers."""
+        return {
+            "total": state_array(to_numpy(self.total)),
+            "count": state_array(to_numpy(self.count)),
+            "skipped": to_numpy(self.skipped).tolist(),
+        }
+
+
+def mean(total: npt.NDArray[np.int64], count: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    """V from `KnowledgeValueTracker.sums`: float64 [N], NaN where ``count`` is 0."""
+    mean: npt.NDArray[np.float64] = total / SCALE
+    np.divide(mean, count, out=mean, where=count > 0)
+    mean[count == 0] = np.nan
+    return mean
+
+
+def recordable(values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which values are finite, and at most 2**20 in size."""
+    ok: npt.NDArray[np.bool_] = np.abs(values) <= MAX_VALUE  # False for NaN
+    return ok
+
+
+def checked_sums(state: Mapping[str, Any], num_samples: int) -> CheckedState:
+    """The arrays of a state that has all of its keys; they are not copied.
+
+    Raises
+    ------
+    ValueError
+        If they are not such as `ValueSums.state` gives of so many samples.
+    """
+    total, count = (to_numpy(state[key]) for key in ("total", "count"))
+    shape = (num_samples,)
+    if total.shape != shape or total.dtype != np.int64 or count.shape != shape or count.dtype != np.int32:
+        raise ValueError(
+            f"the tracker state is damaged: total and count must be int64 and int32 of shape {shape}, got "
+            f"{total.dtype} {total.shape} and {count.dtype} {count.shape}"
+        )
+    if (count < 0).any() or total[count == 0].any():
+        raise ValueError("the tracker state is damaged: counts and sums contradict each other")
+    skipped = state["skipped"]
+    if not isinstance(skipped, list) or [type(x) for x in skipped] != [int, int] or min(skipped) < 0:
+        raise ValueError(f"the tracker state is damaged: skipped must be two counts, got {skipped!r}")
+    return total, count, np.array(skipped, np.int64)
+
+
+def summed(states: Sequence[CheckedState]) -> CheckedState:
+    """What one tracker would hold that had recorded everything: new arrays.
+
+    Raises
+    ------
+    ValueError
+        If there are no states, or if a sample's sum would be beyond 1.5 * 2**22.
+    """
+    if not states:
+        raise ValueError("not a tracker state: an empty list")
+    total, count, skipped = zip(*states, strict=True)
+    if np.abs(sum(t.astype(np.float64) for t in total)).max() > MAX_REACH:
+        raise ValueError("the recorded values are too large to be summed over the ranks: scale them down")
+    return sum(total), sum(count), sum(skipped)
+
+
+def _sums_by_index(indices: Array, values: Array) -> Array:
+    """For each row, the sum of the values of all rows with its index. Waits for no device."""
+    ordered, order = indices.sort()
+    group = (ordered != ordered.roll(1)).cumsum(0)  # from 0, or from 1 where the first differs from the last
+    sums = values.new_zeros(len(values) + 1).index_add_(0, group, values.index_select(0, order))
+    return values.new_zeros(len(values)).scatter_(0, order, sums.index_select(0, group))
