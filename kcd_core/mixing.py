@@ -26,7 +26,7 @@ Mixer = Callable[[Any, int, Steps], Any]
 def mix_arrays(dataset: Any, index: int, steps: Steps) -> Any:
     """Mix raw images before the transform, as the paper does, for data sets that keep them in ``.data``.
 
-    The data set's own ``__getitem__``, with transforms, target and all, runs on a shallow copy whose
+    The data set's own ``__getitem__`` runs, transforms and target included, on a shallow copy in which
     ``data[index]`` is the mixed image. Works through any nesting of ``torch.utils.data.Subset``.
 
     Parameters
@@ -55,8 +55,8 @@ def mix_arrays(dataset: Any, index: int, steps: Steps) -> Any:
     chain, base, locate = _unwrap(dataset)
     if not has_arrays(dataset):
         raise TypeError(
-            f"mix_arrays needs a data set with one image (floating point, or integers of at most 16 bits) per sample in .data, and "
-            f"{type(base).__name__} has none; use mixer=mix_samples, or mixing=None"
+            "mix_arrays needs a data set with one image (floating point, or integers of at most 16 bits) per sample "
+            f"in .data, and {type(base).__name__} has none; use mixer=mix_samples, or mixing=None"
         )
     data = base.data
     image = carry_out(index, steps, lambda i: data[locate(i)])

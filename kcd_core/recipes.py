@@ -1,4 +1,4 @@
-"""Who is mixed with whom: recipes, which travel with the sampler's keys to whichever process fetches a sample.
+"""Who is mixed with whom: recipes, which travel with the sampler's keys to the process that fetches a sample.
 
 A recipe is a tuple of steps ``(target, source, weight)``, in order: replace the image of ``target`` by
 ``weight * target + (1 - weight) * source``. With cumulative mixing (what the authors' code does) later stages

@@ -33,7 +33,7 @@ DEFAULTS = {"digits": (60, 5), "fashion-mnist": (12, 1), "cifar100": (240, 1)}
 def random_drop(
     value: Any, count: Any, kept: Any, target: int, generator: np.random.Generator
 ) -> kcd.CondensedSet:
-    """The control: as many points as KC-KD keeps, drawn from the set in force without a look at values."""
+    """The control: as many samples as KC-KD keeps, drawn from the set in force without a look at values."""
     chosen = generator.choice(kept, target, replace=False)
     return kcd.CondensedSet(np.sort(chosen), len(value))
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 import kcd_core as kcd
 from kcd_core.mixing import default_mixer, has_arrays
-from kcd_core.recipes import MixRecipes, carry_out
+from kcd_core.recipes import MixRecipes
 
 N = 40
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -166,102 +166,10 @@ def test_recorded_images_through_the_loader(name, workers):
             drawn += len(batch[1])
         assert drawn == len(chosen.kept)
         loader.load_state_dict({**loader.state_dict(), "position": 0})  # that was a look, not training
-        # what the authors' code overwrote is the same for the points that are not drawn, too
+        # what the authors' code overwrote is the same for the samples that are not drawn, too
         for index in range(n):
             image, _ = kcd.mix_arrays(Recorded(golden["images0"]), index, loader.sampler.steps(index))
             np.testing.assert_array_equal(image, images[index])
-
-
-# -- recipes ------------------------------------------------------------------------------------------------
-
-
-def random_stages(n, stages, mixed, seed):
-    """(tail, dropped, weights) of each stage: within one, no point is in both."""
-    rng = np.random.default_rng(seed)
-    for _ in range(stages):
-        points = rng.permutation(n)[: 2 * mixed]
-        yield points[:mixed], points[mixed:], rng.uniform(0.7, 1, mixed).astype(np.float32)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_recipes_of_random_stages(seed):
-    """Points are tail and dropped again and again, in any order."""
-    n = 12
-    images = np.random.default_rng(seed).integers(0, 256, (n, 3, 3), dtype=np.uint8)
-    recipes, now = MixRecipes(), images.copy()
-    for stage, (tail, dropped, weights) in enumerate(random_stages(n, 15, 4, seed), 1):
-        recipes = recipes.with_stage(tail, dropped, weights, stage)
-        before = now.copy()
-        for a, b, w in zip(tail, dropped, weights, strict=True):
-            now[a] = (
-                before[a].astype(np.float32) * w + before[b].astype(np.float32) * np.float32(1 - float(w))
-            ).astype(np.uint8)
-        for i in range(n):
-            np.testing.assert_array_equal(carry_out(i, recipes.steps(i), images.__getitem__), now[i])
-    everything = np.arange(n)
-    assert recipes.contains(everything).tolist() == [len(recipes.steps(i)) > 0 for i in everything]
-    assert len(recipes) == 60
-
-
-class Counting:
-    """An image array that counts how often each image is read."""
-
-    def __init__(self, images):
-        self.images, self.reads = images, np.zeros(len(images), int)
-        self.ndim, self.shape = images.ndim, images.shape
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        self.reads[index] += 1
-        return self.images[index]
-
-
-def test_two_thousand_stages_deep():
-    """No recursion, and every raw image read once."""
-    n = 50
-    images = np.random.default_rng(0).integers(0, 256, (n, 2, 2), dtype=np.uint8)
-    recipes, now = MixRecipes(), images.copy()
-    for stage, (tail, dropped, weights) in enumerate(random_stages(n, 2000, 3, 1), 1):
-        recipes = recipes.with_stage(tail, dropped, weights, stage)
-        before = now.copy()
-        for a, b, w in zip(tail, dropped, weights, strict=True):
-            now[a] = (
-                before[a].astype(np.float32) * w + before[b].astype(np.float32) * np.float32(1 - float(w))
-            ).astype(np.uint8)
-    assert max(len(recipes.steps(i)) for i in range(n)) > 5000
-    for i in range(0, n, 7):
-        counting = Counting(images)
-        np.testing.assert_array_equal(carry_out(i, recipes.steps(i), counting.__getitem__), now[i])
-        assert counting.reads.max() == 1
-
-
-def test_a_chain_two_thousand_stages_long():
-    """Each stage's tail takes in the tail of the one before."""
-    stages = 2000
-    recipes = MixRecipes(
-        np.arange(1, stages + 1), np.arange(stages), np.full(stages, 0.75), np.arange(1, stages + 1)
-    )
-    steps = recipes.steps(stages)
-    assert len(steps) == stages
-    assert steps[0] == (1, 0, 0.75)
-    image = carry_out(stages, steps, lambda i: np.full((1,), float(i)))
-    expected = 0.0
-    for i in range(1, stages + 1):
-        expected = 0.75 * i + 0.25 * expected
-    assert image[0] == pytest.approx(expected)
-
-
-def test_recipe_takes_the_source_as_it_was_before_the_stage():
-    recipes = MixRecipes([1, 0, 1], [0, 2, 0], [0.5, 0.5, 0.5], [1, 2, 3])
-    assert recipes.steps(1) == ((1, 0, 0.5), (0, 2, 0.5), (1, 0, 0.5))
-    assert recipes.steps(0) == ((0, 2, 0.5),)
-    assert recipes.steps(2) == ()
-    assert MixRecipes().steps(3) == ()
-    later = MixRecipes([1, 0, 3], [0, 2, 1], [0.5, 0.5, 0.5], [1, 2, 3])
-    assert later.steps(1) == ((1, 0, 0.5),)  # what happens to a source afterwards is not its business
-    assert later.steps(3) == ((1, 0, 0.5), (3, 1, 0.5))
 
 
 class CountingArray(np.ndarray):

@@ -1,4 +1,4 @@
-"""When a stage ends and how many points it keeps, against a loop in whole numbers."""
+"""When a stage ends and how many samples it keeps, against a loop in whole numbers."""
 
 from __future__ import annotations
 
