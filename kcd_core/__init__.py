@@ -17,22 +17,26 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__ as __version__
 from .base import checkpoint as checkpoint
 from .base.checkpoint import load_checkpoint, save_checkpoint
-from .condense import CondensedSet, condense, condense_step
+from .condense import CondensedSet, condense
+from .em_step import condense_step
 from .history import CondensationHistory
 from .mixing import mix_arrays, mix_samples
 from .sampler import CondensedSampler
 from .schedule import CondensationSchedule
 from .sharded.condense import condense_sharded
 from .sharded.sampler import ShardedSampler
+from .stages import Condensation
 from .tracker import KnowledgeValueTracker
 from .values import cross_entropy, entropy, kd_divergence, margin
 
 if TYPE_CHECKING:
-    from .loading.loader import CondensedLoader, wrap_loader
+    from .loading.loader import CondensedLoader
+    from .loading.wrap import wrap_loader
     from .loss import CondensedLoss
     from .streaming.stream import CondensedStream
 
 __all__ = [
+    "Condensation",
     "CondensationHistory",
     "CondensationSchedule",
     "CondensedLoader",
@@ -58,7 +62,7 @@ __all__ = [
 
 _NEED_TORCH = {
     "CondensedLoader": "loading.loader",
-    "wrap_loader": "loading.loader",
+    "wrap_loader": "loading.wrap",
     "CondensedLoss": "loss",
     "CondensedStream": "streaming.stream",
 }

@@ -1,27 +1,17 @@
-"""The EM step: from recorded values to the set that the next stage distils on.
-
-`condense` is the method as a pure function of arrays; `condense_step` is its shell, which asks a
-tracker for the arrays and installs the result in a sampler.
-"""
+"""The EM step as a pure function of arrays: from recorded values to the set that the next stage distils on."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .algorithms.ranks import rank_scores, rank_window, scores_at_ranks, top
-from .base import distributed
 from .base.arrays import checked_float, checked_int, to_numpy
-from .base.states import value_name
-from .schedule import CondensationSchedule
-from .tracker import KnowledgeValueTracker, Sums
 
-__all__ = ["CondensedSet", "Select", "condense", "condense_step"]
+__all__ = ["CondensedSet", "condense"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -70,7 +60,7 @@ class CondensedSet:
     def __repr__(self) -> str:
         return (
             f"CondensedSet(stage={self.stage}, kept={len(self.kept)} of {self.num_samples}, "
-            f"dropped={len(self.dropped)}, mixed={len(self.tail)}, cut={self.cut:.4f})"
+            f"dropped={len(self.dropped)}, tail={len(self.tail)}, cut={self.cut:.4f})"
         )
 
     def __post_init__(self) -> None:
@@ -109,22 +99,6 @@ class CondensedSet:
         made = object.__new__(cls)
         made.__dict__.update(attributes)
         return made
-
-
-#: A user's own selection: ``select(value, count, kept, target, generator) -> CondensedSet``.
-Select = Callable[[Any, Any, Any, int, np.random.Generator], CondensedSet]
-
-
-class Condensable(Protocol):
-    """What `condense_step` installs its result in: a sampler, a loss, or anything like them."""
-
-    @property
-    def num_samples(self) -> int: ...
-
-    @property
-    def kept(self) -> Any: ...
-
-    def install(self, condensed_set: CondensedSet) -> None: ...
 
 
 def condense(
@@ -213,167 +187,6 @@ def condense(
         weights=weights_of(num_mixed, min_weight),
         cut=cut,
     )
-
-
-def condense_step(
-    tracker: KnowledgeValueTracker,
-    sampler: Condensable,
-    schedule: CondensationSchedule,
-    *,
-    alpha: float = 0.03,
-    min_weight: float = 0.7,
-    select: Select | None = None,
-) -> CondensedSet:
-    """One EM step: rank what ``tracker`` recorded and install the condensed set in ``sampler``.
-
-    Unconditional: whether a stage is due is the caller's question (``schedule.due(epoch)``). Where a
-    process group is initialised, recordings are summed over its ranks first, so every rank must
-    call this, and every rank gets the same set.
-
-    Parameters
-    ----------
-    tracker : KnowledgeValueTracker
-    sampler : CondensedSampler, CondensedLoss, or anything with ``num_samples``, ``kept`` and ``install``
-        The stage's number is its ``stage`` (0 where it has none) plus one.
-    schedule : CondensationSchedule
-        Asked for the target size.
-    alpha, min_weight
-        See `condense`.
-    select : callable, optional
-        ``select(value, count, kept, target, generator) -> CondensedSet`` replaces ranking and
-        partition. ``generator`` is a ``numpy.random.Generator`` that is the same on every rank, and so must
-        the set be. It must keep exactly ``target`` points, since lengths are promised ahead.
-
-    Returns
-    -------
-    CondensedSet
-
-    Raises
-    ------
-    ValueError
-        If tracker and sampler differ in ``num_samples``, or ``select`` breaks its promise.
-    RuntimeError
-        If nothing was ever recorded on any rank; if ranks disagree in anything that decides the set, or one
-        is gone; or if the sampler draws for several ranks and no process group is initialised. Nothing is
-        changed then.
-    TypeError
-        If the sampler draws from a slice: see `condense_sharded`.
-    """
-    if distributed.world_size() > 1:
-        settings = {
-            "num_samples": tracker.num_samples,
-            "value": value_name(tracker._function),
-            "schedule": schedule.state_dict(),
-            "alpha": alpha,
-            "min_weight": min_weight,
-            "select": value_name(select) if select else None,
-            "seed": getattr(sampler, "seed", None),
-            "set": sampler.fingerprint() if hasattr(sampler, "fingerprint") else len(sampler.kept),
-        }
-        shards = getattr(sampler, "num_replicas", 1)
-        distributed.check_agreement(settings, shard=getattr(sampler, "rank", 0), shards=shards)
-    return condense_stage(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight, select=select)[0]
-
-
-def condense_stage(
-    tracker: KnowledgeValueTracker,
-    sampler: Condensable,
-    schedule: CondensationSchedule,
-    *,
-    alpha: float,
-    min_weight: float,
-    select: Select | None,
-) -> tuple[CondensedSet, npt.NDArray[np.float64], npt.NDArray[np.int32]]:
-    """`condense_step`, with the values and counts (of all ranks) that it was decided from."""
-    n = tracker.num_samples
-    if sampler.num_samples != n:
-        raise ValueError(
-            f"tracker and sampler must be of one size, got num_samples = {n} and {sampler.num_samples}"
-        )
-    if hasattr(sampler, "sizes"):
-        raise TypeError("the sampler draws from one slice of the index range: use condense_sharded()")
-    replicas = getattr(sampler, "num_replicas", 1)
-    if replicas > 1 and distributed.world_size() == 1:
-        raise RuntimeError(
-            f"the sampler draws for rank {getattr(sampler, 'rank', '?')} of {replicas}, but no process group "
-            "is initialised to sum the ranks' recordings: call torch.distributed.init_process_group() "
-            "first, or merge the recordings yourself and use condense() and sampler.install()"
-        )
-    total, count = sums_of_all(tracker)
-    value, kept = tracker.mean(total, count), to_numpy(sampler.kept)
-    chosen = choose(
-        value,
-        count,
-        kept,
-        schedule.target(n, len(kept)),
-        alpha=alpha,
-        min_weight=min_weight,
-        stage=int(getattr(sampler, "stage", 0)) + 1,
-        seed=int(getattr(sampler, "seed", 0)),
-        select=select,
-    )
-    sampler.install(chosen)
-    return chosen, value, count
-
-
-def sums_of_all(tracker: KnowledgeValueTracker) -> Sums:
-    """The tracker's sums over all ranks, or an error on every one of them."""
-    problem: Exception | None = None
-    try:
-        total, count = tracker.sums()
-        if max(int(total.max()), -int(total.min())) > 2**63 // distributed.world_size() - 1:
-            problem = ValueError(
-                "the recorded values are too large to be summed over the ranks: scale them down"
-            )
-    except Exception as error:  # on_nonfinite="raise" on a device, or a warning that is an error
-        problem = error
-    distributed.raise_together(problem)
-    total, count = distributed.sum_over_ranks(total, count)
-    if not count.any():
-        raise RuntimeError(
-            "a stage ends, but no value was ever recorded: call record(student_logits) after the "
-            "student's forward pass"
-        )
-    return total, count
-
-
-def choose(
-    value: npt.NDArray[np.float64],
-    count: npt.NDArray[np.int32],
-    kept: Indices,
-    target: int,
-    *,
-    alpha: float,
-    min_weight: float,
-    stage: int,
-    seed: int,
-    select: Select | None,
-) -> CondensedSet:
-    """`condense`, or what the user's ``select`` chooses in its place: checked, and the same on every rank."""
-    if select is None:
-        return condense(
-            value, count, previous=len(kept), target=target, alpha=alpha, min_weight=min_weight, stage=stage
-        )
-    problem: Exception | None = None
-    try:
-        chosen = select(value, count, kept, target, np.random.default_rng([seed, stage]))
-        if not isinstance(chosen, CondensedSet):
-            raise TypeError(f"select must return a CondensedSet, got {type(chosen).__name__}")
-        if chosen.num_samples != len(value) or len(chosen.kept) != target:
-            raise ValueError(
-                f"select must keep exactly {target} of {len(value)} points, got {len(chosen.kept)} of "
-                f"{chosen.num_samples}"
-            )
-    except Exception as error:
-        problem = error
-    distributed.raise_together(problem)
-    if distributed.world_size() > 1:
-        arrays = (chosen.kept, chosen.dropped, chosen.tail, chosen.weights)
-        digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
-        distributed.check_agreement(
-            {"what select chose": digests}, shard=distributed.rank(), shards=distributed.world_size()
-        )
-    return replace(chosen, stage=stage)
 
 
 def check_settings(alpha: float, min_weight: float) -> tuple[float, float]:

@@ -22,7 +22,7 @@ MOST_CLASSES = 20  # that the picture of the classes has room for
 
 
 def draw(
-    folder: Path, split: Split, loader: kcd.CondensedLoader, sets: Sequence[kcd.CondensedSet]
+    folder: Path, split: Split, loader: kcd.CondensedLoader[Any], sets: Sequence[kcd.CondensedSet]
 ) -> list[Path]:
     """Draw what a run did.
 

@@ -19,9 +19,9 @@ import torch
 from torch.utils.data import DataLoader
 
 import kcd_core as kcd
+from kcd_core.base.files import write_whole
 
 from ..extras import need
-from ..files import write_whole
 
 __all__ = ["Clock", "Progress", "Run", "checked_folder", "fetch_overhead", "print_table", "save_results"]
 
@@ -30,7 +30,7 @@ __all__ = ["Clock", "Progress", "Run", "checked_folder", "fetch_overhead", "prin
 class Run:
     """One arm with one seed."""
 
-    loader: kcd.CondensedLoader
+    loader: kcd.CondensedLoader[Any]
     sets: list[kcd.CondensedSet]
     drawn: int
     seconds: float

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kcd_core.base import distributed
-from kcd_core.condense import condense_stage
 from kcd_core.mixing import mix_arrays
 
 from ..profiles import Profile
@@ -45,7 +44,6 @@ class Engine:
     def __init__(self, settings: Settings, profile: Profile, arguments: Sequence[str]) -> None:
         self.settings, self.profile = settings, profile
         self.journal = Journal(settings, profile.title, profile.method(list(arguments)))
-        self.schedule = settings.schedule()
         self.train: HostedLoader | None = None
         # For which predictions were passed over; of this pass, once the student is known.
         self.reasons = Reasons()
@@ -229,37 +227,12 @@ class Engine:
         self.journal.add(
             train, one, self.reasons.leading() or f"{self.profile.observe} was not called for their batches"
         )
-        if self.schedule.due(self.journal.epochs) and not last:
-            self._condense(train)
-
-    def _condense(self, train: HostedLoader) -> None:
-        try:
-            chosen, value, count = condense_stage(
-                train.tracker,
-                train.sampler,
-                self.schedule,
-                alpha=self.settings.alpha,
-                min_weight=self.settings.min_weight,
-                select=None,
-            )
-        except RuntimeError as error:
-            skipped = train.tracker.skipped["nonfinite"]
-            if not skipped:
-                raise
-            raise RuntimeError(
-                f"no stage can end: {skipped} of {self.journal.observed} predictions of the student were not finite, "
-                "and were not recorded (a learning rate that is too high, or half precision?)"
-            ) from error
-        train.renew()
-        train.history.append(
-            chosen,
-            value,
-            count,
-            epoch=self.journal.epochs,
-            alpha=self.settings.alpha,
-            mixing=train.sampler.mixing is not None,
-        )
-        self.journal.tell_stage(train, chosen)
+        if last:  # a stage due now is left out, since nothing trains on it
+            return
+        chosen = train.run.end_epoch()
+        if chosen is not None:
+            train.renew()
+            self.journal.tell_stage(train, chosen)
 
     # -- resuming ----------------------------------------------------------------------------------
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..files import check_writable
+from kcd_core.base.files import check_writable
+
 from ..profiles import Profile, find
 from ..settings import Settings
 from . import import_hooks, shims

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from kcd_core import CondensedSet, __version__
 from kcd_core.base import distributed
+from kcd_core.base.files import write_whole
 
-from ..files import write_whole
 from ..settings import Settings, number
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from kcd_core import CondensationHistory, KnowledgeValueTracker
-from kcd_core.loading.keys import KeyBatches, rebuild, understand
+from kcd_core import Condensation, CondensationHistory, KnowledgeValueTracker
+from kcd_core.loading.keys import KeyBatches
+from kcd_core.loading.rebuild import rebuild, understand
 from kcd_core.mixing import Mixer, default_mixer, mix_samples
 from kcd_core.recipes import Steps
 
@@ -24,7 +25,6 @@ from ..profiles import Profile
 from ..settings import Settings
 from .alignment import Pass
 from .order import HostOrder
-from .recording import record
 
 __all__ = ["HostedLoader"]
 
@@ -35,8 +35,7 @@ class HostedLoader:
     Attributes
     ----------
     sampler : HostOrder
-    tracker : KnowledgeValueTracker
-    history : CondensationHistory
+    run : Condensation
     passes : list of Pass
         Those that are no epoch yet, in the order in which they began. As a rule, one.
     unmixable : Exception or None
@@ -53,8 +52,13 @@ class HostedLoader:
         self._profile, self._settings = profile, settings
         mixing = None if settings.mixing == "none" else settings.mixing
         self.sampler = HostOrder(loader.sampler, len(loader.dataset), mixing=mixing)  # type: ignore[arg-type]
-        self.tracker = KnowledgeValueTracker(self.sampler.num_samples, value=settings.value)
-        self.history = CondensationHistory(self.sampler.num_samples)
+        self.run = Condensation(
+            self.sampler,
+            schedule=settings.schedule(),
+            value=settings.value,
+            alpha=settings.alpha,
+            min_weight=settings.min_weight,
+        )
         self.passes: list[Pass] = []
         self.unmixable: Exception | None = None
         self._attach(loader, batching)
@@ -74,6 +78,16 @@ class HostedLoader:
     def loader(self) -> DataLoader[Any] | None:
         """The host's own; None once the host has let go of it."""
         return self._loader()
+
+    @property
+    def tracker(self) -> KnowledgeValueTracker:
+        """V and F."""
+        return self.run.tracker
+
+    @property
+    def history(self) -> CondensationHistory:
+        """What each stage did."""
+        return self.run.history
 
     @property
     def done(self) -> bool:
@@ -96,7 +110,11 @@ class HostedLoader:
 
     def record(self, one: Pass, indices: Any, logits: torch.Tensor, targets: torch.Tensor) -> None:
         """Record the prediction for a batch of the pass ``one``."""
-        one.observed += record(self.tracker, self.sampler, indices, logits, targets)
+        # An array came straight from the sampler; what a host collated may lie on a device.
+        if isinstance(indices, np.ndarray):
+            one.observed += self.run.record_drawn(indices, logits, targets=targets)
+        else:
+            one.observed += self.run.record(logits, indices=indices, targets=targets)
 
     def follow(self, loader: DataLoader[Any]) -> bool:
         """Go on with a loader that the host made in the place of the one it let go of, if it is over the same data.

@@ -140,9 +140,13 @@ class Checkpoints:
         state, journal = self._state, self._journal
         if state is None or state["loader"] != _described(hosted):
             return False
-        hosted.tracker.load_state_dict(state["tracker"])
-        hosted.sampler.load_state_dict(state["sampler"])
-        hosted.history = CondensationHistory.from_state(state["history"])
+        hosted.run.restore(
+            epoch=state["epochs"] + 1,
+            seen=state["observed_in_pass"] > 0,
+            tracker=state["tracker"],
+            sampler=state["sampler"],
+            history=state["history"],
+        )
         hosted.renew()
         journal.epochs, journal.saved = state["epochs"], state["saved"]
         journal.drawn, journal.observed = state["drawn"], state["observed"]

@@ -12,20 +12,20 @@ import torch
 from torch.utils.data import DistributedSampler, RandomSampler
 
 from kcd_core import (
+    Condensation,
     CondensationHistory,
+    CondensedSet,
     KnowledgeValueTracker,
     load_checkpoint,
     save_checkpoint,
 )
 from kcd_core.base import distributed
+from kcd_core.base.files import check_writable, write_whole
 from kcd_core.base.states import check_same
-from kcd_core.condense import condense_stage
 from kcd_core.loading.keys import KeyBatches
 
 from ..contrast import restrict
-from ..files import check_writable, write_whole
 from ..hosts.order import HostOrder
-from ..hosts.recording import record
 from ..settings import Settings
 from .wrapper import KCDDatasetWrapper
 
@@ -105,14 +105,34 @@ class KCDBatchSampler:
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, bool(drop_last)
         self.dataset = dataset
         self.order = HostOrder(sampler, len(dataset), mixing=mixing)
-        self.tracker = KnowledgeValueTracker(len(dataset), value=self.settings.value)
-        self.history = CondensationHistory(len(dataset))
-        self.epoch = self.observed = 0  # observed samples of the present epoch
+        self.run = Condensation(
+            self.order,
+            schedule=self.schedule,
+            value=self.settings.value,
+            alpha=self.settings.alpha,
+            min_weight=self.settings.min_weight,
+        )
+        self.observed = 0  # samples of the present epoch
         self._batches = KeyBatches(self.order, self.batch_size, self.drop_last)
         self._batches.rehearse = mixing is not None and self.settings.ratio < 1
         self._begun = False
         self._passes = 0  # that began
         KCDBatchSampler.current = self
+
+    @property
+    def tracker(self) -> KnowledgeValueTracker:
+        """V and F."""
+        return self.run.tracker
+
+    @property
+    def history(self) -> CondensationHistory:
+        """What each stage did."""
+        return self.run.history
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs have ended."""
+        return self.run.epoch - 1
 
     def __iter__(self) -> Iterator[list[Any]]:
         if self.observed:
@@ -139,7 +159,7 @@ class KCDBatchSampler:
 
     def record(self, indices: torch.Tensor, output: torch.Tensor, targets: Any) -> None:
         """Record the student's logits of one batch."""
-        self.observed += record(self.tracker, self.order, indices, output, targets)
+        self.observed += self.run.record(output, indices=indices, targets=targets)
 
     def begin(self, epoch: int) -> None:
         """At the first epoch of this process: go on from the saved state, if it is not torchdistill's epoch 0.
@@ -169,12 +189,14 @@ class KCDBatchSampler:
 
     def _restore(self, state: Any, epoch: int) -> None:
         check_same(state, {**self._identity(), "epoch": epoch}, "run", needs=("tracker", "order", "history"))
-        history = CondensationHistory.from_state(state["history"])
-        tracker = KnowledgeValueTracker(len(self.dataset), value=self.settings.value)
-        if self.order.rank == 0:  # it holds the sums over all ranks
-            tracker.load_state_dict(state["tracker"])
-        self.order.load_state_dict(state["order"])
-        self.epoch, self.history, self.tracker = epoch, history, tracker
+        self.run.restore(
+            epoch=epoch + 1,
+            seen=False,
+            tracker=state["tracker"],
+            sampler=state["order"],
+            history=state["history"],
+            summed=True,
+        )
         self._restrict()
 
     def _save(self) -> None:
@@ -209,9 +231,11 @@ class KCDBatchSampler:
             raise RuntimeError(f"KCD saw no prediction of the student in this epoch. {FORGOTTEN}")
         if self.epoch == 0:
             self._check_workers(loader)
-        self.epoch, self.observed = self.epoch + 1, 0
-        if self.schedule.due(self.epoch):
-            self._condense()
+        chosen = self.run.end_epoch()
+        self.observed = 0
+        if chosen is not None:
+            self._restrict()
+            self._tell(chosen)
         self._save()
 
     def _check_workers(self, loader: Any) -> None:
@@ -228,20 +252,8 @@ class KCDBatchSampler:
                 "False, or negatives: 'full'"
             )
 
-    def _condense(self) -> None:
+    def _tell(self, chosen: CondensedSet) -> None:
         settings = self.settings
-        chosen, value, count = condense_stage(
-            self.tracker,
-            self.order,
-            self.schedule,
-            alpha=settings.alpha,
-            min_weight=settings.min_weight,
-            select=None,
-        )
-        self.history.append(
-            chosen, value, count, epoch=self.epoch, alpha=settings.alpha, mixing=settings.mixing != "none"
-        )
-        self._restrict()
         if distributed.rank() == 0:
             print(
                 f"kcd: stage {chosen.stage} after epoch {self.epoch}: {len(chosen.kept)} of {chosen.num_samples} "

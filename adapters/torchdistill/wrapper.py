@@ -9,7 +9,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from kcd_core.loading.keys import PADDING, Key
+from kcd_core.base.padding import PADDING
+from kcd_core.loading.keys import Key
 from kcd_core.mixing import default_mixer
 from kcd_core.recipes import Steps
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .arrays import checked_int
 
-__all__ = ["check_rank", "check_same", "check_together", "state_int", "value_name"]
+__all__ = ["check_rank", "check_same", "check_together", "state_bool", "state_int", "value_name"]
 
 
 def check_same(
@@ -26,6 +26,11 @@ def check_same(
         raise ValueError(f"not a {owner} state: it has no {', '.join(map(repr, missing))}")
     for key, value in mine.items():
         if _differ(state[key], value):
+            if key == "version":
+                raise ValueError(
+                    f"this {owner} state is of version {state[key]!r}, and this kcd_core reads version {value}: finish "
+                    "the run with the kcd_core that saved it, or start anew"
+                )
             raise ValueError(
                 f"this {owner} state was saved with {key} = {state[key]!r}, here it is {value!r}"
             )
@@ -37,6 +42,13 @@ def state_int(state: Mapping[str, Any], key: str, minimum: int, owner: str) -> i
         return checked_int(state[key], key, minimum)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the {owner} state is damaged: {error}") from None
+
+
+def state_bool(state: Mapping[str, Any], key: str, owner: str) -> bool:
+    """A truth value of a state of ``owner``."""
+    if not isinstance(state[key], bool):
+        raise ValueError(f"the {owner} state is damaged: {key} must be a bool, got {state[key]!r}")
+    return state[key]  # type: ignore[no-any-return]
 
 
 def _differ(a: Any, b: Any) -> bool:

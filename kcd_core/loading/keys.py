@@ -8,33 +8,18 @@ worker errors, with `fork` and `spawn`, since nothing is remembered on the side.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-)
 
-from ..base.arrays import is_tensor, to_numpy
-from ..mixing import Mixer, default_mixer, mix_arrays, mix_samples
+from ..base.padding import PADDING
+from ..epoch_sampler import Blocks, EpochSampler
+from ..mixing import Mixer
 from ..recipes import MixRecipes, Steps
-from ..sampler import Blocks, EpochSampler
 
-__all__ = ["PADDING", "KeyBatches", "rebuild", "resolve_mixer", "understand", "without_padding"]
-
-MANUAL = "; use KnowledgeValueTracker, CondensedSampler and condense_step() by hand (docs/by-hand.md in the repository)"
-# What the rebuilt loader sets itself; every other argument of DataLoader is carried over by name.
-OWN_ARGUMENTS = ("dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last")
-PADDING = -1
+__all__ = ["IndexedCollate", "KeyBatches", "KeyedDataset"]
 
 Key = int | tuple[int, Steps, bool]
 Indices = npt.NDArray[np.int64]
@@ -124,7 +109,7 @@ class KeyBatches:
         return length // self.batch_size if self.drop_last else -(-length // self.batch_size)
 
 
-class _KeyedDataset:
+class KeyedDataset:
     """Fetches by keys and returns (indices, samples). Looks like the user's data set in every other way."""
 
     __slots__ = ("_kcd_dataset", "_kcd_mixer")
@@ -172,10 +157,10 @@ class _KeyedDataset:
         setattr(self._kcd_dataset, name, value)
 
     def __reduce__(self) -> Any:
-        return _KeyedDataset, (self._kcd_dataset, self._kcd_mixer)
+        return KeyedDataset, (self._kcd_dataset, self._kcd_mixer)
 
 
-class _IndexedCollate:
+class IndexedCollate:
     """Collates (indices, samples) to (indices, the user's batch)."""
 
     def __init__(self, collate: Any) -> None:
@@ -184,106 +169,3 @@ class _IndexedCollate:
     def __call__(self, fetched: tuple[Indices, list[Any]]) -> tuple[Indices, Any]:
         indices, samples = fetched
         return indices, self.collate(samples)
-
-
-def without_padding(indices: Any, *others: Any) -> tuple[Any, ...]:
-    """``indices`` [B] and what has a row for each of them (or is None), without the rows that only pad.
-
-    Indices on a device are not looked at.
-    """
-    unseen = is_tensor(indices) and not indices.is_cpu
-    padding = None if unseen else to_numpy(indices) == PADDING
-    if padding is None or not padding.any():
-        return indices, *others
-    rows = np.flatnonzero(~padding)
-    return tuple(None if x is None else _take(x, rows) for x in (indices, *others))
-
-
-def _take(x: Any, rows: Indices) -> Any:
-    if is_tensor(x):
-        return x[torch.from_numpy(rows).to(x.device, non_blocking=True)]
-    return np.asarray(x)[rows]
-
-
-def understand(loader: Any, seed: int) -> tuple[tuple[int, bool], dict[str, Any]]:
-    """((batch size, drop_last), arguments for CondensedSampler), or why the loader can't be wrapped."""
-    if not isinstance(loader, DataLoader):
-        raise TypeError(f"loader must be a torch.utils.data.DataLoader, got {type(loader).__name__}" + MANUAL)
-    for method in ("__iter__", "__len__", "_get_iterator"):
-        if getattr(type(loader), method) is not getattr(DataLoader, method):
-            raise TypeError(
-                f"{type(loader).__name__} overrides DataLoader.{method}, which a rebuilt loader would lose"
-                + MANUAL
-            )
-    dataset, batch_sampler = loader.dataset, loader.batch_sampler
-    if isinstance(dataset, IterableDataset):
-        raise TypeError(
-            "an IterableDataset has no indices to choose from; CondensedStream goes by ids" + MANUAL
-        )
-    if batch_sampler is None:
-        raise TypeError("loader has batch_size=None: it yields single samples, not batches" + MANUAL)
-    if type(batch_sampler) is not BatchSampler:
-        raise TypeError(f"loader has a batch sampler of its own, {type(batch_sampler).__name__}" + MANUAL)
-    sampler: Any = batch_sampler.sampler
-    try:
-        size = len(dataset)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"the data set {type(dataset).__name__} has no len()" + MANUAL) from None
-    if size == 0:
-        raise ValueError("the data set is empty")
-    batching = (int(batch_sampler.batch_size), bool(batch_sampler.drop_last))
-    if type(sampler) is DistributedSampler:
-        _same_size(len(sampler.dataset), size)  # type: ignore[arg-type]
-        return batching, {
-            "shuffle": sampler.shuffle,
-            "seed": sampler.seed,
-            "num_replicas": sampler.num_replicas,
-            "rank": sampler.rank,
-            "drop_last": sampler.drop_last,
-        }
-    alone = {"seed": seed, "num_replicas": 1, "rank": 0}
-    if type(sampler) is SequentialSampler:
-        _same_size(len(sampler), size)
-        return batching, {"shuffle": False, **alone}
-    if type(sampler) is RandomSampler:
-        if sampler.replacement:
-            raise TypeError("the RandomSampler draws with replacement" + MANUAL)
-        _same_size(sampler.num_samples, size)
-        return batching, {"shuffle": True, **alone}
-    raise TypeError(f"loader has a sampler of its own, {type(sampler).__name__}" + MANUAL)
-
-
-def _same_size(drawn: int, size: int) -> None:
-    if drawn != size:
-        raise TypeError(f"the sampler draws from {drawn} samples of a data set of {size}" + MANUAL)
-
-
-def rebuild(
-    loader: DataLoader[Any], batches: KeyBatches, mixer: Mixer, dataset: Any = None
-) -> DataLoader[Any]:
-    """A DataLoader with the settings of ``loader``, by the signature of ``DataLoader.__init__``.
-
-    ``dataset``, if given, takes the place of the loader's.
-    """
-    names = [
-        n for n in inspect.signature(DataLoader.__init__).parameters if n not in ("self", *OWN_ARGUMENTS)
-    ]
-    carried = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
-    return DataLoader(
-        _KeyedDataset(loader.dataset if dataset is None else dataset, mixer),  # type: ignore[arg-type]
-        batch_sampler=batches,
-        collate_fn=_IndexedCollate(loader.collate_fn),  # type: ignore[arg-type]
-        **carried,
-    )
-
-
-def resolve_mixer(mixer: str | Mixer, dataset: Any) -> Mixer:
-    if callable(mixer):
-        return mixer
-    if mixer == "auto":
-        return default_mixer(dataset)
-    mixers: dict[Any, Mixer] = {"arrays": mix_arrays, "samples": mix_samples}
-    try:
-        return mixers[mixer]
-    except (KeyError, TypeError):
-        raise ValueError(f"mixer must be 'auto', 'arrays', 'samples' or a callable, got {mixer!r}") from None

@@ -442,13 +442,16 @@ def test_an_epoch_without_records_warns_once():
         loader.end_epoch()
 
 
-def test_where_warnings_are_errors_the_epoch_has_ended_all_the_same():
+def test_where_warnings_are_errors_nothing_has_changed_and_the_next_call_goes_on():
     loader = wrap(Plain(N))
     run_epoch(loader)
+    before = loader.state_dict()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="epoch 2"):
             loader.end_epoch()
+        assert identical_state(loader.state_dict(), before)
+        loader.end_epoch()
     assert (loader.epoch, loader.sampler.stage, len(loader.history)) == (3, 2, 2)
 
 

@@ -251,12 +251,19 @@ def test_explicit_indices_that_are_wrong():
     with pytest.raises(IndexError, match=r"0 \.\. 39"):
         loader.record(logits, indices=[0, N])
     with pytest.raises(IndexError, match=r"0 \.\. 39"):
-        loader.record(logits, indices=[0, -1])  # padding, where there is none
+        loader.record(logits, indices=[0, -2])
     with pytest.raises(TypeError, match="integers"):
         loader.record(logits, indices=[0.0, 1.0])
     with pytest.raises(TypeError, match="integers"):
         loader.record(logits, indices=torch.tensor([True, False]))
     assert loader.tracker.count.sum() == 0
+
+
+def test_an_index_of_minus_one_is_padding_on_one_rank_too():
+    loader = wrap(Plain(N))
+    loader.record(logits_of([5, 6, 7], 1), indices=[5, -1, 7])
+    assert np.flatnonzero(loader.tracker.count).tolist() == [5, 7]
+    assert_right(loader)
 
 
 def padded(return_index, rank=2):

@@ -24,7 +24,7 @@ from torch.utils.data import (
 )
 
 import kcd_core as kcd
-from kcd_core.loading.keys import OWN_ARGUMENTS
+from kcd_core.loading.rebuild import OWN_ARGUMENTS
 
 N = 22
 ONCE = kcd.CondensationSchedule(ratio=0.5, stages=2, period=1)

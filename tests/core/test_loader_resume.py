@@ -468,11 +468,14 @@ def test_state_of_another_data_set_is_refused(good_state):
     assert_refused(wrap(Cifar(N + 1), schedule=SCHEDULE), good_state, "num_samples = 40, here it is 41")
 
 
-@pytest.mark.parametrize("part", [None, "tracker", "sampler"])
-def test_state_of_another_version_is_refused(good_state, part):
+@pytest.mark.parametrize(("part", "mine"), [(None, 2), ("tracker", 1), ("sampler", 1)])
+@pytest.mark.parametrize("by", [-1, 1])
+def test_state_of_another_version_is_refused(good_state, part, mine, by):
     state = through_a_file(good_state)
-    (state if part is None else state[part])["version"] = 2
-    assert_refused(make(), state, "version = 2, here it is 1")
+    (state if part is None else state[part])["version"] = mine + by
+    assert_refused(
+        make(), state, f"of version {mine + by}, and this kcd_core reads version {mine}: finish the run"
+    )
 
 
 def test_state_of_another_rank_is_refused():

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import warnings
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -382,7 +383,9 @@ def test_ids_in_one_slot_share_mean_and_fate(epochs, slots, ratio):
         reference.record([slot_of(i, slots) for i in ids], values)
         if not reference.recorded:
             continue
-        stream._condense()
+        with warnings.catch_warnings():  # of nothing recorded, or of ids that share their slot
+            warnings.simplefilter("ignore")
+            stream.end_epoch()
         reference.stage()
         for i in range(80):
             assert stream.keep({"__key__": i}) == (slot_of(i, slots) not in reference.dropped)

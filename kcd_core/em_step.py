@@ -1,0 +1,256 @@
+"""The EM step on a run's objects: sum over ranks, choose, install.
+
+`decide` changes nothing, so whoever owns the state of a run can do all that may fail first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .base import distributed
+from .base.arrays import to_numpy
+from .base.states import value_name
+from .condense import CondensedSet, Indices, check_settings, condense
+from .schedule import CondensationSchedule
+from .tracker import KnowledgeValueTracker, Sums
+
+__all__ = ["Condensable", "Decision", "Select", "condense_step", "decide"]
+
+#: A user's own selection: ``select(value, count, kept, target, generator) -> CondensedSet``.
+Select = Callable[[Any, Any, Any, int, np.random.Generator], CondensedSet]
+
+
+class Condensable(Protocol):
+    """What a set is installed in: a sampler, a loss, or anything like them."""
+
+    @property
+    def num_samples(self) -> int: ...
+
+    @property
+    def kept(self) -> Any: ...
+
+    def install(self, condensed_set: CondensedSet) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What a stage decided, and the values of all ranks that it was decided from.
+
+    Attributes
+    ----------
+    chosen : CondensedSet or ShardedSet
+    value : float64 array
+    count : integer array
+    unseen : int, optional
+        Samples that were never recorded, where ``value`` and ``count`` are those of some samples alone.
+    in_force : optional
+        What is installed, where that is not ``chosen`` itself.
+    num_samples, previous : int, optional
+        All samples, and those of the set before, where both are known only now.
+    warning : str
+        What the user should know of it.
+    """
+
+    chosen: Any
+    value: npt.NDArray[np.float64]
+    count: npt.NDArray[Any]
+    unseen: int | None = None
+    in_force: Any = None
+    num_samples: int | None = None
+    previous: int | None = None
+    warning: str = ""
+
+
+def condense_step(
+    tracker: KnowledgeValueTracker,
+    sampler: Condensable,
+    schedule: CondensationSchedule,
+    *,
+    alpha: float = 0.03,
+    min_weight: float = 0.7,
+    select: Select | None = None,
+) -> CondensedSet:
+    """One EM step: rank what ``tracker`` recorded and install the condensed set in ``sampler``.
+
+    Unconditional: whether a stage is due is the caller's question (``schedule.due(epoch)``). Where a
+    process group is initialised, recordings are summed over its ranks first, so every rank must
+    call this, and every rank gets the same set.
+
+    Parameters
+    ----------
+    tracker : KnowledgeValueTracker
+    sampler : CondensedSampler, CondensedLoss, or anything with ``num_samples``, ``kept`` and ``install``
+        The stage's number is its ``stage`` (0 where it has none) plus one.
+    schedule : CondensationSchedule
+        Asked for the target size.
+    alpha, min_weight
+        See `condense`.
+    select : callable, optional
+        ``select(value, count, kept, target, generator) -> CondensedSet`` replaces ranking and
+        partition. ``generator`` is a ``numpy.random.Generator`` that is the same on every rank, and so must
+        the set be. It must keep exactly ``target`` samples, since lengths are promised ahead.
+
+    Returns
+    -------
+    CondensedSet
+
+    Raises
+    ------
+    ValueError
+        If tracker and sampler differ in ``num_samples``, or ``select`` breaks its promise.
+    RuntimeError
+        If nothing was ever recorded on any rank; if ranks disagree in anything that decides the set, or one
+        is gone; or if the sampler draws for several ranks and no process group is initialised. Nothing is
+        changed then.
+    TypeError
+        If the sampler draws from a slice: see `condense_sharded`.
+    """
+    alpha, min_weight = check_settings(alpha, min_weight)
+    if distributed.world_size() > 1:
+        settings = {
+            "num_samples": tracker.num_samples,
+            "value": tracker.value_name,
+            "schedule": schedule.state_dict(),
+            "alpha": alpha,
+            "min_weight": min_weight,
+            "select": value_name(select) if select else None,
+            "seed": getattr(sampler, "seed", None),
+            "set": fingerprint_of(sampler),
+        }
+        distributed.check_agreement(
+            settings, shard=getattr(sampler, "rank", 0), shards=getattr(sampler, "num_replicas", 1)
+        )
+    chosen: CondensedSet = decide(
+        tracker, sampler, schedule, alpha=alpha, min_weight=min_weight, select=select
+    ).chosen
+    sampler.install(chosen)
+    return chosen
+
+
+def decide(
+    tracker: KnowledgeValueTracker,
+    sampler: Condensable,
+    schedule: CondensationSchedule,
+    *,
+    alpha: float,
+    min_weight: float,
+    select: Select | None,
+) -> Decision:
+    """What `condense_step` would install, with what it is decided from. Changes nothing; all ranks meet in it."""
+    n = tracker.num_samples
+    if sampler.num_samples != n:
+        raise ValueError(
+            f"tracker and sampler must be of one size, got num_samples = {n} and {sampler.num_samples}"
+        )
+    if hasattr(sampler, "sizes"):
+        raise TypeError("the sampler draws from one slice of the index range: use condense_sharded()")
+    replicas = getattr(sampler, "num_replicas", 1)
+    if replicas > 1 and distributed.world_size() == 1:
+        raise RuntimeError(
+            f"the sampler draws for rank {getattr(sampler, 'rank', '?')} of {replicas}, but no process group "
+            "is initialised to sum the ranks' recordings: call torch.distributed.init_process_group() "
+            "first, or merge the recordings yourself and use condense() and sampler.install()"
+        )
+    total, count = sums_of_all(tracker)
+    value, kept = tracker.mean(total, count), to_numpy(sampler.kept)
+    chosen = choose(
+        value,
+        count,
+        kept,
+        schedule.target(n, len(kept)),
+        alpha=alpha,
+        min_weight=min_weight,
+        stage=int(getattr(sampler, "stage", 0)) + 1,
+        seed=int(getattr(sampler, "seed", 0)),
+        select=select,
+    )
+    return Decision(chosen, value, count)
+
+
+def fingerprint_of(sampler: Condensable) -> str:
+    """A short name of the set in force: equal on two ranks if that is."""
+    if hasattr(sampler, "fingerprint"):
+        return str(sampler.fingerprint())
+    return hashlib.sha256(to_numpy(sampler.kept).astype(np.int64).tobytes()).hexdigest()
+
+
+def sums_of_all(tracker: KnowledgeValueTracker) -> Sums:
+    """The tracker's sums over all ranks, or an error on every one of them."""
+    problem: Exception | None = None
+    try:
+        total, count = tracker.sums()
+        if max(int(total.max()), -int(total.min())) > 2**63 // distributed.world_size() - 1:
+            problem = ValueError(
+                "the recorded values are too large to be summed over the ranks: scale them down"
+            )
+    except Exception as error:  # on_nonfinite="raise" on a device, or a warning that is an error
+        problem = error
+    distributed.raise_together(problem)
+    total, count = distributed.sum_over_ranks(total, count)
+    if not count.any():
+        raise nothing_recorded(tracker)
+    return total, count
+
+
+def nothing_recorded(tracker: KnowledgeValueTracker) -> RuntimeError:
+    """Why no stage can end: an error that says what became of the recordings. All ranks meet in it."""
+    (skipped,) = distributed.sum_over_ranks(np.array([*tracker.skipped.values()], np.int64))
+    nonfinite, out_of_range = skipped.tolist()
+    if nonfinite:
+        return RuntimeError(
+            f"a stage ends, but no value was ever recorded: all {nonfinite} predictions of the student were not "
+            "finite (a learning rate that is too high, or half precision?)"
+        )
+    if out_of_range:
+        return RuntimeError(
+            f"a stage ends, but no value was ever recorded: all {out_of_range} had an index outside the data set"
+        )
+    return RuntimeError(
+        "a stage ends, but no value was ever recorded: call record(student_logits) after the "
+        "student's forward pass"
+    )
+
+
+def choose(
+    value: npt.NDArray[np.float64],
+    count: npt.NDArray[np.int32],
+    kept: Indices,
+    target: int,
+    *,
+    alpha: float,
+    min_weight: float,
+    stage: int,
+    seed: int,
+    select: Select | None,
+) -> CondensedSet:
+    """`condense`, or what the user's ``select`` chooses in its place: checked, and the same on every rank."""
+    if select is None:
+        return condense(
+            value, count, previous=len(kept), target=target, alpha=alpha, min_weight=min_weight, stage=stage
+        )
+    problem: Exception | None = None
+    try:
+        chosen = select(value, count, kept, target, np.random.default_rng([seed, stage]))
+        if not isinstance(chosen, CondensedSet):
+            raise TypeError(f"select must return a CondensedSet, got {type(chosen).__name__}")
+        if chosen.num_samples != len(value) or len(chosen.kept) != target:
+            raise ValueError(
+                f"select must keep exactly {target} of {len(value)} samples, got {len(chosen.kept)} of "
+                f"{chosen.num_samples}"
+            )
+    except Exception as error:
+        problem = error
+    distributed.raise_together(problem)
+    if distributed.world_size() > 1:
+        arrays = (chosen.kept, chosen.dropped, chosen.tail, chosen.weights)
+        digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
+        distributed.check_agreement(
+            {"what select chose": digests}, shard=distributed.rank(), shards=distributed.world_size()
+        )
+    return replace(chosen, stage=stage)

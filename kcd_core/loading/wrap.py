@@ -1,0 +1,123 @@
+"""`wrap_loader`: the parts of a `CondensedLoader`, picked and put together."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from torch.utils.data import DataLoader
+
+from ..em_step import Select
+from ..layout import Layout, WholeLayout
+from ..mixing import Mixer, is_built_in
+from ..recipes import Mixing
+from ..sampler import CondensedSampler
+from ..schedule import CondensationSchedule
+from ..sharded.layout import SliceLayout
+from ..sharded.sampler import ShardedSampler
+from ..stages import Condensation
+from ..tracker import KnowledgeValueTracker
+from ..values import Value
+from .keys import KeyBatches
+from .loader import CondensedLoader
+from .rebuild import rebuild, resolve_mixer, understand
+
+__all__ = ["wrap_loader"]
+
+Batch = TypeVar("Batch")
+ValueName = Literal["entropy", "cross_entropy", "kd_divergence", "margin"]
+OnNonfinite = Literal["skip", "raise"]
+
+
+def wrap_loader(
+    loader: DataLoader[Batch],
+    *,
+    schedule: CondensationSchedule,
+    value: ValueName | Value = "entropy",
+    alpha: float = 0.03,
+    min_weight: float = 0.7,
+    mixing: Mixing = "cumulative",
+    mixer: Literal["auto", "arrays", "samples"] | Mixer = "auto",
+    select: Select | None = None,
+    return_index: bool = False,
+    on_nonfinite: OnNonfinite = "skip",
+    device: Any = None,
+    seed: int = 0,
+    sharded: bool = False,
+) -> CondensedLoader[Batch]:
+    """Wrap a DataLoader: same batches, drawn from the condensed set, with ``record`` and ``end_epoch``.
+
+    Parameters
+    ----------
+    loader : torch.utils.data.DataLoader
+        Map-style, batched, with torch's own random, sequential or distributed sampler. It is not
+        changed. Workers, pinning, collate function and the rest are carried over.
+    schedule : CondensationSchedule
+    value, on_nonfinite
+        See `KnowledgeValueTracker`.
+    alpha, min_weight, select
+        See `condense` and `condense_step`.
+    mixing : {"cumulative", "fresh", None}
+        Mix what is dropped into what is barely kept: images mixed at several stages one on top of the
+        other (the authors' behaviour), always from the originals, or not at all.
+    mixer : {"auto", "arrays", "samples"} or callable
+        ``mix_arrays`` (raw images, before the transform, as the paper does), ``mix_samples`` (after
+        it), or your own ``mixer(dataset, index, steps) -> sample``. Auto takes the first where the
+        data set keeps raw arrays in ``.data``. What can't be mixed is a TypeError at the first batch,
+        long before the first mixture: name the fields of a dict with
+        ``functools.partial(mix_samples, fields=[...])``, or use ``mixing=None``.
+    return_index : bool
+        Yield ``(indices, batch)``, int64 [B] and your batch, instead of your batch alone. The index
+        of a sample that only pads a rank's length is -1: pass it to ``record`` as it is.
+    device : torch device, optional
+        Where values are kept. Default: where the first recorded logits are.
+    seed : int
+        Of the order of the samples. A DistributedSampler's own seed is taken over instead.
+    sharded : bool
+        For data sets too large for 12 bytes a sample on every rank: each rank keeps the values of a slice
+        of the data set, and draws from that slice alone. Same sets; see `ShardedSampler` for what else
+        changes.
+
+    Returns
+    -------
+    CondensedLoader
+
+    Raises
+    ------
+    TypeError
+        If the loader can't be wrapped honestly: another type, an iterable-style or unsized data set,
+        ``batch_size=None``, a custom sampler or batch sampler.
+    ValueError
+        If a setting is outside its range, or the data set is empty.
+    """
+    if isinstance(loader, CondensedLoader):
+        raise TypeError("loader is wrapped already")
+    batching, settings = understand(loader, seed)
+    if not isinstance(schedule, CondensationSchedule):
+        raise TypeError(f"schedule must be a CondensationSchedule, got {type(schedule).__name__}")
+    if sharded and select is not None:
+        raise ValueError("select needs the values of all samples in one place: not with sharded=True")
+    num_samples = len(loader.dataset)  # type: ignore[arg-type]
+    recording: dict[str, Any] = {"value": value, "on_nonfinite": on_nonfinite, "device": device}
+    layout: Layout
+    sampler: CondensedSampler | ShardedSampler
+    if sharded:
+        sampler = ShardedSampler(num_samples, mixing=mixing, **settings)
+        tracker = KnowledgeValueTracker(sampler.stop - sampler.start, **recording)
+        layout = SliceLayout(sampler, tracker)
+    else:
+        sampler = CondensedSampler(num_samples, mixing=mixing, **settings)
+        layout = WholeLayout(sampler, KnowledgeValueTracker(num_samples, **recording))
+        layout.what, layout.call = "loader", "loader.record(student_logits)"
+    batches = KeyBatches(sampler, *batching)
+    run = Condensation.over(
+        layout,
+        schedule,
+        alpha=alpha,
+        min_weight=min_weight,
+        select=select,
+        alike={"batch_size": batches.batch_size, "loader's drop_last": batches.drop_last},
+    )
+    mix = resolve_mixer(mixer, loader.dataset)
+    batches.rehearse = mixing is not None and schedule.ratio < 1 and is_built_in(mix)
+    inner = rebuild(loader, batches, mix)
+    return CondensedLoader(run, batches, inner, loader.dataset, bool(return_index))

@@ -1,0 +1,463 @@
+"""One owner of a run's state: what was recorded, which set is in force, which epoch it is, and what each stage did.
+
+What differs between a data set, slices of one, and a stream, is its `Layout`. Everything else about a stage's
+end, and about a state, is the same for all, and is here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .base import distributed
+from .base.arrays import is_tensor
+from .base.padding import without_padding
+from .base.states import check_rank, check_same, check_together, state_bool, state_int, value_name
+from .condense import check_settings
+from .em_step import Condensable, Decision, Select
+from .history import CondensationHistory
+from .layout import Layout, WholeLayout, nothing_of
+from .schedule import CondensationSchedule
+from .tracker import CheckedState as TrackerState
+from .tracker import KnowledgeValueTracker
+from .values import Value
+
+__all__ = ["Condensation"]
+
+STATE_VERSION = 2
+
+
+class Checked(NamedTuple):
+    """A state, checked and ready to be taken over."""
+
+    epoch: int
+    seen: bool
+    recorded: TrackerState
+    in_force: Any
+    history: CondensationHistory
+    also: dict[str, int]
+
+
+class Condensation:
+    """A run of KCD for a loop that owns its index: records, ends epochs, and saves its state.
+
+    `CondensedLoader` and `CondensedStream` are this, and a way to draw.
+
+    Parameters
+    ----------
+    sampler : CondensedSampler, CondensedLoss, or anything with ``num_samples``, ``kept`` and ``install``
+        What each stage's set is installed in.
+    schedule : CondensationSchedule
+    value, on_nonfinite
+        See `KnowledgeValueTracker`.
+    alpha, min_weight, select
+        See `condense` and `condense_step`.
+    device : torch device, optional
+        Where values are kept. Default: where the first recorded logits are.
+    tracker : KnowledgeValueTracker, optional
+        One that is there already, as a `CondensedLoss` has, in place of ``value``, ``on_nonfinite`` and ``device``.
+
+    Attributes
+    ----------
+    sampler
+    tracker : KnowledgeValueTracker
+    schedule : CondensationSchedule
+    history : CondensationHistory
+    epoch : int
+        From 1; moved on by `end_epoch` alone.
+
+    Raises
+    ------
+    TypeError
+        If ``schedule`` is no CondensationSchedule, or ``sampler`` lacks one of the three.
+    ValueError
+        If a setting is outside its range, or ``tracker`` is of another number of samples.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kcd_core import CondensationSchedule, CondensedSampler
+    >>> schedule = CondensationSchedule(ratio=0.5, stages=1, period=1)
+    >>> run = Condensation(CondensedSampler(4, shuffle=False), schedule=schedule)
+    >>> student_logits = np.array([[0.0, 0.0], [0.0, 1.0], [0.0, 9.0], [0.0, 5.0]])
+    >>> run.record(student_logits, indices=[0, 1, 2, 3])
+    4
+    >>> run.end_epoch().kept, list(run.sampler), run.epoch
+    (array([0, 1]), [0, 1], 2)
+    """
+
+    def __init__(
+        self,
+        sampler: Condensable,
+        *,
+        schedule: CondensationSchedule,
+        value: str | Value = "entropy",
+        alpha: float = 0.03,
+        min_weight: float = 0.7,
+        select: Select | None = None,
+        on_nonfinite: str = "skip",
+        device: Any = None,
+        tracker: KnowledgeValueTracker | None = None,
+    ) -> None:
+        lacking = [name for name in ("num_samples", "kept", "install") if not hasattr(sampler, name)]
+        if lacking or hasattr(sampler, "sizes"):
+            why = f"it has no {', '.join(lacking)}" if lacking else "it draws from a slice: see wrap_loader"
+            raise TypeError(
+                f"sampler must be a CondensedSampler, a CondensedLoss, or have num_samples, kept and install, got "
+                f"{type(sampler).__name__}: {why}"
+            )
+        if tracker is None:
+            tracker = KnowledgeValueTracker(
+                sampler.num_samples, value=value, on_nonfinite=on_nonfinite, device=device
+            )
+        elif tracker.num_samples != sampler.num_samples:
+            raise ValueError(
+                f"tracker and sampler must be of one size, got num_samples = {tracker.num_samples} and "
+                f"{sampler.num_samples}"
+            )
+        layout = WholeLayout(sampler, tracker)
+        self._begin(layout, schedule, alpha=alpha, min_weight=min_weight, select=select)
+
+    @classmethod
+    def over(
+        cls,
+        layout: Layout,
+        schedule: CondensationSchedule,
+        *,
+        alpha: float,
+        min_weight: float,
+        select: Select | None,
+        alike: Mapping[str, Any] | None = None,
+    ) -> Condensation:
+        """The run of a loader or a stream, which calls `end_epoch` for its user.
+
+        ``alike``: what all ranks must have alike besides.
+        """
+        run = cls.__new__(cls)
+        run._begin(layout, schedule, alpha=alpha, min_weight=min_weight, select=select)
+        run._alike, run._depth = dict(alike or {}), 4
+        return run
+
+    def _begin(
+        self,
+        layout: Layout,
+        schedule: CondensationSchedule,
+        *,
+        alpha: float,
+        min_weight: float,
+        select: Select | None,
+    ) -> None:
+        if not isinstance(schedule, CondensationSchedule):
+            raise TypeError(f"schedule must be a CondensationSchedule, got {type(schedule).__name__}")
+        self._layout = layout
+        self.schedule = schedule
+        self.alpha, self.min_weight = check_settings(alpha, min_weight)
+        self.select = select
+        self.history = CondensationHistory(layout.num_samples)
+        self.epoch = 1
+        self.seen = False  # whether anything was recorded in this epoch
+        self._choose_device = layout.tracker.device is None
+        self._alike: dict[str, Any] = {}
+        self._depth = 3  # of the user's call, which a warning is about
+        self._agreed = False
+        self._warned: set[str] = set()
+
+    @property
+    def sampler(self) -> Any:
+        """What each stage's set is installed in."""
+        return getattr(self._layout, "sampler", self._layout)
+
+    @property
+    def tracker(self) -> KnowledgeValueTracker:
+        """V and F."""
+        return self._layout.tracker
+
+    # -- recording ---------------------------------------------------------------------------------
+
+    def record(
+        self, student_logits: Any, *, indices: Any, teacher_logits: Any = None, targets: Any = None
+    ) -> int:
+        """E-step: record the values of one batch.
+
+        Parameters
+        ----------
+        student_logits : floating array [B, C]
+            The student's, before ``backward()`` or after it; no ``detach()`` needed.
+        indices : integer array [B]
+            Which samples these are. -1, in host memory, is padding: its row is left out.
+        teacher_logits, targets : optional
+            For values that use them.
+
+        Returns
+        -------
+        int
+            How many rows were samples, and not padding.
+
+        Raises
+        ------
+        ValueError, TypeError, IndexError
+            As `KnowledgeValueTracker.update` does. Nothing is recorded then.
+        """
+        rows = without_padding(indices, student_logits, teacher_logits, targets)
+        return self._update(self.tracker.update, *rows)
+
+    def record_drawn(
+        self, indices: Any, student_logits: Any, teacher_logits: Any = None, targets: Any = None
+    ) -> int:
+        """`record` for indices that this run's sampler drew, int64 in host memory: they are not checked again."""
+        if self._layout.ranks > 1:
+            rows = without_padding(indices, student_logits, teacher_logits, targets)
+            indices, student_logits, teacher_logits, targets = rows
+        return self._update(self.tracker.update_drawn, indices, student_logits, teacher_logits, targets)
+
+    def _update(
+        self, update: Callable[..., None], indices: Any, logits: Any, teacher_logits: Any, targets: Any
+    ) -> int:
+        if self._choose_device:
+            self._choose_device = False
+            if is_tensor(logits) and logits.is_cuda:  # values are kept where no copy stalls the step
+                self.tracker.to(logits.device)
+        update(self._layout.rows(indices), logits, teacher_logits=teacher_logits, targets=targets)
+        self.seen = True
+        return len(indices)
+
+    # -- stages ------------------------------------------------------------------------------------
+
+    def end_epoch(self) -> Any:
+        """End the epoch: condense if the schedule says a stage ends, and move on to the next.
+
+        All or nothing: whatever is raised in it, an interrupt included, leaves stage, set, history and epoch as
+        they were. Under a process group every rank must call it.
+
+        Returns
+        -------
+        CondensedSet or None
+            None where no stage is due.
+
+        Raises
+        ------
+        RuntimeError
+            If a stage is due and nothing was ever recorded; or if ranks disagree in their settings, or one
+            is gone.
+
+        Warns
+        -----
+        UserWarning
+            Once, if nothing was recorded in an epoch.
+        """
+        due = self.schedule.due(self.epoch)
+        if due or not self._agreed:
+            self._check_agreement()
+        decision = self._decide() if due else None
+        problem: Exception | None = None
+        entry: dict[str, Any] | None = None
+        try:
+            if decision is not None:
+                entry = self._entry(decision)
+            self._warn(decision)  # before anything is changed, since a warning may be an error
+        except Exception as error:
+            problem = error
+        if due:
+            distributed.raise_together(problem)
+        elif problem is not None:
+            raise problem
+        return self._move_on(decision, entry)
+
+    def _decide(self) -> Decision:
+        return self._layout.decide(
+            self.schedule, alpha=self.alpha, min_weight=self.min_weight, select=self.select
+        )
+
+    def _entry(self, decision: Decision) -> dict[str, Any]:
+        """What the history says of a stage."""
+        entry = self.history.entry(
+            decision.chosen,
+            decision.value,
+            decision.count,
+            epoch=self.epoch,
+            alpha=self.alpha,
+            mixing=self._layout.mixing,
+            unseen=decision.unseen,
+        )
+        if decision.previous is not None:
+            entry["dropped"] = decision.previous - decision.chosen.num_kept
+        return entry
+
+    def _warn(self, decision: Decision | None) -> None:
+        """Each kind of warning once."""
+        texts = {"decision": decision.warning if decision else ""}
+        if not self.seen:
+            texts["nothing recorded"] = (
+                f"nothing was recorded in epoch {self.epoch}: call {self._layout.call} after the student's "
+                "forward pass"
+            )
+        for kind, text in texts.items():
+            if text and kind not in self._warned:
+                self._warned.add(kind)
+                warnings.warn(text, UserWarning, stacklevel=self._depth)
+
+    def _move_on(self, decision: Decision | None, entry: dict[str, Any] | None) -> Any:
+        """Change what an epoch's end changes, now that all that can fail is done; an interrupt puts it back."""
+        history, undo = self.history, self._layout.snapshot()
+        before = history.num_samples, history.records, self.epoch, self.seen
+        try:
+            if decision is None or entry is None:
+                self._layout.install(None, self.epoch + 1)
+            else:
+                in_force = decision.chosen if decision.in_force is None else decision.in_force
+                self._layout.install(in_force, self.epoch + 1)
+                history.num_samples = decision.num_samples or history.num_samples
+                history.records = [*history.records, entry]
+            self.epoch += 1
+            self.seen = False
+            return None if decision is None else decision.chosen
+        except BaseException:
+            undo()
+            history.num_samples, history.records, self.epoch, self.seen = before
+            raise
+
+    def _check_agreement(self) -> None:
+        """See that all ranks would condense alike. Nothing is sent where there is one."""
+        if distributed.world_size() > 1:
+            settings = {
+                **self.identity(),
+                **self._layout.in_force(),
+                **self._alike,
+                "value": self.tracker.value_name,
+                "select": value_name(self.select) if self.select else None,
+                "epoch": self.epoch,
+            }
+            distributed.check_agreement(settings, shard=self._layout.rank, shards=self._layout.ranks)
+        self._agreed = True
+
+    # -- state -------------------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, Any]:
+        """What can't change in the course of a run."""
+        return {
+            "version": STATE_VERSION,
+            **self._layout.identity(),
+            "schedule": self.schedule.state_dict(),
+            "alpha": self.alpha,
+            "min_weight": self.min_weight,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Recordings, set in force, history and epoch, as plain numbers and tensors. Copies.
+
+        Under a process group every rank saves its own. Reads back under ``torch.load(weights_only=True)``.
+        """
+        return {
+            **self.identity(),
+            "num_replicas": self._layout.ranks,
+            "rank": self._layout.rank,
+            "epoch": self.epoch,
+            "seen": self.seen,
+            "tracker": self.tracker.state_dict(),
+            **self._layout.state_dict(),
+            "history": self.history.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Go on where a state was saved.
+
+        Parameters
+        ----------
+        state : mapping, or list of mappings
+            What this rank saved; or, on any number of ranks, what all ranks of a run saved at one step, in any
+            order. Rank 0 then takes over the sum of what was recorded.
+
+        Raises
+        ------
+        ValueError
+            If it was saved with other settings, by another rank or version, or is no run's state; of a list,
+            also if a rank is missing or there twice, or if they were not saved at one step. Nothing is changed
+            then.
+        """
+        self.apply(self.check_state(state))
+
+    def check_state(
+        self,
+        state: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        needs: tuple[str, ...] = (),
+        within: str = "",
+    ) -> Checked:
+        """What `load_state_dict` would take over, or why it would not.
+
+        ``needs`` are whole numbers that the state holds besides; the one called ``within`` is 0 between epochs.
+        """
+        layout = self._layout
+        several = isinstance(state, (list, tuple))
+        states = [self._checked(one, needs) for one in (state if several else [state])]
+        saved = [ranks for ranks, _ in states]
+        if several:
+            check_together(saved, [self._moment(checked) for _, checked in states], layout.what)
+        else:
+            check_rank(saved[0], (layout.rank, layout.ranks), layout.what)
+        first = states[0][1]
+        if several:
+            ordered = sorted(states, key=lambda one: one[0])
+            parts = [(checked.recorded, checked.in_force) for _, checked in ordered]
+            recorded, in_force = layout.joined(parts, bool(first.also.get(within)))
+            first = first._replace(recorded=recorded, in_force=in_force)
+        return first._replace(seen=any(checked.seen for _, checked in states))
+
+    def apply(self, checked: Checked) -> None:
+        """Take over a checked state."""
+        self._layout.apply(checked.recorded, checked.in_force)
+        self.history, self.epoch, self.seen = checked.history, checked.epoch, checked.seen
+        self._agreed = False
+
+    def restore(
+        self, *, epoch: int, seen: bool, tracker: Any, sampler: Any, history: Any, summed: bool = False
+    ) -> None:
+        """Go on from parts that were saved within another's state: those of `tracker`, `sampler` and `history`.
+
+        ``summed``: the recordings are those of all ranks, which the first takes over.
+
+        Raises
+        ------
+        ValueError
+            If one of them is not such a part, or of other settings. Nothing is changed then.
+        """
+        layout = self._layout
+        done = CondensationHistory.from_state(history)
+        parts = {"tracker": tracker, "sampler": sampler}
+        recorded, in_force = layout.check_state(parts, done, layout.rank, layout.ranks)
+        if summed and layout.rank > 0:
+            recorded = nothing_of(recorded)
+        self.apply(Checked(epoch, seen, recorded, in_force, done, also={}))
+
+    def _checked(self, state: Any, needs: tuple[str, ...]) -> tuple[tuple[int, int], Checked]:
+        """One rank's state, and which rank's it is."""
+        what = self._layout.what
+        own = ("num_replicas", "rank", "epoch", "seen", "tracker", "history", *self._layout.state_dict())
+        check_same(state, self.identity(), what, needs=(*own, *needs))
+        ranks = state_int(state, "rank", 0, what), state_int(state, "num_replicas", 1, what)
+        history = CondensationHistory.from_state(state["history"])
+        recorded, in_force = self._layout.check_state(state, history, *ranks)
+        return ranks, Checked(
+            epoch=state_int(state, "epoch", 1, what),
+            seen=state_bool(state, "seen", what),
+            recorded=recorded,
+            in_force=in_force,
+            history=history,
+            also={name: state_int(state, name, 0, what) for name in needs},
+        )
+
+    def _moment(self, checked: Checked) -> dict[str, str]:
+        """What all ranks of a run have alike at one step."""
+        return {
+            "epoch": str(checked.epoch),
+            **{name.replace("recorded", "recorded position"): str(at) for name, at in checked.also.items()},
+            **self._layout.moment(checked.in_force),
+            "history": str(checked.history.records),
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"Condensation(kept={self._layout.num_kept} of {self._layout.num_samples}, epoch={self.epoch}, "
+            f"stages={len(self.history)})"
+        )

@@ -1,0 +1,165 @@
+"""A stream's run: its samples are the slots that were recorded until now, and its set is a bit for each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..base import distributed
+from ..base.arrays import state_array, to_numpy
+from ..base.states import state_int
+from ..condense import CondensedSet
+from ..em_step import Decision, Select, choose, sums_of_all
+from ..history import CondensationHistory
+from ..layout import Undo, sum_on_first_rank
+from ..schedule import CondensationSchedule
+from ..tracker import CheckedState as TrackerState
+from ..tracker import KnowledgeValueTracker
+from .filter import StreamFilter
+
+__all__ = ["SlotLayout"]
+
+CROWDED = 0.5  # share of ids that share their slot, from which on a warning says so
+InForce = tuple[int, npt.NDArray[np.uint8]]  # stage, and a bit for each slot: whether it is dropped
+
+
+class SlotLayout:
+    """See `kcd_core.layout.Layout`.
+
+    Parameters
+    ----------
+    slots : StreamFilter
+        Whose shared bits are the set in force.
+    tracker : KnowledgeValueTracker
+        By slot.
+    key : str
+        What the ids' key is called in a state.
+    """
+
+    what = "stream"
+    call = "stream.record(student_logits, ids=...)"
+    mixing = False
+
+    def __init__(self, slots: StreamFilter, tracker: KnowledgeValueTracker, key: str) -> None:
+        self.filter, self.tracker, self.key = slots, tracker, key
+        self.stage = 0
+
+    @property
+    def rank(self) -> int:
+        return distributed.rank()
+
+    @property
+    def ranks(self) -> int:
+        return distributed.world_size()
+
+    @property
+    def num_samples(self) -> int:
+        return self.filter.slots
+
+    @property
+    def num_kept(self) -> int:
+        return self.filter.slots - int(np.unpackbits(self.filter.bits).sum())
+
+    def rows(self, indices: Any) -> Any:
+        return indices
+
+    def identity(self) -> dict[str, Any]:
+        return {"slots": self.filter.slots, "seed": self.filter.seed, "key": self.key}
+
+    def in_force(self) -> dict[str, Any]:
+        return {"stage": self.stage, "set": _digest(self.filter.bits)}
+
+    def decide(
+        self, schedule: CondensationSchedule, *, alpha: float, min_weight: float, select: Select | None
+    ) -> Decision:
+        """Over the slots recorded until now; the others are neither ranked nor dropped."""
+        total, count = sums_of_all(self.tracker)
+        recorded = np.flatnonzero(count)
+        count = count[recorded]
+        value = self.tracker.mean(total[recorded], count)
+        in_force = np.flatnonzero(self.filter.passes(recorded))
+        chosen = choose(
+            value,
+            count,
+            in_force,
+            schedule.target(len(recorded), len(in_force)),
+            alpha=alpha,
+            min_weight=min_weight,
+            stage=self.stage + 1,
+            seed=self.filter.seed,
+            select=select,
+        )
+        by_slot = CondensedSet(
+            kept=recorded[chosen.kept],
+            num_samples=self.filter.slots,
+            stage=chosen.stage,
+            dropped=recorded[chosen.dropped],
+            cut=chosen.cut,
+        )
+        crowded = (
+            f"more than {CROWDED:.0%} of the {self.filter.slots} slots are taken, so about as many ids share a slot "
+            "and its fate: use more slots"
+        )
+        dropped = np.zeros(self.filter.slots, bool)
+        dropped[recorded] = True
+        dropped[by_slot.kept] = False
+        return Decision(
+            by_slot,
+            value,
+            count,
+            in_force=(chosen.stage, np.packbits(dropped, bitorder="little")),
+            num_samples=len(recorded),
+            previous=len(in_force),
+            warning=crowded if len(recorded) > CROWDED * self.filter.slots else "",
+        )
+
+    def snapshot(self) -> Undo:
+        before = self.stage, self.filter.bits.copy()
+        return lambda: self._put(before)
+
+    def install(self, chosen: InForce | None, epoch: int) -> None:
+        if chosen is not None:
+            self._put(chosen)
+
+    def _put(self, in_force: InForce) -> None:
+        self.stage, self.filter.bits[:] = in_force
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stage": self.stage, "dropped": state_array(self.filter.bits)}
+
+    def check_state(
+        self, state: Mapping[str, Any], history: CondensationHistory, rank: int, ranks: int
+    ) -> tuple[TrackerState, InForce]:
+        dropped, mine = to_numpy(state["dropped"]), self.filter.bits
+        if dropped.dtype != mine.dtype or dropped.shape != mine.shape:
+            raise ValueError(
+                f"the stream state is damaged: dropped must be uint8 of shape {mine.shape}, got {dropped.dtype} "
+                f"{dropped.shape}"
+            )
+        stage = state_int(state, "stage", 0, "stream")
+        if len(history) != stage or not 1 <= history.num_samples <= self.filter.slots:
+            raise ValueError(
+                f"the stream state is damaged: stage {stage} with a history of {len(history)} stages and "
+                f"{history.num_samples} samples"
+            )
+        return self.tracker.check_state(state["tracker"]), (stage, np.array(dropped))
+
+    def moment(self, in_force: InForce) -> dict[str, str]:
+        return {"set": _digest(in_force[1])}
+
+    def joined(
+        self, parts: Sequence[tuple[TrackerState, InForce]], within_epoch: bool
+    ) -> tuple[TrackerState, InForce]:
+        return sum_on_first_rank([recorded for recorded, _ in parts], self.rank), parts[0][1]
+
+    def apply(self, recorded: TrackerState, in_force: InForce) -> None:
+        self.tracker.apply_state(recorded)
+        self._put(in_force)
+
+
+def _digest(bits: npt.NDArray[np.uint8]) -> str:
+    return hashlib.sha256(bits.data).hexdigest()
