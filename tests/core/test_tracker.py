@@ -753,7 +753,7 @@ def test_skipped_is_part_of_the_state() -> None:
 
 DAMAGE = {
     "another N": ({"num_samples": 7}, "saved with num_samples = 7, here it is 6"),
-    "another version": ({"version": 2}, "saved with version = 2, here it is 1"),
+    "another version": ({"version": 2}, "saved with version = 2, here it is 1|is of version 2"),
     "another value": ({"value": "margin"}, "saved with value = 'margin', here it is 'entropy'"),
     "short": ({"total": torch.zeros(5, dtype=torch.int64)}, "damaged"),
     "two-dimensional": ({"total": torch.zeros(6, 1, dtype=torch.int64)}, "damaged"),
