@@ -1,4 +1,4 @@
-"""A subset of a range, one bit a point, of which every member is found at once."""
+"""A subset of a range, one bit a number, of which every member is found at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Members"]
 
 
 class Members:
-    """A subset of ``range(length)`` in 9 bits for every 8 of its points, which finds its k-th member at once.
+    """A subset of ``range(length)`` in 9 bits for every 8 numbers of the range, which finds its k-th member at once.
 
     Parameters
     ----------
@@ -41,6 +41,7 @@ class Members:
 
     @property
     def nbytes(self) -> int:
+        """Memory taken, in bytes."""
         return self._rows.nbytes + self._before.nbytes
 
     def indices(self) -> Indices:

@@ -1,9 +1,9 @@
 """Exact selection where no process holds all scores: ranks send each other counts, never values.
 
-Every rank holds a *shard*, a contiguous slice of the points, shard 0 the lowest indices. A score's bits
+Every rank holds a *shard*, a contiguous slice of the samples, shard 0 the lowest indices. A score's bits
 are read as an integer in ranking order, and its digits are counted from the highest down, summed over all
 shards, until the wanted place of the ranking is a single score. What is sent depends on the number of
-digits, not on the number of points.
+digits, not on the number of samples.
 
 Each algorithm is a generator that yields an int64 array, and is sent back its sum over all shards.
 Whoever has a process group drives one over its ranks; `in_one_process` drives the generators of all shards
@@ -30,7 +30,7 @@ Counting = Generator[Counts, Counts, T]
 
 _DIGIT = 16  # bits
 _HIGHEST = np.int64(2**63 - 1)
-_FEW = 16  # once a shard has at most 1/16 of its points still in question, they are copied
+_FEW = 16  # once a shard has at most 1/16 of its samples still in question, they are copied
 
 
 class ScoreBlocks(Protocol):
@@ -57,26 +57,26 @@ def in_one_process(countings: Sequence[Counting[T]]) -> list[T]:
 
 
 class Cuts(NamedTuple):
-    """Where the ranking of all points is cut, and what that means for one shard."""
+    """Where the ranking of all samples is cut, and what that means for one shard."""
 
-    score: Scores  # [k] of the last point above each cut
-    ties: Counts  # [k] points of this shard with that score that lie above the cut: the first ones
-    share: Counts  # [shards, k] points of every shard that lie above the cut
+    score: Scores  # [k] of the last sample above each cut
+    ties: Counts  # [k] samples of this shard with that score that lie above the cut: the first ones
+    share: Counts  # [shards, k] samples of every shard that lie above the cut
 
 
 def find_cuts(score: ScoreBlocks, sizes: Sequence[int], *, shard: int, shards: int) -> Counting[Cuts]:
-    """Cut the ranking of all points so that the ``sizes`` highest lie above.
+    """Cut the ranking of all samples so that the ``sizes`` highest lie above.
 
-    Of points that are tied with a cut, those of lower index lie above it.
+    Of samples that are tied with a cut, those of lower index lie above it.
 
     Notes
     -----
     Four exchanges of 2**16 counts for each cut that differs in its leading digits, and one of two counts
-    a cut and shard. Memory beyond the scores: half a byte a point at most.
+    a cut and shard. Memory beyond the scores: half a byte a sample at most.
     """
     prefix = np.zeros(len(sizes), np.uint64)  # leading digits of the score at each cut
-    left = np.array(sizes, np.int64)  # points wanted among those that share the prefix
-    above = np.zeros(len(sizes), np.int64)  # points of this shard that rank before the prefix
+    left = np.array(sizes, np.int64)  # samples wanted among those that share the prefix
+    above = np.zeros(len(sizes), np.int64)  # samples of this shard that rank before the prefix
     few: list[Keys] | None = None  # those of this shard that share a prefix
     sharing = len(score)
     for shift in range(64 - _DIGIT, -1, -_DIGIT):
@@ -121,15 +121,15 @@ def split(score: ScoreBlocks, cuts: Cuts) -> Iterator[tuple[slice, Scores, npt.N
 
 
 def gather(index: Indices, score: Scores, share: Counts, *, shard: int) -> Counting[Indices]:
-    """The indices of all shards' points, in ranking order. 16 bytes a point.
+    """The indices of all shards' samples, in ranking order. 16 bytes a sample.
 
     Parameters
     ----------
     index : int64 [n], ascending
     score : float64 [n]
-        Of this shard's points.
+        Of this shard's samples.
     share : int64 [shards]
-        How many points every shard has.
+        How many samples every shard has.
     """
     stop = int(share[: shard + 1].sum())
     table = np.zeros((2, int(share.sum())), np.int64)

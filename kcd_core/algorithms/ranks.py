@@ -2,7 +2,7 @@
 
 A *ranking* puts the highest score first and breaks ties by the lower index. Only three places of it
 are ever needed (the cut, and the ends of the window around it), so a partition finds the scores there
-in O(N), and only the window is sorted. What runs over all points runs in blocks that fit the cache.
+in O(N), and only the window is sorted. What runs over all samples runs in blocks that fit the cache.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def rank_scores(value: npt.NDArray[Any], count: npt.NDArray[Any], alpha: float) 
     Raises
     ------
     ValueError
-        If a count is negative, or a point with F > 0 has a value that is not finite, or ``alpha`` is so large that its score is
-        not finite.
+        If a count is negative, a sample with F > 0 has a value that is not finite, or ``alpha`` is so large
+        that a score is not finite.
     """
-    # One power per distinct count instead of one per point: counts are small integers.
+    # One power per distinct count instead of one per sample: counts are small integers.
     highest = max(0, int(count.max()))
     score: Scores = np.empty(len(value))
     finite = True
@@ -72,7 +72,7 @@ def _check_finite(value: npt.NDArray[Any], count: npt.NDArray[Any], score: Score
     wrong &= count > 0
     if wrong.any():
         raise ValueError(
-            f"value must be finite where count > 0; {int(wrong.sum())} points are not, "
+            f"value must be finite where count > 0; {int(wrong.sum())} samples are not, "
             f"the first at index {int(wrong.argmax())}"
         )
     wrong = ~np.isfinite(score)
@@ -80,7 +80,7 @@ def _check_finite(value: npt.NDArray[Any], count: npt.NDArray[Any], score: Score
     if wrong.any():
         first = int(wrong.argmax())
         raise ValueError(
-            f"alpha = {alpha} is too large: value * count ** alpha is not finite at {int(wrong.sum())} points, "
+            f"alpha = {alpha} is too large: value * count ** alpha is not finite at {int(wrong.sum())} samples, "
             f"the first at index {first} (value {value[first]}, count {count[first]})"
         )
 
@@ -107,7 +107,7 @@ def top(score: Scores, size: int, cut: float) -> Indices:
 def rank_window(score: Scores, start: int, stop: int, high: float, low: float) -> Indices:
     """The indices of ranks ``start .. stop-1``, in ranking order.
 
-    ``high`` and ``low`` are the scores at ranks ``start`` and ``stop-1``. Points tied with one of
+    ``high`` and ``low`` are the scores at ranks ``start`` and ``stop-1``. Samples tied with one of
     them but outside the window are taken out by index and never sorted, so a crowd of equal scores
     costs little.
     """
@@ -128,7 +128,7 @@ def _in_ranking_order(score: Scores, inside: Mask, size: int, high: float, low: 
 
     Sorts integers, which hold the score's distance from ``high`` in their upper bits and the index in
     the lower ones: several times faster than an ``argsort``, and stable. Where the distance has not
-    enough bits to tell scores apart, the few points concerned are sorted again.
+    enough bits to tell scores apart, the few samples concerned are sorted again.
     """
     first, last = (int(ordinal(np.array([x]))[0]) for x in (high, low))
     index_bits = (len(score) - 1).bit_length()
@@ -154,8 +154,8 @@ def _in_ranking_order(score: Scores, inside: Mask, size: int, high: float, low: 
         again[1:] = same
         again[:-1] |= same
         places = np.flatnonzero(again)
-        points = order[places]
-        order[places] = points[np.lexsort((-score[points], level[places]))]
+        some = order[places]
+        order[places] = some[np.lexsort((-score[some], level[places]))]
     return order
 
 
@@ -167,4 +167,5 @@ def ordinal(x: Scores) -> npt.NDArray[np.int64]:
 
 
 def blocks(length: int) -> Iterator[slice]:
+    """``range(length)`` in slices, each of which fits the cache."""
     return (slice(start, min(start + _BLOCK, length)) for start in range(0, length, _BLOCK))

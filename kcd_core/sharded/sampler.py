@@ -12,8 +12,7 @@ from ..algorithms.permutation import mix_int, permute, round_keys
 from ..base.arrays import state_array, to_numpy
 from ..base.states import check_same, state_int
 from ..condense import CondensedSet
-from ..recipes import MixRecipes
-from ..sampler import (
+from ..epoch_sampler import (
     RECIPE_ARRAYS,
     Blocks,
     EpochSampler,
@@ -23,6 +22,7 @@ from ..sampler import (
     recipe_state,
     spans,
 )
+from ..recipes import MixRecipes
 from .slices import ShardedSet, bounds, check_sizes
 
 __all__ = ["ShardInForce", "ShardedSampler"]

@@ -278,8 +278,8 @@ VALUE, COUNT = np.arange(4.0), np.ones(4, np.int64)
         ({"count": np.ones(4)}, TypeError, "count must be of an integer dtype, got float64"),
         ({"count": np.ones(4, bool)}, TypeError, "count must be of an integer dtype, got bool"),
         ({"count": np.array([1, 1, -1, 1])}, ValueError, "count must not be negative"),
-        ({"value": np.array([0, 1, np.nan, np.nan])}, ValueError, "2 points are not, the first at index 2"),
-        ({"value": np.array([0, 1, 2, np.inf])}, ValueError, "1 points are not, the first at index 3"),
+        ({"value": np.array([0, 1, np.nan, np.nan])}, ValueError, "2 samples are not, the first at index 2"),
+        ({"value": np.array([0, 1, 2, np.inf])}, ValueError, "1 samples are not, the first at index 3"),
         ({"value": np.array([-np.inf, 1, 2, 3])}, ValueError, "the first at index 0"),
         ({"previous": 0}, ValueError, "previous must be at least 1, got 0"),
         ({"previous": 5}, ValueError, "previous must be at most the number of points, 4, got 5"),
@@ -323,7 +323,7 @@ def test_an_alpha_whose_scores_are_not_finite_is_refused(value: list[float], mos
 
 def test_a_score_that_overflows_is_refused() -> None:
     """The power is finite, the product is not."""
-    with pytest.raises(ValueError, match=r"alpha = 1.0 is too large: .*1 points, the first at index 1"):
+    with pytest.raises(ValueError, match=r"alpha = 1.0 is too large: .*1 samples, the first at index 1"):
         kcd.condense(np.array([1.0, 1e308]), np.array([40, 40]), previous=2, target=1, alpha=1.0)
 
 

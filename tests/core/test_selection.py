@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kcd_core.algorithms import radix_select
 from kcd_core.algorithms import ranks as selection
 
 # Few distinct scores, so that nearly all are tied; both ends of the ranking.
@@ -71,3 +72,86 @@ def test_alpha_zero_is_the_value_to_the_bit() -> None:
     value = np.random.default_rng(0).random(1000)
     count = np.random.default_rng(1).integers(1, 50, 1000)
     np.testing.assert_array_equal(selection.rank_scores(value, count, 0.0), value)
+
+
+# -- radix select --------------------------------------------------------------------------------------
+
+EXTREMES = [
+    -np.inf, -1e308, -1.0, np.nextafter(-1.0, 0.0), -5e-324, -0.0, 0.0, 5e-324, 1.0, np.nextafter(1.0, 2.0), 1e308, np.inf,
+]  # fmt: skip
+
+
+def cut_in_shards(score: Any, sizes: list[int], shards: int) -> list[radix_select.Cuts]:
+    parts = [score[slice(*ends)] for ends in ends_of(len(score), shards)]
+    return radix_select.in_one_process(
+        [radix_select.find_cuts(part, sizes, shard=shard, shards=shards) for shard, part in enumerate(parts)]
+    )
+
+
+def ends_of(n: int, shards: int) -> list[tuple[int, int]]:
+    return [(n * shard // shards, n * (shard + 1) // shards) for shard in range(shards)]
+
+
+def check_cuts(score: Any, sizes: list[int], shards: int) -> None:
+    order, n = full_sort(score), len(score)
+    before = score.copy()
+    for shard, cuts in enumerate(cut_in_shards(score, sizes, shards)):
+        np.testing.assert_array_equal(cuts.score, score[order[np.array(sizes) - 1]])
+        start, stop = ends_of(n, shards)[shard]
+        for _, part, masks in radix_select.split(score[start:stop], cuts):
+            np.testing.assert_array_equal(part, score[start:stop])  # one block
+            for mask, size in zip(masks, sizes, strict=True):
+                above = np.sort(order[:size])
+                expected = above[(above >= start) & (above < stop)]
+                np.testing.assert_array_equal(np.flatnonzero(mask) + start, expected)
+        for number, size in enumerate(sizes):
+            above = order[:size]
+            share = [int(((above >= a) & (above < b)).sum()) for a, b in ends_of(n, shards)]
+            assert cuts.share[:, number].tolist() == share
+    np.testing.assert_array_equal(score, before)
+
+
+@given(
+    scores=st.lists(st.sampled_from(EXTREMES) | st.floats(allow_nan=False), min_size=1, max_size=40),
+    shards=st.integers(1, 5),
+    data=st.data(),
+)
+def test_cuts_of_shards(scores: list[float], shards: int, data: st.DataObject) -> None:
+    """Any floats, any number of cuts, shards without a sample."""
+    sizes = data.draw(st.lists(st.integers(1, len(scores)), min_size=1, max_size=4))
+    check_cuts(np.array(scores), sizes, shards)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_cuts_at_every_place_of_extremes(shards: int) -> None:
+    score = np.array(EXTREMES * 2)[np.random.default_rng(shards).permutation(2 * len(EXTREMES))]
+    for size in range(1, len(score) + 1):
+        check_cuts(score, [size], shards)
+        check_cuts(score, [size, size], shards)
+    check_cuts(score, list(range(1, len(score) + 1)), shards)
+
+
+@pytest.mark.parametrize("low", [0.0, 1.0, 2.0**-60])
+def test_cuts_where_digits_are_alike(low: float) -> None:
+    """Scores that share all but the last digit: few enough to be copied from the first digit on, and not."""
+    near = np.array([low])
+    for _ in range(40):
+        near = np.append(near, np.nextafter(near[-1], np.inf))
+    rest = np.linspace(-100, -50, 2000)
+    for score in (near, np.concatenate([near[::-1], rest]), np.concatenate([rest, near, near])):
+        for size in (1, 7, len(near), len(score)):
+            check_cuts(score, [size], 2)
+
+
+def test_gather_puts_all_shards_in_ranking_order() -> None:
+    score = np.array([1.0, np.inf, -0.0, 1.0, 0.0, -np.inf, np.inf, 3.0, 1.0])
+    share = np.array([4, 0, 5])
+    shards = [(0, 4), (4, 4), (4, 9)]
+    got = radix_select.in_one_process(
+        [
+            radix_select.gather(np.arange(a, b), score[a:b], share, shard=shard)
+            for shard, (a, b) in enumerate(shards)
+        ]
+    )
+    for ranking in got:
+        assert ranking.tolist() == full_sort(score).tolist()

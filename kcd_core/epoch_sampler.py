@@ -1,0 +1,283 @@
+"""What samplers of a condensed set have in common: settings, epochs, and a state that is replaced as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .base import distributed
+from .base.arrays import checked_int, state_array, to_numpy
+from .recipes import MODES, MixRecipes, Steps
+
+__all__ = [
+    "Blocks",
+    "EpochSampler",
+    "checked_indices",
+    "checked_recipes",
+    "fingerprint",
+    "recipe_state",
+    "spans",
+]
+
+STATE_VERSION = 1
+Indices = npt.NDArray[np.int64]
+Blocks = Iterator[tuple[Indices, npt.NDArray[np.bool_]]]  # indices, and which of them only pad
+
+
+class EpochSampler(ABC):
+    """What the samplers of this package share: settings, epochs, iteration, and how a set is installed.
+
+    A sampler owns one immutable object, `in_force`, and replaces it as a whole. What that holds besides
+    epoch, stage and recipes, and which samples are drawn, is each sampler's own.
+
+    Parameters
+    ----------
+    num_samples, shuffle, seed, num_replicas, rank, drop_last, mixing
+        See `CondensedSampler`.
+    """
+
+    #: A named tuple with ``epoch``, ``stage``, ``recipes``, and the set.
+    in_force: Any
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        drop_last: bool = False,
+        mixing: str | None = "cumulative",
+    ) -> None:
+        self._num_samples = checked_int(num_samples, "num_samples", 1)
+        self.shuffle = bool(shuffle)
+        self.seed = checked_int(seed, "seed", 0)
+        if self.seed >= 2**64:
+            raise ValueError(f"seed must be below 2**64, got {seed}")
+        self.num_replicas = checked_int(
+            distributed.world_size() if num_replicas is None else num_replicas, "num_replicas", 1
+        )
+        self.rank = checked_int(distributed.rank() if rank is None else rank, "rank", 0)
+        if self.rank >= self.num_replicas:
+            raise ValueError(f"rank must be below num_replicas = {self.num_replicas}, got {self.rank}")
+        self.drop_last = bool(drop_last)
+        if mixing not in MODES:
+            raise ValueError(f"mixing must be 'cumulative', 'fresh' or None, got {mixing!r}")
+        self.mixing = mixing
+
+    @property
+    def num_samples(self) -> int:
+        """N, all samples."""
+        return self._num_samples
+
+    @property
+    @abstractmethod
+    def kept(self) -> Indices:
+        """The set in force: int64, ascending."""
+
+    @property
+    @abstractmethod
+    def num_kept(self) -> int:
+        """The size of the set in force, over all ranks."""
+
+    @property
+    def stage(self) -> int:
+        """How many sets were installed."""
+        return int(self.in_force.stage)
+
+    @property
+    def recipes(self) -> MixRecipes:
+        """The mixtures in force."""
+        recipes: MixRecipes = self.in_force.recipes
+        return recipes
+
+    def steps(self, index: int) -> Steps:
+        """The mix recipe of one sample, for ``mix_arrays`` or ``mix_samples``; empty if it is not mixed."""
+        return self.recipes.steps(index)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose order the next iteration has."""
+        return int(self.in_force.epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.set_epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next iteration. At least 0; every epoch needs its own number."""
+        self.in_force = self.in_force._replace(epoch=checked_int(epoch, "epoch", 0))
+
+    def install(self, condensed_set: Any) -> None:
+        """Draw and mix by ``condensed_set`` from the next iteration on.
+
+        Raises
+        ------
+        ValueError
+            If it was made for another number of samples. Nothing is changed then.
+        """
+        self.in_force = self.after(condensed_set)
+
+    @abstractmethod
+    def after(self, condensed_set: Any) -> Any:
+        """What `install` would put in force. Changes nothing, and raises as it does."""
+
+    def check_size(self, condensed_set: Any) -> None:
+        """See that a set was made for this number of samples."""
+        if condensed_set.num_samples != self._num_samples:
+            raise ValueError(
+                f"the set is of {condensed_set.num_samples} samples, this sampler of {self._num_samples}"
+            )
+
+    def recipes_after(self, tail: Indices, dropped: Indices, weights: npt.NDArray[np.float32]) -> MixRecipes:
+        """The recipes of the next stage, in which each of ``tail`` takes in one of ``dropped``."""
+        if self.mixing is None:
+            return self.recipes
+        before = self.recipes if self.mixing == "cumulative" else MixRecipes()
+        return before.with_stage(tail, dropped[: len(tail)], weights, self.stage + 1)
+
+    def length(self, size: int) -> int:
+        """Number of indices a rank draws in an epoch on a set of ``size`` samples."""
+        return size // self.num_replicas if self.drop_last else -(-size // self.num_replicas)
+
+    def __len__(self) -> int:
+        """Number of indices this rank draws in an epoch."""
+        return self.length(self.num_kept)
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices, as Python ints, made as they are asked for. The set is that of this call."""
+        blocks = self.blocks()
+        return (index for indices, _ in blocks for index in indices.tolist())
+
+    @abstractmethod
+    def blocks(self, epoch: int | None = None, start: int = 0) -> Blocks:
+        """This rank's indices in blocks, with a mask of those that only pad the rank's length.
+
+        Parameters
+        ----------
+        epoch : int, optional
+            Default: that of `set_epoch`.
+        start : int
+            Global position to start from: samples that all ranks together have drawn already.
+        """
+
+    def order(self, epoch: int | None = None) -> Indices:
+        """This rank's indices of an epoch as one array: int64 [len(self)], as iterating gives them.
+
+        For data that lie on the device whole: ``for indices in np.array_split(sampler.order(epoch), steps)``.
+
+        Parameters
+        ----------
+        epoch : int, at least 0, optional
+            Default: that of `set_epoch`.
+        """
+        epoch = self.epoch if epoch is None else checked_int(epoch, "epoch", 0)
+        order = np.empty(len(self), np.int64)
+        done = 0
+        for indices, _ in self.blocks(epoch):
+            order[done : done + len(indices)] = indices
+            done += len(indices)
+        return order
+
+    @abstractmethod
+    def fingerprint(self, in_force: Any = None) -> str:
+        """A short name of set and recipes, by default those in force: equal on two ranks if these are."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Set, recipes and what defines the order, as plain numbers and tensors. Copies."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state.
+
+        Raises
+        ------
+        ValueError
+            If it was saved with other settings or by another version, or is not such a sampler's state.
+            Nothing is changed then.
+        """
+        self.in_force = self.check_state(state)
+
+    @abstractmethod
+    def check_state(self, state: Mapping[str, Any]) -> Any:
+        """What `load_state_dict` would put in force. Changes nothing, and raises as it does."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that a state must have been saved with."""
+        return {
+            "version": STATE_VERSION,
+            "num_samples": self._num_samples,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "mixing": self.mixing,
+        }
+
+
+def spans(start: int, stop: int) -> Iterator[Indices]:
+    """``arange(start, stop)`` in blocks: small ones first, so that an epoch's first batch comes at once."""
+    size = 256
+    while start < stop:
+        yield np.arange(start, min(start + size, stop), dtype=np.int64)
+        start += size
+        size = min(2 * size, 8192)
+
+
+def fingerprint(stage: int, kept: Indices | None, recipes: MixRecipes) -> str:
+    """A short name of a set and its recipes."""
+    digest = hashlib.sha256(str(stage).encode())
+    for array in (kept, recipes.target, recipes.source, recipes.weight):
+        digest.update(b"" if array is None else array.tobytes())
+    return digest.hexdigest()
+
+
+# -- recipes in a state ----------------------------------------------------------------------------------
+
+RECIPE_ARRAYS = ("mix_target", "mix_source", "mix_weight", "mix_stage")
+
+
+def recipe_state(recipes: MixRecipes) -> dict[str, Any]:
+    """Recipes as a part of a sampler's state."""
+    return {
+        "mix_target": state_array(recipes.target),
+        "mix_source": state_array(recipes.source),
+        "mix_weight": state_array(recipes.weight),
+        "mix_stage": state_array(recipes.stage),
+    }
+
+
+def checked_recipes(state: Mapping[str, Any], num_samples: int, stage: int) -> MixRecipes:
+    """The recipes in a sampler's state, which was saved in ``stage``."""
+    target, source = (checked_indices(state[name], num_samples) for name in ("mix_target", "mix_source"))
+    weight, stages = to_numpy(state["mix_weight"]), _checked_vector(state["mix_stage"])
+    if not target.shape == source.shape == weight.shape == stages.shape:
+        raise ValueError("the sampler state is damaged: its recipes differ in length")
+    if weight.dtype != np.float32 or not ((weight >= 0) & (weight <= 1)).all():
+        raise ValueError("the sampler state is damaged: a mixing weight lies outside [0, 1]")
+    if len(stages) and not 1 <= stages.min() <= stages.max() <= stage:
+        raise ValueError(f"the sampler state is damaged: a mixture is of a stage outside 1 .. {stage}")
+    recipes = MixRecipes(target, source, weight, stages)
+    if ((np.diff(recipes.target) == 0) & (np.diff(recipes.stage) == 0)).any():
+        raise ValueError("the sampler state is damaged: a sample is mixed twice in one stage")
+    return recipes
+
+
+def checked_indices(x: Any, num_samples: int) -> Indices:
+    """Indices in a sampler's state."""
+    indices = _checked_vector(x)
+    if len(indices) and not 0 <= indices.min() <= indices.max() < num_samples:
+        raise ValueError("the sampler state is damaged: an index lies outside the data set")
+    return indices
+
+
+def _checked_vector(x: Any) -> Indices:
+    x = to_numpy(x)
+    if x.ndim != 1 or x.dtype != np.int64:
+        raise ValueError(f"the sampler state is damaged: expected int64 vectors, got {x.dtype} {x.shape}")
+    vector: Indices = x
+    return vector
