@@ -152,8 +152,6 @@ class KnowledgeValueTracker:
         """
         self._append(indices, self._values(student_logits, teacher_logits, targets))
 
-    _update_drawn = update_drawn
-
     def _values(self, student_logits: Any, teacher_logits: Any, targets: Any) -> Array:
         """Values [B], or logits [B, C] to be reduced later, that nobody else holds."""
         self._join_stream()
@@ -368,8 +366,6 @@ class KnowledgeValueTracker:
         moved = sums if self.device is None else sums.to(self.device)
         self._skips.told(sums.skipped)
         self._sums, self._pending = moved, []
-
-    _checked_state, _apply_state = check_state, apply_state
 
     def _settings(self) -> dict[str, Any]:
         return {"version": STATE_VERSION, "num_samples": self._num_samples, "value": self.value_name}
