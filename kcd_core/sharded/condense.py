@@ -17,6 +17,7 @@ from ..algorithms.radix_select import Counting, Counts, ScoreBlocks, find_cuts, 
 from ..algorithms.ranks import Indices, Scores, blocks, rank_scores
 from ..base import distributed
 from ..condense import check_settings, no_indices, weights_of
+from ..em_step import nothing_recorded
 from ..history import MOST
 from ..schedule import CondensationSchedule
 from ..tracker import KnowledgeValueTracker
@@ -213,10 +214,7 @@ def choosing(
         )
     score = TrackerScores(tracker, alpha)
     if not (yield np.array([score.recorded()])).any():
-        raise RuntimeError(
-            "a stage ends, but no value was ever recorded: call record(student_logits) after the "
-            "student's forward pass"
-        )
+        raise nothing_recorded(tracker)
     return (
         yield from condense_shard(
             score,

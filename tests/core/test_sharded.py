@@ -21,7 +21,7 @@ from kcd_core.algorithms.bitset import Members
 from kcd_core.algorithms.ranks import rank_scores
 from kcd_core.base import distributed
 from kcd_core.sharded import condense as sharded
-from kcd_core.sharded.slices import ShardedSet, bounds
+from kcd_core.sharded.slices import ShardedSet, bounds, within
 
 # Crowds of ties, values that differ in the last bit only, both signs, and any numbers.
 VALUES = st.one_of(
@@ -203,6 +203,24 @@ def test_order_depends_on_seed_epoch_and_rank() -> None:
     assert order(0, 1, 1) == order(0, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("n", "recorded"),
+    [
+        (1000, "773 826 878 509 820 559 905 743"),
+        (2**15, "24033 29640 21423 25581 18871 19919 20046 24124"),
+    ],
+)
+def test_the_order_is_written_into_checkpoints(n: int, recorded: str) -> None:
+    sampler = kcd.ShardedSampler(n, seed=7, num_replicas=2, rank=1)
+    sampler.set_epoch(3)
+    assert list(sampler)[:8] == [int(i) for i in recorded.split()]
+
+
+def test_neither_sampler_is_the_other() -> None:
+    assert not issubclass(kcd.ShardedSampler, kcd.CondensedSampler)
+    assert not issubclass(kcd.CondensedSampler, kcd.ShardedSampler)
+
+
 def test_a_resume_skips_positions() -> None:
     sampler = kcd.ShardedSampler(3001, num_replicas=3, rank=1)
     whole = list(sampler)
@@ -237,23 +255,43 @@ def test_sampler_state() -> None:
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "reason"),
     [
-        {"bits": np.zeros(5, np.uint8)},
-        {"bits": np.zeros(3, np.int64)},
-        {"bits": np.full(3, 255, np.uint8)},  # beyond the end of the slice
-        {"sizes": np.array([13, 13, 14])},
-        {"sizes": np.array([20, 20])},
-        {"sizes": np.array([20, 20, 0])},
+        ({"bits": np.zeros(5, np.uint8)}, "bits are uint8"),
+        ({"bits": np.zeros(2, np.uint8)}, "bits are uint8"),
+        ({"bits": np.zeros((3, 1), np.uint8)}, "bits are uint8"),
+        ({"bits": np.zeros(3, np.int64)}, "bits are int64"),
+        ({"bits": np.full(3, 255, np.uint8)}, "contradict each other"),  # beyond the end of the slice
+        ({"bits": np.array([15, 255, 255], np.uint8)}, "contradict each other"),  # more than 15
+        ({"bits": np.array([7, 255, 241], np.uint8)}, "contradict each other"),  # 15, one beyond the end
+        ({"bits": np.empty(0, np.uint8)}, "contradict each other"),  # everything, of sizes that are less
+        ({"sizes": np.array([13, 13, 14])}, "contradict each other"),
+        ({"sizes": np.array([20, 20])}, "not one number of samples a rank"),
+        ({"sizes": np.array([15, 20, 0])}, "not one number of samples a rank"),
+        ({"sizes": np.array([15, 20, 5], np.int32)}, "not one number of samples a rank"),
+        ({"sizes": np.array([[15, 20, 5]])}, "not one number of samples a rank"),
+        ({"epoch": -1}, "epoch must be at least 0"),
+        ({"epoch": "1"}, "epoch must be an integer"),
+        ({"stage": -1}, "stage must be at least 0"),
+        ({"stage": 0}, r"of a stage outside 1 \.\. 0"),
+        ({"mix_target": np.array([60])}, "an index lies outside"),
+        ({"mix_source": np.array([-1])}, "an index lies outside"),
+        ({"mix_weight": np.array([2], np.float32)}, "a mixing weight lies outside"),
+        ({"mix_weight": np.array([1, 1], np.float32)}, "differ in length"),
     ],
 )
-def test_damaged_sampler_states(damage: dict[str, Any]) -> None:
+def test_damaged_sampler_states(damage: dict[str, Any], reason: str) -> None:
     sampler = kcd.ShardedSampler(60, num_replicas=3, rank=0)
-    sampler.install(keep(60, range(5, 45)))
-    state, before = sampler.state_dict(), list(sampler)
-    with pytest.raises(ValueError, match="damaged"):
+    sampler.install(kcd.CondensedSet(np.arange(5, 45), 60, dropped=[50], tail=[7], weights=[0.7]))
+    state, before = sampler.state_dict(), sampler.in_force
+    with pytest.raises(ValueError, match=f"damaged: .*{reason}"):
         sampler.load_state_dict({**state, **damage})
-    assert list(sampler) == before
+    assert sampler.in_force is before
+    for key in state:
+        with pytest.raises(ValueError, match=f"not a sharded sampler state: it has no '{key}'"):
+            sampler.load_state_dict({k: x for k, x in state.items() if k != key})
+    sampler.load_state_dict(state)
+    assert list(sampler.kept) == list(range(5, 20))
 
 
 def test_refusals() -> None:
@@ -280,7 +318,34 @@ def test_refusals() -> None:
     alone = kcd.ShardedSampler(n)
     with pytest.raises(RuntimeError, match="no value was ever recorded"):
         kcd.condense_sharded(kcd.KnowledgeValueTracker(n), alone, schedule)
+    overflown = kcd.KnowledgeValueTracker(n)
+    overflown.record([0, 1, 2], [float("nan")] * 3)
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        overflown.sums()
+    with pytest.raises(RuntimeError, match="3 predictions of the student were not finite"):
+        kcd.condense_sharded(overflown, alone, schedule)
     assert (alone.stage, alone.num_kept) == (0, n)
+
+
+@pytest.mark.parametrize(
+    ("indices", "expected"),
+    [
+        ([5, 9], [0, 4]),
+        (np.array([9, 5], np.int16), [4, 0]),
+        (torch.tensor([7, 7]), [2, 2]),
+        (np.empty(0, np.int64), []),
+    ],
+)
+def test_indices_within_a_slice(indices: Any, expected: list[int]) -> None:
+    assert within(indices, 5, 10).tolist() == expected
+
+
+@pytest.mark.parametrize("indices", [[4, 5], [5, 10], torch.tensor([-1]), np.array([200], np.uint8)])
+def test_indices_outside_a_slice(indices: Any) -> None:
+    with pytest.raises(
+        IndexError, match=r"this rank records samples 5 \.\. 9, got \[-?\d+\]; nothing of this batch"
+    ):
+        within(indices, 5, 10)
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])
@@ -356,12 +421,43 @@ def one_rank_fails(rank: int, world: int) -> Any:
         return [type(error).__name__, str(error), sampler.stage]
 
 
-def disagree(rank: int, world: int, **setting: Any) -> Any:
+def disagree(rank: int, world: int, **settings: Any) -> Any:
+    """What the last rank has otherwise than the rest."""
+    settings = settings if rank == world - 1 else {}
+    sampler = kcd.ShardedSampler(
+        settings.pop("num_samples", N),
+        seed=settings.pop("seed", 5),
+        mixing=settings.pop("mixing", "cumulative"),
+    )
+    value, schedule = settings.pop("value", "entropy"), settings.pop("schedule", SCHEDULE)
+    tracker = kcd.KnowledgeValueTracker(sampler.stop - sampler.start, value=value)
+    tracker.record([0], [1.0])
+    if "kept" in settings:
+        sampler.install(keep(N, settings.pop("kept")))
+    before = sampler.stage
+    try:
+        kcd.condense_sharded(tracker, sampler, schedule, **settings)
+    except (RuntimeError, ValueError) as error:
+        return [str(error), sampler.stage - before]
+
+
+def agree(rank: int, world: int) -> Any:
+    """An integer on one rank, and the same number as a float on the others."""
     sampler = kcd.ShardedSampler(N, seed=5)
     tracker = kcd.KnowledgeValueTracker(sampler.stop - sampler.start)
     tracker.record([0], [1.0])
+    last = rank == world - 1
+    kcd.condense_sharded(tracker, sampler, SCHEDULE, alpha=0 if last else 0.0, min_weight=1 if last else 1.0)
+    return [sampler.stage, sampler.num_kept]
+
+
+def nowhere_finite(rank: int, world: int) -> Any:
+    sampler = kcd.ShardedSampler(N)
+    tracker = kcd.KnowledgeValueTracker(sampler.stop - sampler.start)
+    if rank == world - 1:
+        tracker.record([0, 1], [float("nan"), float("inf")])
     try:
-        kcd.condense_sharded(tracker, sampler, SCHEDULE, **(setting if rank == world - 1 else {}))
+        kcd.condense_sharded(tracker, sampler, SCHEDULE)
     except RuntimeError as error:
         return [str(error), sampler.stage]
 
@@ -388,6 +484,21 @@ def work(rank: int, world: int, folder: Any) -> None:
         "resumed": train(rank, "cumulative", True),
         "fails": one_rank_fails(rank, world),
         "disagrees": disagree(rank, world, alpha=0.5),
+        "differ": {
+            name: disagree(rank, world, **{name: value})
+            for name, value in {
+                "min_weight": 0.5,
+                "alpha": -1,
+                "seed": 6,
+                "mixing": "fresh",
+                "value": "margin",
+                "schedule": kcd.CondensationSchedule(ratio=0.4, stages=3, period=1),
+                "kept": np.arange(N - 1),
+                "num_samples": N + world,
+            }.items()
+        },
+        "agree": agree(rank, world),
+        "nowhere finite": nowhere_finite(rank, world),
         "foreign": foreign(rank, world),
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(result))
@@ -459,6 +570,31 @@ def test_ranks_that_disagree_are_told_so(ranks: Any) -> None:
     for rank in ranks:
         message, stage = rank["disagrees"]
         assert f"rank(s) [{len(ranks) - 1}] differ from rank 0" in message
+        assert stage == 0
+
+
+def test_ranks_that_disagree_in_any_setting_are_told_so(ranks: Any) -> None:
+    *others, last = (rank["differ"] for rank in ranks)
+    for name in last:
+        for rank in (*others, last):
+            message, stage = rank[name]
+            assert stage == 0, name
+            if name != "alpha":  # which is refused on that rank by itself
+                assert f"rank(s) [{len(ranks) - 1}] differ from rank 0" in message, name
+    assert "alpha must be a finite number, at least 0" in last["alpha"][0]
+    for rank in others:
+        assert f"rank(s) [{len(ranks) - 1}] could not go on" in rank["alpha"][0]
+
+
+def test_a_number_is_the_same_as_an_integer_and_as_a_float(ranks: Any) -> None:
+    for rank in ranks:
+        assert rank["agree"] == [1, SCHEDULE.size(N, 2)]
+
+
+def test_predictions_that_are_nowhere_finite_are_named_on_every_rank(ranks: Any) -> None:
+    for rank in ranks:
+        message, stage = rank["nowhere finite"]
+        assert "2 predictions of the student were not finite" in message
         assert stage == 0
 
 
