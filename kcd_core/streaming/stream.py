@@ -193,8 +193,7 @@ class CondensedStream(StreamFilter):
         UserWarning
             Once, if nothing was recorded in an epoch; and once, if more than half the ids share a slot.
         """
-        chosen: CondensedSet | None = self._run.end_epoch()
-        return chosen
+        return self._run.end_epoch()  # type: ignore[no-any-return]
 
     def is_kept(self, ids: Any) -> npt.NDArray[np.bool_]:
         """Which of these ids pass: bool [B]. Raises as `slots_of` does."""

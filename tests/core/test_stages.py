@@ -1,0 +1,276 @@
+"""The owner of a run's state: by hand, whole or not at all, and the same as the loader's."""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import SCHEDULE, Plain, entropy_of, identical_state, logits_of, run_epoch, wrap
+from torch.utils.data import DataLoader, TensorDataset
+
+import kcd_core as kcd
+
+SEED = 3  # of the helpers' loaders
+PACKAGE, N = Path(kcd.__file__).parent, 40
+
+
+def through_a_file(state: Any) -> Any:
+    """As ``torch.save`` and a careful ``torch.load`` leave it."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def by_hand(**given: Any) -> kcd.Condensation:
+    return kcd.Condensation(kcd.CondensedSampler(N, seed=SEED), **{"schedule": SCHEDULE, **given})
+
+
+def epoch_of(run: kcd.Condensation, epoch: int) -> list[int]:
+    """One epoch of a loop that owns its index; returns what it drew."""
+    drawn: list[int] = []
+    for indices in np.array_split(run.sampler.order(), 4):
+        run.record(logits_of(indices, epoch), indices=indices)
+        drawn += indices.tolist()
+    return drawn
+
+
+# -- by hand -----------------------------------------------------------------------------------------------
+
+
+def test_by_hand_is_the_method() -> None:
+    """The same sets as ``condense`` on means that are kept in float64, epoch by epoch."""
+    run, total, count = by_hand(), np.zeros(N), np.zeros(N, np.int32)
+    kept = np.arange(N)
+    for epoch in range(1, 6):
+        drawn = epoch_of(run, epoch)
+        assert sorted(drawn) == kept.tolist()
+        total[drawn] += entropy_of(logits_of(drawn, epoch))
+        count[drawn] += 1
+        chosen = run.end_epoch()
+        with np.errstate(invalid="ignore"):
+            expected = kcd.condense(
+                total / count, count, previous=len(kept), target=SCHEDULE.target(N, len(kept))
+            )
+        assert chosen.kept.tolist() == expected.kept.tolist()
+        kept = chosen.kept
+        assert (run.epoch, run.sampler.epoch, run.sampler.stage, len(run.history)) == (
+            epoch + 1,
+            epoch + 1,
+            epoch,
+            epoch,
+        )
+
+
+def test_by_hand_is_the_loaders_run() -> None:
+    loader = wrap(Plain(N))
+    run = kcd.Condensation(kcd.CondensedSampler(N, seed=SEED), schedule=SCHEDULE)
+    for epoch in range(1, 4):
+        run_epoch(loader)
+        for indices in np.array_split(run.sampler.order(), 3):
+            run.record(logits_of(indices, epoch), indices=indices)
+        run.end_epoch()
+    assert loader.sampler.kept.tolist() == run.sampler.kept.tolist()
+    assert loader.history.records == run.history.records
+
+
+def test_a_loss_can_be_what_a_set_is_installed_in() -> None:
+    tracker = kcd.KnowledgeValueTracker(N)
+    loss = kcd.CondensedLoss(torch.nn.CrossEntropyLoss(reduction="none"), tracker)
+    run = kcd.Condensation(loss, schedule=SCHEDULE, tracker=tracker)
+    run.record(logits_of(np.arange(N), 1), indices=np.arange(N))
+    chosen = run.end_epoch()
+    assert loss.kept.tolist() == chosen.kept.tolist()
+    state = through_a_file(run.state_dict())
+    other = kcd.CondensedLoss(torch.nn.CrossEntropyLoss(reduction="none"), kcd.KnowledgeValueTracker(N))
+    resumed = kcd.Condensation(other, schedule=SCHEDULE, tracker=other.tracker)
+    with pytest.raises(ValueError, match="load its own state first"):
+        resumed.load_state_dict(state)
+    other.load_state_dict(loss.state_dict())
+    resumed.load_state_dict(state)
+    assert resumed.epoch == 2
+    np.testing.assert_array_equal(resumed.tracker.value, tracker.value)
+
+
+def test_a_resumed_run_is_the_one_that_went_on() -> None:
+    whole, first = by_hand(), by_hand()
+    for run in (whole, first):
+        epoch_of(run, 1)
+        run.end_epoch()
+        epoch_of(run, 2)
+    second = by_hand()
+    second.load_state_dict(through_a_file(first.state_dict()))
+    for run in (whole, second):
+        run.end_epoch()
+    assert epoch_of(second, 3) == epoch_of(whole, 3)
+    assert identical_state(second.state_dict(), whole.state_dict())
+
+
+def test_padding_is_left_out_and_counted() -> None:
+    run = by_hand()
+    assert run.record(logits_of(np.array([4, 5, 6]), 1), indices=[4, -1, 6]) == 2
+    assert np.flatnonzero(run.tracker.count).tolist() == [4, 6]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"schedule": 3}, TypeError, "schedule must be a CondensationSchedule, got int"),
+        ({"schedule": "paper"}, TypeError, "schedule must be a CondensationSchedule, got str"),
+        ({"alpha": -1}, ValueError, "alpha must be"),
+        ({"min_weight": 2}, ValueError, "min_weight must be"),
+        ({"value": "entropie"}, ValueError, "value must be one of"),
+        ({"tracker": kcd.KnowledgeValueTracker(N + 1)}, ValueError, f"num_samples = {N + 1} and {N}"),
+    ],
+)
+def test_wrong_settings_are_named_at_once(change: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        by_hand(**change)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, [1, 2], object()])
+def test_what_can_take_no_set_is_refused_at_once(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"sampler must be a CondensedSampler, .* it has no num_samples"):
+        kcd.Condensation(wrong, schedule=SCHEDULE)
+
+
+def test_a_sampler_of_slices_is_refused_with_the_way_out() -> None:
+    with pytest.raises(TypeError, match="it draws from a slice: see wrap_loader"):
+        kcd.Condensation(kcd.ShardedSampler(N, num_replicas=2, rank=0), schedule=SCHEDULE)
+
+
+# -- whole or not at all -----------------------------------------------------------------------------------
+
+
+def lines_of(call: Callable[[], Any], interrupt: int = 0) -> int:
+    """How many lines of the package ``call`` runs, with a KeyboardInterrupt at the n-th of them if one is named."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal lines
+        if not frame.f_code.co_filename.startswith(str(PACKAGE)):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == interrupt:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+class Stream:
+    """A stream that records each epoch what it lets pass."""
+
+    def __init__(self) -> None:
+        self.run = kcd.CondensedStream(range(N), key=int, slots=64, schedule=SCHEDULE)
+
+    def epoch(self, epoch: int) -> None:
+        ids = np.array(list(self.run))
+        self.run.record(logits_of(ids, epoch), ids=ids)
+
+
+class Loader:
+    def __init__(self, **options: Any) -> None:
+        data = TensorDataset(torch.arange(N).float()[:, None], torch.arange(N))
+        self.run = kcd.wrap_loader(DataLoader(data, batch_size=8, shuffle=True), schedule=SCHEDULE, **options)
+
+    def epoch(self, epoch: int) -> None:
+        for _, y in self.run:
+            self.run.record(logits_of(y, epoch))
+
+
+class ByHand:
+    def __init__(self) -> None:
+        self.run = by_hand()
+
+    def epoch(self, epoch: int) -> None:
+        epoch_of(self.run, epoch)
+
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "by hand": ByHand,
+    "loader": Loader,
+    "sharded": lambda: Loader(sharded=True),
+    "stream": Stream,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interrupt_at_any_line_leaves_all_as_it_was(kind: str) -> None:
+    """And the run then ends this epoch as the uninterrupted one does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the stream's slots are crowded
+        for _ in range(2):  # the first call of all runs more lines
+            twin = KINDS[kind]()
+            twin.epoch(1)
+            twin.run.state_dict()  # adds what waits, as below
+            lines = lines_of(twin.run.end_epoch)
+        after = twin.run.state_dict()
+        # The first check, the last change; the many in between only compute.
+        for line in [*range(1, 40), *range(40, lines - 80, 13), *range(lines - 80, lines + 1)]:
+            made = KINDS[kind]()
+            made.epoch(1)
+            before = made.run.state_dict()
+            with pytest.raises(KeyboardInterrupt):
+                lines_of(made.run.end_epoch, interrupt=line)
+            assert identical_state(made.run.state_dict(), before), f"after an interrupt at line {line}"
+            made.run.end_epoch()
+            assert identical_state(made.run.state_dict(), after), f"after an interrupt at line {line}, and on"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_warning_that_is_an_error_leaves_all_as_it_was(kind: str) -> None:
+    made = KINDS[kind]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made.epoch(1)
+        made.run.end_epoch()
+    before = made.run.state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="nothing was recorded in epoch 2"):
+            made.run.end_epoch()
+        assert identical_state(made.run.state_dict(), before)
+        made.run.end_epoch()
+    assert made.run.epoch == 3
+
+
+def test_a_selection_that_raises_leaves_all_as_it_was() -> None:
+    def select(*_: Any) -> Any:
+        raise ZeroDivisionError("mine")
+
+    run = by_hand(select=select)
+    epoch_of(run, 1)
+    before = run.state_dict()
+    with pytest.raises(ZeroDivisionError):
+        run.end_epoch()
+    assert identical_state(run.state_dict(), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_that_are_all_nan_are_said_to_be(kind: str) -> None:
+    made = KINDS[kind]()
+    logits = np.full((3, 5), np.nan, np.float32)
+    ids = {"ids": [1, 2, 3]} if kind == "stream" else {"indices": [1, 2, 3]}
+    made.run.record(torch.from_numpy(logits), **ids)
+    with (
+        pytest.warns(RuntimeWarning, match="3 values were not finite"),
+        pytest.raises(RuntimeError, match="all 3 predictions of the student were not finite"),
+    ):
+        made.run.end_epoch()
