@@ -138,12 +138,22 @@ class CondensedLoader(Generic[Batch]):
 
         Exact, since the schedule alone fixes every size. For epochs from the present one on it starts
         from the set in force, whoever installed it.
+
+        Raises
+        ------
+        RuntimeError
+            For an epoch that has ended, if a set was installed by hand: its length is not known any more.
         """
         n = self.sampler.num_samples
-        if checked_int(epoch, "epoch", 1) < self.epoch:
-            size = self.schedule.size(n, epoch)
-        else:
+        if checked_int(epoch, "epoch", 1) >= self.epoch:
             size = self.schedule.size_from(n, epoch, current=self.sampler.num_kept, current_epoch=self.epoch)
+        elif self.sampler.stage != len(self.history):
+            raise RuntimeError(
+                f"epoch {epoch} has ended, and a set was installed by hand since the run began, so its length is not "
+                f"known: ask for epochs from the present one, {self.epoch}, on"
+            )
+        else:
+            size = next((stage["kept"] for stage in reversed(self.history) if stage["epoch"] < epoch), n)
         return self._batches.steps(size)
 
     def total_steps(self, epochs: int) -> int:

@@ -600,3 +600,16 @@ def test_own_selection_that_breaks_its_promise_changes_nothing(select, error, re
     with pytest.raises(error, match=reason):
         loader.end_epoch()
     assert identical_state(loader.state_dict(), before)
+
+
+def test_lengths_follow_a_set_installed_by_hand_or_are_refused():
+    """What is promised for the epochs ahead is what is drawn; of those behind, nothing is guessed."""
+    loader = wrap(Plain(N), schedule=kcd.CondensationSchedule(ratio=0.5, stages=2, period=2))
+    lengths = [len(run_epoch(loader)) for _ in range(3)]
+    assert [loader.steps(epoch) for epoch in (1, 2, 3)] == lengths
+    loader.sampler.install(kcd.CondensedSet(np.arange(0, N, 5), N))
+    ahead = [loader.steps(epoch) for epoch in range(4, 9)]
+    assert [len(run_epoch(loader)) for _ in range(4, 9)] == ahead
+    for ask in (lambda: loader.steps(1), lambda: loader.total_steps(3)):
+        with pytest.raises(RuntimeError, match="a set was installed by hand"):
+            ask()
