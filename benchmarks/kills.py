@@ -73,7 +73,7 @@ def killed_run(path: Path, rng: Any, window: float, kills: int) -> list[dict[str
         moment = rng.uniform(0, window) if len(killed) < kills else None
         if run(path, moment) is not None or (path.exists() and reached(path)[0] > EPOCHS):
             return killed  # killed after all was done, it was not killed in time
-        writing = list(path.parent.glob(f"{path.name}.*.tmp"))
+        writing = list(path.parent.glob(f".{path.name}.kcd-*.tmp"))
         for temporary in writing:
             temporary.unlink()
         killed.append(

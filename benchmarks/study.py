@@ -32,7 +32,7 @@ from _study.runs import TEACHER_EPOCHS, Setting, StudyError, runs_of
 from _study.teacher import digest_of, kept_teacher, material_of, train_teacher
 
 import kcd_core as kcd
-from kcd_adapters.files import write_whole
+from kcd_core.base.files import write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import write_whole
+from kcd_core.base.files import write_whole
+
 from . import marked_block
 
 __all__ = [

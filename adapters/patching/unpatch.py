@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..files import is_leftover
+from kcd_core.base.files import remove_leftover
+
 from . import marked_block
 from .scripts import EDITED, PATCHED, Change, block_in, read_script, regular_files, repository, show_diffs
 
@@ -37,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
             )
         else:
             print(f"{change.name}: restored to the byte")
-    for name in filter(lambda name: is_leftover(name.rpartition("/")[2]), regular_files(root)):
-        (root / name).unlink(missing_ok=True)
-        print(f"{name}: removed, left behind by a kcd that was killed")
+    for name in regular_files(root):
+        if remove_leftover(root / name):
+            print(f"{name}: removed, left behind by a kcd that was killed")
     if not changes:
         print(f"{args.repo}: nothing is patched")
     return int(any(change.state == EDITED for change in changes))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..files import write_whole
+from kcd_core.base.files import write_whole
+
 from .history_file import read
 from .page import MARK, page
 from .pictures import GENERATOR, PICTURES

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from _common.report import many, table_at, without_loss
 
-from kcd_adapters.files import write_whole
+from kcd_core.base.files import write_whole
 
 from .published import METHODS, PAIRS
 from .slots import hours, outcomes

@@ -24,7 +24,7 @@ from typing import Any
 from _common.report import many
 from _common.signals import terminated
 
-from kcd_adapters.files import write_whole
+from kcd_core.base.files import write_whole
 
 from .published import PAIRS
 from .runs import Run, RunError, Setting, command, epochs_done, load, read

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import scipy.stats
 from _common.report import table_at, without_loss
 
-from kcd_adapters.files import write_whole
+from kcd_core.base.files import write_whole
 
 from .arms import ARMS, ratio_of
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from kcd_adapters.demo.datasets import LOADERS, Images, Split
 from kcd_adapters.demo.models import accuracy, build
-from kcd_adapters.files import write_whole
+from kcd_core.base.files import write_whole
 
 from .losses import Material, look, teacher_of
 from .runs import Setting, StudyError

@@ -356,7 +356,11 @@ def test_truncated_anywhere(path):
 def test_any_bit_flipped(path):
     kcd.save_checkpoint(path, SMALL)
     whole = path.read_bytes()
-    for place in range(0, 8 * len(whole), 3):  # for time; all eight places of a byte come up
+    places = [
+        *range(0, 8 * len(whole), 3),
+        *range(0, 8 * len(whole), 8),
+    ]  # for time, a third and one of every byte
+    for place in places:
         flipped = bytearray(whole)
         flipped[place // 8] ^= 1 << place % 8
         refused(path, flipped, "not a kcd checkpoint|of version|truncated|too long|damaged: the checksum")
@@ -380,7 +384,7 @@ def test_foreign_files(path, tmp_path):
         "of version 2, and this .* version 1",
     )
     other = "big" if sys.byteorder == "little" else "little"
-    refused(path, forge({"byteorder": other, "state": 1}), f"{other}-endian")
+    refused(path, forge({"byteorder": other, "state": 1}), f"another byte order: '{other}'")
     assert not ran.exists()
 
 
@@ -401,6 +405,13 @@ def forged(node, data=b""):
         ({"metadata": [{"list": []}, 1]}, b""),
         ({"metadata": [{"OrderedDict": []}]}, b""),
         ({"metadata": 3}, b""),
+        ({"metadata": [{"tensor": ["int8", [1]]}, 1]}, b"1"),
+        ({"dict": "abcd"}, b""),
+        ({"list": "abcd"}, b""),
+        ({"list": [[1]]}, b""),
+        ({"dict": [["a", 1], ["a", 2]]}, b""),
+        ({"dict": [[1, 1], [True, 2]]}, b""),
+        ({"dict": [[float("inf"), 1], [float("inf"), 2]]}, b""),
         ({"dict": [1]}, b""),
         ({"dict": [[["a"], 1]]}, b""),
         ({"dict": [[{}, 1]]}, b""),
@@ -416,6 +427,13 @@ def forged(node, data=b""):
         ({"array": ["float64", []]}, b"123"),
         ({"array": ["float64", [10**30]]}, b"12345678"),
         ({"array": ["float64", [0, 10**30]]}, b""),
+        ({"array": ["float64", [2**62, 2**62, 0]]}, b""),
+        ({"tensor": ["float32", [2**62, 2**62, 0]]}, b""),
+        ({"array": ["float64", [float("nan")]]}, b"12345678"),
+        ({"array": ["float64", {}]}, b"12345678"),
+        ({"tensor": ["float64", [1] * 65]}, b"12345678"),
+        ({"scalar": ["float64", [1]]}, b"12345678"),
+        ({"array": ["f8", [1]]}, b"12345678"),
         ({"array": ["float64", [1.0]]}, b"12345678"),
         ({"array": ["float64", [True]]}, b"12345678"),
         ({"array": ["float64", "1"]}, b"12345678"),
@@ -439,10 +457,17 @@ def test_descriptions_that_make_no_sense(path, node, data):
     "text",
     [b"", b"{", b"[]", b"3", b'{"byteorder": "little"}', b"\xff\xfe\xfd", b'{"state": {}}',
      b'{"byteorder":"little","state":' + b'{"list":[' * 50_000 + b"]}" * 50_000 + b"}",
-     b'{"byteorder":"little","state":' + b"9" * 10_000 + b"}"],
+     b'{"byteorder":"little","state":' + b"9" * 10_000 + b"}",
+     b'{"byteorder":"little","state":-' + b"9" * 4301 + b"}",
+     b'{"byteorder":"little","state":{"dict":[[{},1]]}}',
+     b'{"byteorder":"little","state":{"list":[],"list":[]}}',
+     b'{"byteorder":"little","state":1,"state":2}',
+     b'{"state":1,"byteorder":"little"}',
+     '{"byteorder":"little","state":1}'.encode("utf-16"),
+     b'{"byteorder":"little","state":' + b'{"list":[' * 101 + b"1" + b"]}" * 101 + b"}"],
 )  # fmt: skip
 def test_texts_that_make_no_sense(path, text):
-    refused(path, forge(text), "makes no sense|-endian")
+    refused(path, forge(text), "makes no sense|no description|nested|more than 4300 digits|no plain values")
 
 
 def test_no_part_of_torch_is_imported_for_a_forged_file(path):
@@ -506,6 +531,161 @@ def test_random_bytes_are_refused(tmp_path_factory, content, prefix):
     refused(tmp_path_factory.getbasetemp() / "random.ckpt", prefix + content, "can't load the checkpoint")
 
 
+# -- what a hostile file can cost --------------------------------------------------------------------------
+
+
+def pairs(keys):
+    return b'{"dict":[' + b",".join(b"[%d,0]" % key for key in keys) + b"]}"
+
+
+def cluster(size=4096):
+    """Keys that have hashes of their own, and yet search a dict's table of this size for long."""
+    place, taken, keys = 0, bytearray(size), {}
+    for _ in range(size // 3):  # along the way that every search takes at last
+        keys[place] = taken[place] = 1
+        place = (5 * place + 1) & (size - 1)
+    rng = random.Random(0)
+    while len(keys) < size * 2 // 3:  # those that come upon no free place before they are on that way
+        key = rest = rng.getrandbits(25)
+        place = key & (size - 1)
+        while rest and taken[place]:
+            rest >>= 5
+            place = (5 * place + rest + 1) & (size - 1)
+        if rest == 0 and taken[place]:
+            keys[key] = 1
+    return list(keys)
+
+
+HOSTILE = {
+    "one hash": pairs(i * (2**61 - 1) for i in range(1, 80_000)),
+    "many dicts of one hash": b'{"list":['
+    + b",".join([pairs(i * (2**61 - 1) for i in range(1, 251))] * 350)
+    + b"]}",
+    "one way through the table": b'{"list":[' + b",".join([pairs(cluster())] * 50) + b"]}",
+    "digits": b'{"list":[' + b",".join([b"9" * 4300] * 460) + b"]}",
+    "one integer": b"9" * 2_000_000,
+    "nested lists": b"[" * 2_000_000,
+    "nested nodes": b'{"list":[' * 200_000,
+    "empty lists": b'{"list":[' + b",".join([b'{"list":[]}'] * 160_000) + b"]}",
+    "empty arrays": b'{"list":[' + b",".join([b'{"array":["int8",[0]]}'] * 80_000) + b"]}",
+    "empty tensors": b'{"list":[' + b",".join([b'{"tensor":["int8",[0]]}'] * 80_000) + b"]}",
+    "dimensions": b'{"array":["int8",[' + b",".join([b"1"] * 1_000_000) + b"]]}",
+    "a long dtype": b'{"array":["' + b"f8," * 600_000 + b'",[1]]}',
+    "a long name": b'{"' + b"x" * 2_000_000 + b'":[]}',
+    "surrogates": b'{"' + b"\xed\xa0\x80" * 600_000 + b'":[]}',
+}
+
+
+def test_time_and_memory_are_in_proportion_to_the_file(tmp_path):
+    paths = [tmp_path / name for name in HOSTILE]
+    for path, node in zip(paths, HOSTILE.values(), strict=True):
+        path.write_bytes(forge(b'{"byteorder":"' + sys.byteorder.encode() + b'","state":' + node + b"}"))
+        assert path.stat().st_size < 2_500_000
+    done = subprocess.run([sys.executable, "-c", COST, *paths], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    costs = dict(
+        zip(HOSTILE, (tuple(map(float, line.split())) for line in done.stdout.splitlines()), strict=True)
+    )
+    for name, (seconds, mebibytes, length) in costs.items():
+        assert seconds < 5, name
+        assert mebibytes < 250, name
+        assert length < 500, name  # of the message
+
+
+COST = """
+import resource, sys, time
+import torch, kcd_core as kcd
+memory = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = memory()
+for path in sys.argv[1:]:
+    began, message = time.process_time(), ""
+    try:
+        kcd.load_checkpoint(path)
+    except ValueError as error:
+        message = str(error).replace(path, "")
+        message.encode()
+    print(time.process_time() - began, (memory() - before) / 1024, len(message))
+"""
+
+
+def test_keys_that_collide_are_neither_read_nor_written(path):
+    keys = cluster()
+    assert len(set(map(hash, keys))) == len(keys)
+    for hostile in (keys, [i * (2**61 - 1) for i in range(300)]):
+        text = b'{"byteorder":"' + sys.byteorder.encode() + b'","state":' + pairs(hostile) + b"}"
+        refused(path, forge(text), "collide")
+        with pytest.raises(
+            ValueError, match=r"^state\['a'\] can't be saved: the hashes of its \d+ keys collide"
+        ):
+            kcd.save_checkpoint(path, {"a": dict.fromkeys(hostile)})
+
+
+@pytest.mark.parametrize("count", [250, 3000, 20_000])
+def test_keys_of_honest_states_are_read(path, count):
+    """The ids of an optimizer's parameters, ids of samples, times in nanoseconds, multiples of a power of two."""
+    kinds = [
+        range(count),
+        range(count, 0, -1),
+        range(0, 10**7 * count, 10**7),
+        range(1_700_000_000 * 10**9, 1_700_000_000 * 10**9 + count * 10**9, 10**9),
+        (key * 2.0**-30 for key in range(count)),
+        (f"layer.{key}.weight" for key in range(count)),
+        (random.Random(0).getrandbits(64) for _ in range(count)),
+    ]
+    for state in (
+        *map(dict.fromkeys, kinds),
+        *(dict.fromkeys(i << k for i in range(count)) for k in (10, 30, 60)),
+    ):
+        assert equal(back(path, state), state)
+
+
+def test_what_is_more_than_is_read_is_not_written(path, monkeypatch):
+    assert back(path, np.zeros((1,) * 32)).ndim == 32
+    assert back(path, torch.zeros((1,) * 64)).ndim == 64
+    with pytest.raises(ValueError, match=r"^state\['a'\] can't be saved: an array of 65 dimensions"):
+        kcd.save_checkpoint(path, {"a": torch.zeros((1,) * 65)})
+    monkeypatch.setattr("kcd_core.base.description.TEXT", 1000)
+    kcd.save_checkpoint(path, ["x" * 900])
+    with pytest.raises(ValueError, match="without its arrays it takes 1157 bytes, and at most 1000 are read"):
+        kcd.save_checkpoint(path, ["x" * 1113])
+    monkeypatch.setattr("kcd_core.base.checkpoint.TEXT", 900)
+    with pytest.raises(ValueError, match="description is of 944 bytes; at most 900"):
+        kcd.load_checkpoint(path)
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    code = """
+import sys, kcd_core as kcd
+for path in sys.argv[1:]:
+    try:
+        kcd.load_checkpoint(path)
+    except OSError as error:
+        print(path in str(error))
+"""
+    names = [str(tmp_path / "pipe"), str(tmp_path / "link"), "/dev/null", "/dev/zero", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n" * len(names), done.stderr
+
+
+def test_a_file_that_shrinks_while_it_is_read(path, monkeypatch):
+    """What is not there any more must not be made up from memory."""
+    kcd.save_checkpoint(path, {"w": np.arange(10**6)})
+    restored = kcd.checkpoint.restored
+
+    def shrink_first(text, file):
+        os.truncate(path, 10**6)
+        monkeypatch.setattr(
+            "kcd_core.base.description.os.fstat", lambda _: os.stat_result((0,) * 6 + (10**7,) + (0,) * 3)
+        )
+        return restored(text, file)
+
+    monkeypatch.setattr(kcd.checkpoint, "restored", shrink_first)
+    with pytest.raises(ValueError, match="changed while it was read"):
+        kcd.load_checkpoint(path)
+
+
 # -- on disk ----------------------------------------------------------------------------------------------
 
 
@@ -536,7 +716,7 @@ def test_what_is_no_regular_file_is_left(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name in ("pipe", "link", "loop"):
-        with pytest.raises(OSError, match=r"no regular file|symbolic links"):
+        with pytest.raises(OSError, match=r"not a regular file|symbolic links"):
             kcd.save_checkpoint(tmp_path / name, {})
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     assert (tmp_path / "loop").is_symlink()
@@ -614,7 +794,7 @@ def test_killed_while_it_writes(path):
             process.send_signal(signal.SIGKILL)
             process.communicate()
         assert whole(kcd.load_checkpoint(path))
-        for stray in path.parent.glob("run.ckpt.*.tmp"):
+        for stray in path.parent.glob(".run.ckpt.kcd-*.tmp"):
             within += 1
             stray.unlink()
     assert within > 0  # or it was never killed where it matters

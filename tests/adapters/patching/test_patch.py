@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kcd_adapters import files
 from kcd_adapters.cli import main
 from kcd_adapters.patching import marked_block, patch, scripts
 from kcd_adapters.profiles.sskd import PROFILE
 from kcd_adapters.settings import Settings
+from kcd_core.base.files import write_whole
 
 LINES = marked_block.call({"ratio": 0.5, "mixing": "fresh", "no_shims": ("all",), "profile": "sskd"})
 
@@ -408,7 +408,7 @@ def test_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(files.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(ValueError, match=r"student.py can't be written: disk full"):
         patch.plan_patch(tmp_path, Settings())[0].write()
     assert snapshot(tmp_path) == original
@@ -439,7 +439,7 @@ def test_link_swapped_in_is_not_written_through(tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_bytes(b"old")
     link.symlink_to(target)
-    files.write_whole(link, b"new")
+    write_whole(link, b"new")
     assert target.read_bytes() == b"old"
     assert not link.is_symlink()
 
