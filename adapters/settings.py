@@ -17,6 +17,7 @@ from typing import Any
 
 from kcd_core import CondensationSchedule
 from kcd_core.condense import check_settings
+from kcd_core.recipes import Mixing
 
 __all__ = ["SHIMS", "VARIABLE", "Settings", "number"]
 
@@ -94,6 +95,12 @@ class Settings:
         for name in self.no_shims:
             if name not in (*SHIMS, "all"):
                 raise ValueError(f"there is no shim {name!r}; there are {', '.join(SHIMS)}")
+
+    @property
+    def recipes(self) -> Mixing:
+        """``mixing``, as a sampler takes it."""
+        known: dict[str, Mixing] = {"cumulative": "cumulative", "fresh": "fresh", "none": None}
+        return known[self.mixing]
 
     def schedule(self) -> CondensationSchedule:
         return CondensationSchedule(self.ratio, self.stages, self.period, self.warmup)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from .base import distributed
 from .base.arrays import checked_int, state_array, to_numpy
-from .recipes import MODES, MixRecipes, Steps
+from .recipes import MODES, Mixing, MixRecipes, Steps
 
 __all__ = [
     "Blocks",
@@ -53,7 +53,7 @@ class EpochSampler(ABC):
         num_replicas: int | None = None,
         rank: int | None = None,
         drop_last: bool = False,
-        mixing: str | None = "cumulative",
+        mixing: Mixing = "cumulative",
     ) -> None:
         self._num_samples = checked_int(num_samples, "num_samples", 1)
         self.shuffle = bool(shuffle)

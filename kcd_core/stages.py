@@ -156,7 +156,8 @@ class Condensation:
         self.select = select
         self.history = CondensationHistory(layout.num_samples)
         self.epoch = 1
-        self.seen = False  # whether anything was recorded in this epoch
+        self._seen_before = False  # whether this epoch was recorded in before its state was saved
+        self._batches = layout.tracker.batches  # that were recorded when this epoch began
         self._choose_device = layout.tracker.device is None
         self._alike: dict[str, Any] = {}
         self._depth = 3  # of the user's call, which a warning is about
@@ -172,6 +173,11 @@ class Condensation:
     def tracker(self) -> KnowledgeValueTracker:
         """V and F."""
         return self._layout.tracker
+
+    @property
+    def seen(self) -> bool:
+        """Whether anything was recorded in this epoch, in whatever way."""
+        return self._seen_before or self.tracker.batches > self._batches
 
     # -- recording ---------------------------------------------------------------------------------
 
@@ -219,7 +225,6 @@ class Condensation:
             if is_tensor(logits) and logits.is_cuda:  # values are kept where no copy stalls the step
                 self.tracker.to(logits.device)
         update(self._layout.rows(indices), logits, teacher_logits=teacher_logits, targets=targets)
-        self.seen = True
         return len(indices)
 
     # -- stages ------------------------------------------------------------------------------------
@@ -300,7 +305,7 @@ class Condensation:
     def _move_on(self, decision: Decision | None, entry: dict[str, Any] | None) -> Any:
         """Change what an epoch's end changes, now that all that can fail is done; an interrupt puts it back."""
         history, undo = self.history, self._layout.snapshot()
-        before = history.num_samples, history.records, self.epoch, self.seen
+        before = history.num_samples, history.records, self.epoch, self._seen_before, self._batches
         try:
             if decision is None or entry is None:
                 self._layout.install(None, self.epoch + 1)
@@ -310,11 +315,11 @@ class Condensation:
                 history.num_samples = decision.num_samples or history.num_samples
                 history.records = [*history.records, entry]
             self.epoch += 1
-            self.seen = False
+            self._seen_before, self._batches = False, self.tracker.batches
             return None if decision is None else decision.chosen
         except BaseException:
             undo()
-            history.num_samples, history.records, self.epoch, self.seen = before
+            history.num_samples, history.records, self.epoch, self._seen_before, self._batches = before
             raise
 
     def _check_agreement(self) -> None:
@@ -327,6 +332,7 @@ class Condensation:
                 "value": self.tracker.value_name,
                 "select": value_name(self.select) if self.select else None,
                 "epoch": self.epoch,
+                "schedule's type": type(self.schedule).__qualname__,
             }
             distributed.check_agreement(settings, shard=self._layout.rank, shards=self._layout.ranks)
         self._agreed = True
@@ -407,7 +413,8 @@ class Condensation:
     def apply(self, checked: Checked) -> None:
         """Take over a checked state."""
         self._layout.apply(checked.recorded, checked.in_force)
-        self.history, self.epoch, self.seen = checked.history, checked.epoch, checked.seen
+        self.history, self.epoch = checked.history, checked.epoch
+        self._seen_before, self._batches = checked.seen, self.tracker.batches
         self._agreed = False
 
     def restore(

@@ -97,6 +97,7 @@ class KnowledgeValueTracker:
         self._function = resolve(value)
         self._skips = SkipReport(on_nonfinite)
         self._pending: list[tuple[Array, Array]] = []
+        self.batches = 0  # recorded by this object so far, whoever called
         self._sums = ValueSums.zeros(self._num_samples)
         self._streams = StreamOrder()
         self.to(device)
@@ -205,6 +206,7 @@ class KnowledgeValueTracker:
         if pending and not (_alike(pending[0][0], indices) and _alike(pending[0][1], values)):
             self._flush()  # what waits together travels together
         self._pending.append((indices, values))
+        self.batches += 1
         if len(self._pending) >= MAX_PENDING:
             self._flush()
 

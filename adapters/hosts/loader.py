@@ -50,8 +50,7 @@ class HostedLoader:
     def __init__(self, loader: DataLoader[Any], profile: Profile, settings: Settings) -> None:
         batching = _shuffled(loader)
         self._profile, self._settings = profile, settings
-        mixing = None if settings.mixing == "none" else settings.mixing
-        self.sampler = HostOrder(loader.sampler, len(loader.dataset), mixing=mixing)  # type: ignore[arg-type]
+        self.sampler = HostOrder(loader.sampler, len(loader.dataset), mixing=settings.recipes)  # type: ignore[arg-type]
         self.run = Condensation(
             self.sampler,
             schedule=settings.schedule(),

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DistributedSampler, RandomSampler
 
+from kcd_core.recipes import Mixing
 from kcd_core.sampler import CondensedSampler
 
 __all__ = ["HostOrder"]
@@ -22,7 +23,7 @@ Blocks = Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]]
 class HostOrder(CondensedSampler):
     """Which indices are kept, as `CondensedSampler` has it; in which order, the host's sampler says."""
 
-    def __init__(self, host: Any, num_samples: int, *, mixing: str | None) -> None:
+    def __init__(self, host: Any, num_samples: int, *, mixing: Mixing) -> None:
         super().__init__(num_samples, num_replicas=1, rank=0, mixing=mixing)
         self.follow(host)
 

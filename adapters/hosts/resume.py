@@ -123,8 +123,7 @@ class Checkpoints:
         num_samples, epochs = state["loader"]["num_samples"], counts["epochs"]
         tracker = KnowledgeValueTracker(num_samples, value=self._settings.value)
         tracker.load_state_dict(state["tracker"])
-        mixing = self._settings.mixing
-        sampler = CondensedSampler(num_samples, mixing=None if mixing == "none" else mixing)
+        sampler = CondensedSampler(num_samples, mixing=self._settings.recipes)
         sampler.load_state_dict(state["sampler"])
         CondensationHistory.from_state(state["history"])
         wanted = self._schedule.size(num_samples, epochs + 1)

@@ -97,7 +97,7 @@ class KCDBatchSampler:
                 "KCDBatchSampler needs dataset_wrapper: {key: 'KCDDatasetWrapper', kwargs: {}} in the same "
                 f"train_data_loader, got a {type(dataset).__name__}"
             )
-        mixing = None if self.settings.mixing == "none" else self.settings.mixing
+        mixing = self.settings.recipes
         if mixing and any(hasattr(d, "cache_dir_path") for d in (dataset.inner, dataset.org_dataset)):
             raise ValueError(
                 "cached teacher outputs are wrong for mixed images: use mixing: 'none', or no cache"
