@@ -232,7 +232,7 @@ def test_differences_and_epochs_are_unrelated(n: int) -> None:
     plausible(np.histogram((a - b) % n, bins=20, range=(0, n))[0])
     for x in (np.arange(n), b):
         assert abs(scipy.stats.spearmanr(a, x).statistic) < 4 / np.sqrt(n)
-    # The number of points an order leaves where they are is Poisson(1).
+    # The number of samples that an order leaves where they are is Poisson(1).
     assert (a == np.arange(n)).sum() < 8
 
 
@@ -526,6 +526,8 @@ def test_the_first_index_makes_nothing_of_length_n(n: int) -> None:
     assert min(indices) < n // 50
     assert max(indices) > n - n // 50
     assert len(later) == 5
+    sizes = [len(block) for block, _ in itertools.islice(sampler.blocks(), 10)]
+    assert sizes == [256, 512, 1024, 2048, 4096, *[8192] * 5]
     assert peak < 2**21
 
 

@@ -1,4 +1,4 @@
-"""Slices on many ranks: together the set is `condense`'s on the whole, to the point."""
+"""Slices on many ranks: together they are exactly the set that `condense` gives on the whole."""
 
 from __future__ import annotations
 
@@ -250,6 +250,14 @@ def test_sampler_state() -> None:
     state = samplers(n, ranks)[0].state_dict()
     with pytest.raises(ValueError, match="saved with num_replicas = 3, here it is 2"):
         kcd.ShardedSampler(n, num_replicas=2, rank=0).load_state_dict(state)
+    with pytest.raises(ValueError, match="saved with rank = 0, here it is 1"):
+        kcd.ShardedSampler(n, num_replicas=3, rank=1).load_state_dict(state)
+    again, want = kcd.ShardedSampler(n, num_replicas=3, rank=0), list(range(20))
+    again.load_state_dict(state)
+    for name in ("bits", "sizes"):
+        state[name].zero_()  # the state was copied
+    assert again.kept.tolist() == want
+    assert again.sizes.tolist() == [20, 20, 20]
     with pytest.raises(ValueError, match="not a sharded sampler state"):
         kcd.ShardedSampler(n, num_replicas=1, rank=0).load_state_dict(kcd.CondensedSampler(n).state_dict())
 
