@@ -20,7 +20,9 @@ from kcd_core.algorithms import radix_select as counting
 from kcd_core.algorithms.bitset import Members
 from kcd_core.algorithms.ranks import rank_scores
 from kcd_core.base import distributed
+from kcd_core.recipes import MixRecipes
 from kcd_core.sharded import condense as sharded
+from kcd_core.sharded.reslice import resliced
 from kcd_core.sharded.slices import ShardedSet, bounds, within
 
 # Crowds of ties, values that differ in the last bit only, both signs, and any numbers.
@@ -345,7 +347,9 @@ def test_refusals() -> None:
     ],
 )
 def test_indices_within_a_slice(indices: Any, expected: list[int]) -> None:
-    assert within(indices, 5, 10).tolist() == expected
+    inside = within(indices, 5, 10)
+    assert inside.tolist() == expected
+    assert inside.dtype == np.int64
 
 
 @pytest.mark.parametrize("indices", [[4, 5], [5, 10], torch.tensor([-1]), np.array([200], np.uint8)])
@@ -690,6 +694,48 @@ def test_another_number_of_ranks_takes_over_its_slices(mixing: str | None, befor
         for what in (0, 1):
             parts = [np.concatenate([loader.tracker.sums()[what] for loader in some]) for some in (old, new)]
             np.testing.assert_array_equal(*parts)
+
+
+@pytest.mark.parametrize("after", [1, 3, 5])
+def test_every_number_and_recipe_goes_to_one_new_rank(after: int) -> None:
+    n, old = 10, samplers(10, 2, mixing="fresh")
+    stage = kcd.CondensedSet(np.arange(1, n), n)
+    parts: list[Any] = []
+    for sampler in old:
+        sampler.install(stage)
+        own = np.arange(sampler.start, sampler.stop)
+        recipes = MixRecipes(own, own[::-1], np.full(len(own), 0.5, np.float32), np.ones(len(own), int))
+        tracker = own * 10, own.astype(np.int32), np.array([1 + sampler.rank, 5])
+        parts.append((tracker, sampler.in_force._replace(recipes=recipes)))
+    new = samplers(n, after, mixing="fresh")
+    got = [resliced(parts, sampler, 0) for sampler in new]
+    for part, expected in ((0, np.arange(n) * 10), (1, np.arange(n))):
+        np.testing.assert_array_equal(np.concatenate([tracker[part] for tracker, _ in got]), expected)
+    assert [tracker[2].tolist() for tracker, _ in got] == [[3, 10], *[[0, 0]] * (after - 1)]
+    for sampler, (_, in_force) in zip(new, got, strict=True):
+        assert in_force.recipes.target.tolist() == list(range(sampler.start, sampler.stop))
+        sampler.in_force = in_force
+    assert [i for sampler in new for i in sampler.kept] == list(range(1, n))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_a_history_sees_every_kth_sample_of_all_ranks(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharded, "MOST", 10)  # of 61: every seventh
+    value = np.random.default_rng(0).random(N)
+    times, total, unseen = np.zeros(9, int), np.zeros(9), N
+    for sampler in samplers(N, ranks):
+        tracker = kcd.KnowledgeValueTracker(sampler.stop - sampler.start)
+        for i in range(sampler.start, sampler.stop - 1):  # the last of each slice is never recorded
+            tracker.record([i - sampler.start] * (1 + i % 3), [value[i]] * (1 + i % 3))
+        seen = sharded.for_history(tracker, sampler)  # of this rank alone, without a process group
+        times += seen["count"]
+        total += np.where(seen["count"] > 0, seen["value"], 0)
+        unseen -= N - seen["unseen"]
+    recorded = np.ones(N, bool)
+    recorded[[sampler.stop - 1 for sampler in samplers(N, ranks)]] = False
+    np.testing.assert_array_equal(times, np.where(recorded, 1 + np.arange(N) % 3, 0)[::7])
+    np.testing.assert_allclose(total, np.where(recorded, value, 0)[::7], atol=1e-9)
+    assert unseen == ranks
 
 
 def test_states_that_do_not_belong_together() -> None:
