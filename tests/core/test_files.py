@@ -103,15 +103,18 @@ def test_permissions(path):
         os.umask(before)
 
 
-def test_a_private_file_is_never_open_to_others_meanwhile(path):
-    write_whole(path, b"")
-    path.chmod(0o600)
-    before, modes = os.umask(0), []
+def test_a_private_file_is_never_open_to_others(path, monkeypatch):
+    path.touch(mode=0o600)
+    modes, true = [], files._take_over
+    monkeypatch.setattr(
+        files, "_take_over", lambda old, new: (modes.append(stat.S_IMODE(new.stat().st_mode)), true(old, new))
+    )
+    before = os.umask(0)
     try:
         write_whole(path, lambda file: modes.append(stat.S_IMODE(os.fstat(file.fileno()).st_mode)))
     finally:
         os.umask(before)
-    assert modes == [0o600]
+    assert modes == [0o600, 0o600]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
