@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
+import time
 from dataclasses import replace
 from typing import Any
 
 import torch
+from _common.compiler import no_compiler
 from _common.report import verdict
 from _overhead.loop import Settings
 from _overhead.measure import measure
@@ -31,35 +30,46 @@ PLAN = (
     ("small", "bfloat16 autocast"),
     ("small", "compiled"),
 )
-SECONDS = {"float32": 3.0, "bfloat16 autocast": 3.0, "compiled": 20.0}  # with less left, it is not begun
+SECONDS = 3.0  # with less left, nothing is begun
+FIRST_COMPILE = 40.0  # what is allowed for compiling as long as none was seen
+COMPILE = 1.5  # times the longest that was seen
 RESERVE = 4.0  # seconds for what ends later than planned
+QUICK_BATCH = 8
 
 
 def run(part: Part) -> None:
     """A row for each pair and way, or why it was left out."""
     plan = [("tiny", way) for way in WAYS] if part.quick else list(PLAN)
     torch.set_num_threads(1)  # as one process of many; on CUDA, the CPU only launches
+    longest = 0.0  # that compiling took
     for number, (pair, way) in enumerate(plan):
-        left, needed = part.left() - RESERVE, 0.0 if part.quick else SECONDS[way]
-        why = f"{max(left, 0):.0f} s left" if left <= needed else ""
-        if way == "compiled" and not part.quick:
-            why = why or no_compiler(part.device)
+        compiled = way == "compiled" and not part.quick
+        left = part.left() - RESERVE
+        compiling = (COMPILE * longest or FIRST_COMPILE) if compiled else 0.0
+        why = no_compiler(part.device) if compiled else ""
+        if left <= compiling + (0.0 if part.quick else SECONDS):
+            why = why or f"{max(left, 0):.0f} s left" + (f", compiling may take {compiling:.0f} s" * compiled)
         if why:
-            part.add(f"{pair}, {way}", f"left out: {why}", left_out=True)
+            part.leave_out(f"{pair}, {way}", why)
             continue
-        seconds = left * weight(pair, way) / sum(weight(*later) for later in plan[number:])
+        share = weight(pair, way) / sum(weight(*later) for later in plan[number:])
+        begun, seconds = time.monotonic(), (left - compiling) * share
         try:
-            models = replace(PAIRS[pair], short=PAIRS[pair].short and not part.quick)
+            models = PAIRS[pair]
+            if part.quick:
+                models = replace(models, short=False, batch=QUICK_BATCH)
             result = measure(models, settings(part, way, seconds), Progress())
         except Exception as error:  # of one pair; the others are measured all the same
             part.fail(f"{pair}, {way}", f"{type(error).__name__}: {error}".splitlines()[0][:300])
+            longest = max(longest, time.monotonic() - begun) if compiled else longest
             continue
+        longest = max(longest, result["start_s"]) if compiled else longest
         part.add(f"{pair}, {way}", told(result), **result)
-        waits = result["arms"]["kcd"].get("syncs_warned")
-        if waits:
+        waits = result["arms"]["kcd"].get("syncs_warned") or 0.0
+        if waits > 0:  # a difference, which may be less than nothing
             part.fail(f"{pair}, {way}: no recorded step waits", f"{waits:.2f} synchronisations a step")
     if part.device.type != "cuda":
-        part.add("launches, synchronisations, peak memory", "not counted: they are CUDA's", left_out=True)
+        part.leave_out("launches, synchronisations, peak memory", "they are CUDA's")
 
 
 def weight(pair: str, way: str) -> float:
@@ -78,21 +88,13 @@ def settings(part: Part, way: str, seconds: float) -> Settings:
         rounds=320,
         warmup=5,
         seconds=seconds,
+        until=part.deadline - RESERVE,
     )
     if not part.quick:
         return common
     # That backend compiles nothing, but the student's graph is taken all the same.
     backend = "eager" if way == "compiled" else None
-    return replace(common, samples=256, backend=backend, rounds=2, warmup=1, windows=1)
-
-
-def no_compiler(device: torch.device) -> str:
-    """Why torch.compile can't work here, if it can't: its kernels are compiled, or their launchers are."""
-    if not any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))):
-        return "there is no C compiler"
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    return ""
+    return replace(common, samples=64, backend=backend, rounds=2, warmup=1, windows=1)
 
 
 def told(result: dict[str, Any]) -> str:

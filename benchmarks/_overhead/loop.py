@@ -35,6 +35,8 @@ class Settings:
         Of recordings alone.
     seconds : float, optional
         Fewer rounds and windows are measured where they would take longer in all, after the warmup.
+    until : float, optional
+        Or where they would end after this moment of ``time.monotonic()``.
     """
 
     device: torch.device
@@ -45,6 +47,7 @@ class Settings:
     warmup: int = 3
     windows: int = 10
     seconds: float | None = None
+    until: float | None = None
 
 
 class Loop:

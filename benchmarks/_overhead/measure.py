@@ -30,7 +30,7 @@ def measure(pair: Pair, settings: Settings, progress: Progress) -> dict[str, Any
 
     On CUDA, also what the recordings launch and wait for, and peak memory.
     """
-    budget = settings.seconds
+    start = time.monotonic()
     progress.begin(f"{pair.name}: the models")
     loops = arms(pair, settings)
     step = {arm: loop.step for arm, loop in loops.items()}
@@ -38,6 +38,8 @@ def measure(pair: Pair, settings: Settings, progress: Progress) -> dict[str, Any
     in_turns(step, settings.warmup, progress)
     progress.begin(f"{pair.name}: whole steps")
     begun = time.monotonic()
+    limits = [settings.seconds, None if settings.until is None else settings.until - begun]
+    budget = min((limit for limit in limits if limit is not None), default=None)
     until = None if budget is None else begun + 0.5 * budget
     steps = in_turns(step, settings.rounds * (10 if pair.short else 1), progress, until=until)
     progress.begin(f"{pair.name}: recordings alone")
@@ -54,6 +56,7 @@ def measure(pair: Pair, settings: Settings, progress: Progress) -> dict[str, Any
         "batch": pair.batch,
         "shape": list(pair.shape),
         "classes": pair.classes,
+        "start_s": begun - start,
         "rounds": len(steps["kd"]),
         "windows": len(taken["kcd"]) // WINDOW,
         "arms": figures(steps, {arm: windows(own) for arm, own in taken.items()}),

@@ -18,7 +18,7 @@ import kcd_core as kcd
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import overhead
-from _common import counting
+from _common import compiler, counting
 from _gpu import step as step_part
 from _gpu.part import Part
 from _overhead import command, loop, measure, pairs, progress, recorders, report
@@ -495,12 +495,12 @@ def test_launches_and_waits_are_counted_on_a_device():
 
     counted = counting.on_device(run, counting.counts(lambda: None, device), device, 8)
     assert counted["recording_peak_bytes"] > 0
-    assert {key: counted[key] for key in ("kernels", "copies", "syncs_profiled", "syncs_warned")} == {
-        "kernels": 1.0,
-        "copies": 1.0,
-        "syncs_profiled": 1.0,
-        "syncs_warned": 1.0,
-    }
+    if counted["syncs_warned"] is not None:
+        assert counted["syncs_warned"] == 1
+    if counted["kernels"] is None:
+        pytest.skip("torch's profiler does not see the device: CUPTI may be barred")
+    for key in ("kernels", "copies", "syncs_profiled"):  # how many, a version's code may change
+        assert 1 <= counted[key] <= 3, counted
 
 
 @pytest.mark.cuda
@@ -517,8 +517,7 @@ def test_a_pair_is_measured_on_a_device():
 
 @pytest.fixture
 def part(tmp_path):
-    made = {"about": {}} if "about" in Part.__dataclass_fields__ else {}
-    return Part("step", CPU, False, None, tmp_path / "step.json", time.monotonic() + 1000, **made)
+    return Part("step", "cpu", False, None, tmp_path / "step.json", time.monotonic() + 1000)
 
 
 def measured(waits=0.0):
@@ -527,7 +526,7 @@ def measured(waits=0.0):
     )
     for row in rows.values():
         row.update(peak_bytes=10**6, kernels=2.0, copies=0.5, syncs_profiled=None, syncs_warned=waits)
-    return {"pair": "tiny", "arms": rows}
+    return {"pair": "tiny", "arms": rows, "start_s": 1.0}
 
 
 def test_a_part_measures_each_pair_each_way(part, monkeypatch):
@@ -537,6 +536,7 @@ def test_a_part_measures_each_pair_each_way(part, monkeypatch):
     def measure(pair, settings, progress):
         asked.append((pair.name, settings.amp, settings.backend))
         assert settings.seconds < 1000
+        assert settings.until < part.deadline
         return measured()
 
     monkeypatch.setattr(step_part, "measure", measure)
@@ -561,15 +561,16 @@ def test_a_part_says_what_failed_and_what_was_left_out(part, monkeypatch):
             raise RuntimeError("no bfloat16 here\nat all")
         if pair.name == "tiny":
             part.deadline = time.monotonic()
-        return measured(waits=1.0 if pair.name == "tiny" else 0.0)
+        return measured(waits=1.0 if pair.name == "tiny" else -0.25)
 
+    monkeypatch.setattr(step_part, "no_compiler", lambda device: "")
     monkeypatch.setattr(step_part, "measure", measure)
     step_part.run(part)
     assert part.failures == [
         "resnet32x4-resnet8x4, bfloat16 autocast: RuntimeError: no bfloat16 here",
         "tiny, float32: no recorded step waits: 1.00 synchronisations a step",
     ]
-    left_out = [row["what"] for row in part.rows if row["figure"] == "left out: 0 s left"]
+    left_out = [row["what"] for row in part.rows if row["figure"].startswith("left out: 0 s left")]
     assert left_out[:2] == ["tiny, compiled", "small, float32"]
     assert len(left_out) == 6
 
@@ -586,16 +587,90 @@ def test_a_quick_part_measures_the_smallest_pair_in_few_rounds(part, monkeypatch
     monkeypatch.setattr(step_part, "measure", measure)
     step_part.run(part)
     assert asked == [("tiny", 2, 1, None), ("tiny", 2, 1, None), ("tiny", 2, 1, "eager")]
-    assert part.rows[-1]["figure"] == "not counted: they are CUDA's"
+    assert part.rows[-1]["figure"] == "left out: they are CUDA's"
 
 
 def test_students_are_not_compiled_without_a_compiler(part, monkeypatch):
-    monkeypatch.setattr(step_part.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
     monkeypatch.setattr(step_part, "measure", lambda *_: measured())
     step_part.run(part)
-    compiled = [row["figure"] for row in part.rows if row["what"].endswith("compiled")]
-    assert compiled == ["left out: there is no C compiler"] * 3
+    compiled = [row for row in part.rows if row["what"].endswith("compiled")]
+    assert all(row["left_out"] and "there is no C++ compiler" in row["figure"] for row in compiled)
+    assert len(compiled) == 3
     assert not part.failures
+
+
+def test_what_compiling_needs(monkeypatch, tmp_path):
+    """On CUDA: Triton, a C compiler, and the headers of Python, which it includes."""
+    there = {"triton": True, "gcc": "/gcc", "clang": None}
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: there[name] or None)
+    monkeypatch.setattr(compiler.shutil, "which", there.get)
+    monkeypatch.setattr(compiler.sysconfig, "get_path", lambda name, scheme: str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    device = torch.device("cuda")
+    assert compiler.no_compiler(device) == f"Python's headers are not installed ({tmp_path / 'Python.h'})"
+    (tmp_path / "Python.h").touch()
+    assert compiler.no_compiler(device) == ""
+    monkeypatch.setenv("CC", "mine")
+    assert compiler.no_compiler(device) == "there is no C compiler (mine)"
+    monkeypatch.delenv("CC")
+    there["gcc"] = None
+    assert compiler.no_compiler(device) == "there is no C compiler (gcc or clang)"
+    there["triton"] = False
+    assert compiler.no_compiler(device) == "Triton is not installed"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "took", "compiled"),
+    [
+        (1000, 10.0, 3),
+        (1000, 500.0, 1),  # another one may take 750
+        (40, 1.0, 0),  # less than what is allowed as long as none was seen
+    ],
+)
+def test_compiling_is_begun_where_half_as_much_again_is_left(part, monkeypatch, seconds, took, compiled):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(step_part, "no_compiler", lambda device: "")
+    part.deadline = seconds
+    begun = []
+
+    def measure(pair, settings, progress):
+        assert clock[0] + settings.seconds < settings.until < part.deadline
+        if settings.backend is None:
+            return measured()
+        begun.append(pair.name)
+        clock[0] += took
+        if compiled == 1:
+            raise RuntimeError("as it was told to")
+        return {**measured(), "start_s": took}
+
+    monkeypatch.setattr(step_part, "measure", measure)
+    step_part.run(part)
+    assert len(begun) == compiled
+    assert len(part.failures) == (compiled == 1)
+    left_out = [row for row in part.rows if row.get("left_out") and row["what"].endswith("compiled")]
+    assert len(left_out) == 3 - compiled
+    assert all("compiling may take" in row["figure"] for row in left_out)
+
+
+def test_a_measurement_ends_when_it_has_to(monkeypatch):
+    ends = []
+
+    def in_turns(calls, rounds, progress, *, until=None, least=2):
+        ends.append(until)
+        return {arm: np.ones(2 * counting.WINDOW) for arm in calls}
+
+    monkeypatch.setattr(measure, "in_turns", in_turns)
+    pair, now = replace(pairs.PAIRS["tiny"], batch=8), time.monotonic()
+    for settings, latest in (
+        (loop.Settings(CPU, samples=16, seconds=1e6, until=now + 100), now + 90),
+        (loop.Settings(CPU, samples=16, until=now + 100), now + 90),
+        (loop.Settings(CPU, samples=16, seconds=10), now + 60),
+    ):
+        ends.clear()
+        measure.measure(pair, settings, progress.Progress())
+        assert now < max(end for end in ends if end is not None) <= latest
 
 
 def test_the_wrapped_arm_has_no_stage_end_in_its_steps():

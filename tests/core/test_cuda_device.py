@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,18 @@ import kcd_core as kcd
 from kcd_core.base import distributed
 from kcd_core.tracker import MAX_PENDING
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from _common.compiler import no_compiler
+
+sys.path.pop(0)
+
 Tracker = kcd.KnowledgeValueTracker
 N, BATCH = 500, 64
 STEPS = 2 * MAX_PENDING + 5  # what waits is added twice, and some of it waits when the values are read
 CLASSES = [10, 2000]  # of logits that wait as they are, and of logits too large to wait
 VALUES = ["entropy", "cross_entropy", "kd_divergence", "margin"]
 CYCLES = 2_000_000  # of a kernel that does nothing: about a millisecond
+NO_COMPILER = no_compiler(torch.device("cuda"))
 
 needs_cuda = pytest.mark.skipif(
     not torch.cuda.is_available(),
@@ -348,7 +355,7 @@ def test_a_quarter_of_the_logits_is_enough(value: str, rows: int, classes: int, 
 @on_cuda
 @pytest.mark.parametrize("classes", [500, 2_000, 20_000])
 def test_what_waits_is_bounded(classes: int) -> None:
-    """To 16 MB: of small logits a copy, of large ones the values, since a step's logits alone are larger."""
+    """To 16 MB of float32: of small logits a copy, of large ones the values."""
     step = random_steps("cuda", classes, steps=1)[0]
     tracker = Tracker(N, device="cuda")
     tracker.update(*step)
@@ -493,6 +500,7 @@ class TwoHeads(torch.nn.Module):
 
 
 @on_cuda
+@pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER)
 @pytest.mark.filterwarnings("ignore")  # torch's compiler's own
 def test_compiled_student(monkeypatch: pytest.MonkeyPatch) -> None:
     """With CUDA graphs inside, under autocast, trained: torch frees a step's output when the next one begins."""
