@@ -12,8 +12,9 @@ Parts, each in a process of its own and ended at its limit, all together within 
     host       25 s   `kcd run` on miniatures of two codebases under AMP
 
 A part writes its rows as they come, to DEVICE-PART-trial.json, which is named DEVICE-PART.json when the part has
-ended; so being cut off loses only the rest. A part that fails says why, and the next one runs. The end is one table,
-DEVICE.md. The exit status is 1 if a part failed, 2 if nothing could be run, 130 after an interruption. Neither an
+ended; so being cut off loses only the rest. It keeps its trial's name where that file has a row more, or is whole and
+this one is not; with --only, unless it is whole. A part that fails says why, and the next one runs. The end is one
+table, DEVICE.md, of all parts' files, whichever command wrote them. The exit status is 1 if a part failed, 2 if nothing could be run, 130 after an interruption. Neither an
 installation of this package nor a network is needed. `--device cpu --quick` shows without a GPU that it all runs.
 """
 
@@ -53,7 +54,7 @@ PARTS = {
     }.items()
 }  # fmt: skip
 SLACK = 4  # times as long on a CPU, where it only matters that they run
-ALL = 298.0  # seconds for all of them; ending the last takes up to two more
+ALL = 296.0  # seconds for all of them; ending the last takes up to four more
 NO_DEVICE = """\
 no CUDA device: this torch ({version}, built for {built}) sees none. Where there is a GPU, `nvidia-smi` lists it, and a
 torch built for CUDA no newer than its driver sees it, unless CUDA_VISIBLE_DEVICES hides it. Without one,
@@ -74,10 +75,12 @@ class Outcome(NamedTuple):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a part wrote."""
+    """What a part wrote; nothing if it is not to be read."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
+        told = dict(json.loads(path.read_text()))
+        assert all("what" in row and "figure" in row for row in told["rows"])
+        return {"failures": [], **told}
+    except (OSError, ValueError, LookupError, TypeError, AssertionError):
         return {"rows": [], "failures": []}
 
 
@@ -89,37 +92,74 @@ def finish(name: str, path: Path, facts: Mapping[str, Any], seconds: float, why:
         told["failures"] = [*told["failures"], why]
     failures = list(told["failures"])
     if failures:
-        told = {"part": name, **facts, **told, "stderr": last.splitlines()}
+        told = {"part": name, **facts, "seconds": round(seconds, 1), **told, "stderr": last.splitlines()}
         path.write_text(json.dumps(told, indent=1) + "\n")
         print("\n".join([f"{name} FAILED: {why}" for why in failures] + [last]), flush=True)
     path.with_name(f".{path.name}.part").unlink(missing_ok=True)
-    more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
-    return Outcome(name, path, told, seconds, failures[0] + more if failures else "")
+    return Outcome(name, path, told, seconds, in_short(failures))
+
+
+def in_short(failures: Sequence[str]) -> str:
+    return "" if not failures else failures[0] + (f", and {len(failures) - 1} more" * (len(failures) > 1))
 
 
 def whole(told: Mapping[str, Any]) -> bool:
     return bool(told.get("ended")) and not told["failures"]
 
 
-def settled(outcome: Outcome) -> Outcome:
-    """Give a part's results their name, unless better ones have it."""
+def measured(told: Mapping[str, Any]) -> list[str]:
+    """The names of a part's rows, but for those that say why there is nothing."""
+    return [row["what"] for row in told["rows"] if not (row.get("failed") or row.get("left_out"))]
+
+
+def less(told: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """Why results are less than those before, if they are."""
+    if whole(before) and not whole(told):
+        return "it is of a part that ended well"
+    own = measured(told)
+    lost = [name for name in measured(before) if name not in own]
+    return f"this run has no {'; '.join(lost)}" if lost else ""
+
+
+def settled(outcome: Outcome, *, if_whole: bool = False) -> Outcome:
+    """Give a part's results their name, unless better ones have it; with ``if_whole``, only if they are whole."""
     final = outcome.path.with_name(outcome.path.name.replace("-trial", ""))
-    if final.exists() and whole(read(final)) and not whole(outcome.told):
+    why = less(outcome.told, read(final))
+    if if_whole and not whole(outcome.told):
+        return outcome
+    if why:
+        print(f"{final.name} is not replaced: {why}", flush=True)
         return outcome
     outcome.path.replace(final)
     return outcome._replace(path=final)
 
 
+def on_disk(out: Path, device: str) -> list[Outcome]:
+    """How each part ended whose file is there, whichever command wrote it."""
+    paths = {name: out / f"{device}-{name}.json" for name in PARTS}
+    found = {name: (path, read(path)) for name, path in paths.items() if path.exists()}
+    return [
+        Outcome(name, path, told, told.get("seconds", 0.0), in_short(told["failures"]))
+        for name, (path, told) in found.items()
+    ]
+
+
 # -- the table -----------------------------------------------------------------------------------------------
 
 
-def table(title: str, facts: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
-    """Markdown: how each part ended, and its rows."""
+def table(title: str, outcomes: Sequence[Outcome]) -> str:
+    """Markdown: by which commands, how each part ended, and its rows."""
 
     def line(*cells: str) -> str:
         return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
 
-    lines = [f"# {title}", "", heading(facts), "", line("part", "what", "figure"), "|---|---|---|"]
+    made: dict[str, list[str]] = {}
+    for name, _, told, _, _ in outcomes:
+        if "command" in told:
+            made.setdefault(heading(told), []).append(name)
+    heads = made if len(made) == 1 else [f"{', '.join(names)}: {head}" for head, names in made.items()]
+    lines = [f"# {title}", *(x for head in heads for x in ("", head)), ""]
+    lines += [line("part", "what", "figure"), "|---|---|---|"]
     for name, _, told, seconds, why in outcomes:
         lines.append(line(f"**{name}**", f"{seconds:.1f} s", f"FAILED: {why}" if why else "done"))
         lines += [line(name, row["what"], row["figure"]) for row in told["rows"]]
@@ -159,7 +199,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.error(NO_DEVICE.format(version=torch.__version__, built=built))
     args.out.mkdir(parents=True, exist_ok=True)
     slack = SLACK if args.device == "cpu" else 1
-    trial = args.quick or args.only is not None
     if args.device == "cpu":  # tensors are small there, and threads that wait for each other cost more
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -172,7 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "about": facts,
     }
     outcomes: list[Outcome] = []
-    text, interrupted = "", False
+    trial, final = (args.out / f"{args.device}{end}.md" for end in ("-trial", ""))
+    interrupted = False
     with terminated():
         for name in [name for name in PARTS if args.only is None or name in args.only]:
             seconds = min(slack * PARTS[name].limit, started + slack * ALL - time.monotonic())
@@ -187,16 +227,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except KeyboardInterrupt:
                 why, interrupted = "interrupted", True
             outcome = finish(name, path, facts, time.monotonic() - begun, why, last)
-            outcomes.append(outcome if trial else settled(outcome))
-            text = table(args.device, facts, outcomes)
-            (args.out / f"{args.device}-trial.md").write_text(text)
+            outcomes.append(outcome if args.quick else settled(outcome, if_whole=args.only is not None))
+            trial.write_text(table(args.device, outcomes))
+            if outcomes[-1].path != path:
+                final.write_text(table(args.device, on_disk(args.out, args.device)))
             if interrupted:
                 break
-    print(f"\n{text}")
-    written = args.out / f"{args.device}-trial.md"
-    if not trial and not any("-trial" in outcome.path.name for outcome in outcomes):
-        written = written.replace(args.out / f"{args.device}.md")
-    print(f"written: {written}, and a JSON file for each part beside it", flush=True)
+    written = trial
+    if not any("-trial" in outcome.path.name for outcome in outcomes):
+        trial.unlink()
+        written = final
+    print(f"\n{written.read_text()}\nwritten: {written}, and a JSON file for each part beside it", flush=True)
     if interrupted:
         return 130
     return int(any(outcome.why for outcome in outcomes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import kcd_core as kcd
-from kcd_adapters.demo import random_drop
+from kcd_adapters.demo.command import random_drop
 
 from ._pictures import Pictures, Size, accuracy_of, model_of
 from .part import Part
@@ -141,3 +141,11 @@ def run_of(
         "drawn_by_epoch": drawn,
         "accuracy": accuracy_of(student, pictures),
     }
+
+
+def warm_up(pictures: Pictures, teacher: nn.Module, size: Size, part: Part) -> None:
+    """Run every arm once on two batches of images, so that no run that counts is the first to do something."""
+    few = slice(2 * size.batch)
+    some = replace(pictures, images=pictures.images[few], targets=pictures.targets[few])
+    for arm in ARMS.values():
+        run_of(arm, 0, 1, some, teacher, size, part)

@@ -46,7 +46,7 @@ SIZES = {
     ("cuda", False): Size(None, None, 500, (2, 32), (1, 16), 10, (4, 3, 2, 1), 30),
     ("cuda", True): Size(6_000, None, 500, (2, 32), (1, 16), 6, (1,), 2),
     ("cpu", False): Size(3_000, 1_000, 50, (1, 8), (1, 4), 6, (2, 1), 5, every=2),
-    ("cpu", True): Size(400, 500, 50, (1, 8), (1, 4), 4, (1,), 2, every=2),
+    ("cpu", True): Size(200, 200, 50, (1, 4), (1, 4), 2, (1,), 1, every=2),
 }
 
 
@@ -74,6 +74,7 @@ def pictures_of(part: Part, size: Size) -> tuple[Pictures, Size]:
         split, name = digits(), "scikit-learn's digits"
         size = replace(size, images=None if size.images is None else 600, batch=50, every=1)
     train, test = split.train, split.test
+    part.add(f"images of {name}", f"{len(train):,} to train on, {len(test):,} to test")
     count = min(len(train), size.images or len(train))
     name = f"the first {count:,} images of {name}" if count < len(train) else f"{name}, all {count:,} images"
     pictures = Pictures(
@@ -91,7 +92,7 @@ def found(part: Part) -> Split | None:
     """Fashion-MNIST from ``--data-dir`` or from Debian's package; None if it is at neither place."""
     what = "the folder of Fashion-MNIST's four files (train-images-idx3-ubyte.gz and so on)"
     if part.data_dir is None and not DEBIAN.is_dir():
-        part.add("data", f"digits instead of Fashion-MNIST: pass --data-dir, {what}", absent=True)
+        part.leave_out("Fashion-MNIST", f"digits instead: pass --data-dir, {what}")
         return None
     where = part.data_dir or DEBIAN
     folders = [where / below for below in BELOW if any((where / below).glob("train-images-idx3-ubyte*"))]

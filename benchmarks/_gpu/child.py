@@ -1,8 +1,8 @@
 """One part of `gpu.py`, in a process of its own.
 
-    python benchmarks/_gpu_part.py ORDERS
+    python -m _gpu.child ORDERS
 
-Run by gpu.py. ORDERS is JSON: the part's module, and what a `Part` is made of. The exit status is 1 if the part
+Run by gpu.py in the folder of benchmarks. ORDERS is JSON: the part's module, and what a `Part` is made of. The exit status is 1 if the part
 failed. Standard input is the line to gpu.py: when it closes, this process and all it started end.
 """
 
@@ -19,6 +19,8 @@ import time
 import traceback
 from pathlib import Path
 from typing import Any
+
+from .part import Part
 
 
 def end_with_parent() -> None:
@@ -39,12 +41,9 @@ def end_with_parent() -> None:
 def main(orders: dict[str, Any]) -> bool:
     """Run the part; whether it failed."""
     start = time.monotonic()
-    import torch
-    from _gpu.part import Part
-
     part = Part(
         orders["name"],
-        torch.device(orders["device"]),
+        orders["device"],
         orders["quick"],
         Path(orders["data_dir"]) if orders["data_dir"] else None,
         Path(orders["out"]),

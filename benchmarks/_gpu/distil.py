@@ -1,7 +1,7 @@
 """A real distillation with images, labels, teacher and student on the device: accuracy, seconds, samples.
 
 The teacher is run live in every step. Arms are paired by seed: same weights, same batches until an arm first
-chooses. The number of epochs and of seeds is what fits into the part's time.
+chooses. Who begins changes from seed to seed. The number of epochs and of seeds is what fits into the part's time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 import kcd_core as kcd
 
-from ._distil_arms import ARMS, STAGES, learner_of, lengths_of, run_of, step
+from ._distil_arms import ARMS, STAGES, learner_of, lengths_of, run_of, step, warm_up
 from ._pictures import SIZES, Pictures, Size, accuracy_of, pictures_of, seconds_of, teacher_of
 from .part import Part
 
@@ -36,6 +36,7 @@ def run(part: Part) -> None:
         data=pictures.name,
         steps=teacher_steps,
     )
+    warm_up(pictures, teacher, size, part)
     pace = pace_of(pictures, teacher, size, part)
     period = period_of(pictures, size, pace, part.left() - RESERVE)
     precision = (
@@ -116,9 +117,12 @@ def carried_out(
     for seed in range(size.seeds):
         if seed and not ahead(*ARMS):
             break
-        for name, arm in ARMS.items():
+        for name in in_turns(seed):
+            arm = ARMS[name]
             result = run_of(arm, seed, period, pictures, teacher, size, part) if ahead(name) else None
             if result is None:
+                for own in runs.values() if seed else ():
+                    own.pop(seed, None)
                 return runs
             runs[name][seed] = result
             pace = replace(pace, sample=max(0.9 * pace.sample, result["seconds"] / result["drawn"]))
@@ -132,6 +136,13 @@ def carried_out(
             if result["drawn_by_epoch"] != planned:
                 part.fail(arm.title, f"drew {result['drawn_by_epoch']} in its epochs, {planned} were planned")
     return runs
+
+
+def in_turns(seed: int) -> list[str]:
+    """The arms in a seed's order, each seed beginning with the next one; the first with KD, to which all are compared."""
+    names = list(ARMS)
+    first = seed % len(names)
+    return names[first:] + names[:first]
 
 
 def sum_up(name: str, runs: Runs, part: Part) -> None:

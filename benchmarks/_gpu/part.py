@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -18,8 +20,8 @@ class Part:
     Attributes
     ----------
     name : str
-    device : torch.device
-        cuda, or cpu to see that the part runs.
+    where : str
+        The device's name: cuda:0, or cpu to see that the part runs.
     quick : bool
         Smallest sizes and fewest rounds: does it run?
     data_dir : Path or None
@@ -33,7 +35,7 @@ class Part:
     """
 
     name: str
-    device: torch.device
+    where: str
     quick: bool
     data_dir: Path | None
     out: Path
@@ -42,6 +44,12 @@ class Part:
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
+    @cached_property
+    def device(self) -> torch.device:
+        import torch  # takes seconds, and not every part of the tests needs it
+
+        return torch.device(self.where)
+
     def left(self) -> float:
         """Seconds until the part is ended."""
         return self.deadline - time.monotonic()
@@ -49,6 +57,8 @@ class Part:
     def sync(self) -> None:
         """Wait for the device."""
         if self.device.type == "cuda":
+            import torch
+
             torch.cuda.synchronize(self.device)
 
     def add(self, what: str, figure: str, **data: Any) -> None:
@@ -56,6 +66,10 @@ class Part:
         self.rows.append({"what": what, "figure": figure, **data})
         print(f"{self.name}: {what}: {figure}", flush=True)
         self.write()
+
+    def leave_out(self, what: str, why: str) -> None:
+        """A row that says why there is nothing: beside other results, it counts as not there."""
+        self.add(what, f"left out: {why}", left_out=True)
 
     def fail(self, what: str, why: str) -> None:
         """A row that fails the part; what comes after it still runs."""

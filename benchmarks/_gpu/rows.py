@@ -68,9 +68,10 @@ def differing(part: Part, value: Any, logits: Any, teacher: Any, targets: Any) -
 def check_rows(part: Part) -> None:
     """A row for each number of classes, failed if a sum differs anywhere."""
     small = part.quick or part.device.type == "cpu"
-    for classes in (10, 1000, 32_768) if small else CLASSES:
+    for classes in (10, 1000) if part.quick else CLASSES:
         rows = 1024 if not small else 40 if classes > 10_000 else 272
-        wrong, checked, out_of_time = [], 0, False
+        wrong: list[str] = []
+        checked, out_of_time = 0, False
         for dtype in DTYPES:
             torch.manual_seed(classes)
             logits = (3 * torch.randn(rows, classes, device=part.device)).to(dtype)
@@ -88,5 +89,7 @@ def check_rows(part: Part) -> None:
         kinds = f"{checked} of {len(VALUES) * len(DTYPES)} kinds of value and dtype"
         if wrong:
             part.fail(what, f"{len(wrong)} of {kinds} differ: {'; '.join(wrong)}")
+        elif out_of_time:
+            part.leave_out(what, f"out of time after {kinds}, whose sums are the same")
         else:
-            part.add(what, f"the same sums, {kinds}" + (", then out of time" if out_of_time else ""))
+            part.add(what, f"the same sums, {kinds}")

@@ -18,7 +18,9 @@ from .part import Part
 SIZES = (50_000, 1_281_167, 10**8)
 LARGE = 10**7  # samples from which on the tracker itself is moved to the host: to add there takes too long
 PIECE = 10**7  # samples recorded together
-SECONDS = 5  # at least, for them
+SAFETY = 3  # times as long, at most, as the size before lets expect
+HOST_SAFETY = 1.5  # of the host's stage, once the device's was timed
+OTHER = 2.0  # seconds for values, and for moving them
 HOST_BYTES, DEVICE_BYTES = 100, 100  # a sample, at most, of both trackers, their values and the two sets
 SET = ("kept", "dropped", "tail", "weights")
 SCHEDULE = kcd.CondensationSchedule(ratio=0.7, stages=6, period=40)
@@ -67,10 +69,13 @@ def staged(part: Part, tracker: Any, rounds: int) -> tuple[float, Any]:
     return min(seconds), chosen
 
 
-def measure(part: Part, samples: int) -> None:
-    """A row for what it costs, and one for the set."""
+def measure(part: Part, samples: int, before: tuple[float, float] | None = None) -> tuple[float, float]:
+    """A row for what it costs, and one for the set; the seconds of a stage on the device, and of one on the host.
+
+    ``before``: those of the size before, where there may be too little time.
+    """
     on_device, on_host = recorded(part, samples)
-    rounds = 1 if samples >= LARGE or part.quick else 5
+    rounds = 1 if samples >= LARGE or part.quick else 3
     with ToHost() as moved:
         seconds, chosen = staged(part, on_device, rounds)
     part.add(
@@ -81,9 +86,13 @@ def measure(part: Part, samples: int) -> None:
         kept=chosen.num_kept,
         cut=chosen.cut,
     )
+    what = f"the set of {samples:,} samples"
+    needed = 0.0 if before is None else HOST_SAFETY * seconds * before[1] / before[0] + OTHER
+    if part.left() < needed:
+        part.leave_out(what, f"{part.left():.0f} s left, a stage on the host may take {needed:.0f} s")
+        return seconds, needed
     on_host = on_host or on_device.to(None)
     expected_seconds, expected = staged(part, on_host, rounds)
-    what = f"the set of {samples:,} samples"
     differ = [x for x in SET if not np.array_equal(getattr(chosen, x), getattr(expected, x))]
     if differ:
         part.fail(what, f"not that of a tracker in host memory: {', '.join(differ)} differ")
@@ -93,12 +102,13 @@ def measure(part: Part, samples: int) -> None:
             f"that of a tracker in host memory, to the index ({duration(expected_seconds)} there)",
             host_seconds=expected_seconds,
         )
+    return seconds, expected_seconds
 
 
-def lacking(part: Part, samples: int) -> str:
-    """What there is too little of for so many samples."""
-    if part.left() < SECONDS:
-        return f"{part.left():.0f} s are left of the part's time"
+def lacking(part: Part, samples: int, needed: float) -> str:
+    """What there is too little of for so many samples, which may take so many seconds."""
+    if part.left() < needed:
+        return f"{part.left():.0f} s are left of the part's time, they may take {needed:.0f} s"
     host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     if host < HOST_BYTES * samples:
         return f"they take {HOST_BYTES * samples / 1e9:.0f} GB of the host's memory, {host / 1e9:.0f} GB are free"
@@ -112,10 +122,13 @@ def run(part: Part) -> None:
     torch.manual_seed(0)
     with ToHost():
         staged(part, recorded(part, 100)[0], 1)  # the first mode imports a lot, and so may the first stage
+    taken: tuple[int, tuple[float, float]] | None = None
     for samples in SIZES[:1] if part.quick else SIZES:
-        if samples >= LARGE:
-            why = "for a GPU only" if part.device.type != "cuda" else lacking(part, samples)
+        large = samples >= LARGE and taken is not None
+        if large:
+            needed = OTHER + SAFETY * taken[1][0] * samples / taken[0]
+            why = "for a GPU only" if part.device.type != "cuda" else lacking(part, samples, needed)
             if why:
-                part.add(f"condense_step, {samples:,} samples", f"left out: {why}")
+                part.leave_out(f"condense_step, {samples:,} samples", why)
                 continue
-        measure(part, samples)
+        taken = samples, measure(part, samples, taken[1] if large else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups are P
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import gpu  # noqa: E402
-from _gpu import memory, process, rows  # noqa: E402
+from _gpu import memory, process, rows, stage, tests  # noqa: E402
 from _gpu.part import Part  # noqa: E402
 
 sys.path.pop(0)
@@ -192,25 +193,63 @@ def test_a_test_fails_the_part_and_a_warning_does_not(
     ]
 
 
-def test_results_are_not_replaced_by_less(tmp_path: Path) -> None:
+def part_told(rows: str, *, why: str = "", ended: bool = True) -> dict[str, Any]:
+    """What a part with these rows wrote: a small letter for one that was left out, ! for one that failed."""
+    made: list[dict[str, Any]] = []
+    for name in rows:
+        made.append({"what": name.upper(), "figure": "1"})
+        made[-1].update({"failed": True} if name == "!" else {"left_out": True} if name.islower() else {})
+    return {"failures": [why] if why else [], "rows": made, **({"ended": True} if ended else {})}
+
+
+def test_results_are_not_replaced_by_less(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trial, final = tmp_path / "cpu-x-trial.json", tmp_path / "cpu-x.json"
-    good, failed = (
-        {"failures": [], "rows": [1], "ended": True},
-        {"failures": ["why"], "rows": [], "ended": True},
-    )
-    cut = {"failures": [], "rows": []}
-    for before, after, replaced in (
-        (None, good, True), (None, failed, True), (failed, cut, True), (failed, good, True), (good, good, True),
-        (good, failed, False), (good, cut, False),
+    good, failed, cut = part_told("AB"), part_told("A!", why="why"), part_told("A", ended=False)
+    for before, after, replaced, only in (
+        (None, good, True, True), (None, failed, True, False), (failed, cut, True, False), (failed, good, True, True),
+        (good, good, True, True), (good, failed, False, False), (good, cut, False, False),
+        # rows that are left out are not there
+        (good, part_told("Ab"), False, False), (good, part_told("ab"), False, False),
+        (good, part_told("A"), False, False), (good, part_told("AC"), False, False),
+        (good, part_told("ABC"), True, True), (part_told("Ab"), part_told("A"), True, True),
+        (part_told("AB!", why="why"), cut, False, False), (part_told("AB!", why="why"), part_told("A"), False, False),
     ):  # fmt: skip
-        final.unlink(missing_ok=True)
-        if before is not None:
-            final.write_text(json.dumps(before))
-        trial.write_text(json.dumps(after))
-        settled = gpu.settled(gpu.Outcome("x", trial, after, 1.0, ""))
-        assert settled.path == (final if replaced else trial)
-        assert told(final) == (after if replaced else before)
-        assert trial.exists() == (not replaced)
+        for if_whole, expected in ((False, replaced), (True, only)):
+            final.unlink(missing_ok=True)
+            if before is not None:
+                final.write_text(json.dumps(before))
+            trial.write_text(json.dumps(after))
+            settled = gpu.settled(gpu.Outcome("x", trial, after, 1.0, ""), if_whole=if_whole)
+            assert settled.path == (final if expected else trial)
+            assert (told(final) if final.exists() else None) == (after if expected else before)
+            assert trial.exists() == (not expected)
+    final.write_text(json.dumps(good))
+    gpu.settled(gpu.Outcome("x", trial, part_told("Ab"), 1.0, ""))
+    assert "cpu-x.json is not replaced: this run has no B" in capsys.readouterr().out
+
+
+def test_one_part_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fakes: Any) -> None:
+    """Its results are replaced, and the table is of all files: each part with the command that wrote it."""
+    monkeypatch.setattr(gpu, "PARTS", fakes("raises", "well"))
+    out = tmp_path / "out"
+    out.mkdir()
+    old = {"part": "raises", "command": "python before.py", "date": "2020", "machine": {"gpu": "mine"}}
+    (out / "cpu-raises.json").write_text(json.dumps({**old, **part_told("A"), "seconds": 7.0}))
+    assert run(out, "--only", "well") == 0
+    assert {x.name for x in out.iterdir()} == {"cpu.md", "cpu-raises.json", "cpu-well.json"}
+    lines = (out / "cpu.md").read_text().splitlines()
+    assert "raises: `python before.py`, 2020; gpu mine" in lines
+    (head,) = [line for line in lines if line.startswith("well: `")]
+    assert f"torch {torch.__version__}" in head
+    assert "| **raises** | 7.0 s | done |" in lines
+    assert "| raises | A | 1 |" in lines
+    assert r"| well | a sum | 3 \| 4 |" in lines
+    # One that fails stays a trial, and the table as it is.
+    assert run(out, "--only", "raises") == 1
+    assert told(out / "cpu-raises.json")["command"] == "python before.py"
+    assert (out / "cpu.md").read_text().splitlines() == lines
+    assert "FAILED: ended early" in (out / "cpu-trial.md").read_text()
+    assert told(out / "cpu-raises-trial.json")["failures"]
 
 
 def test_a_part_over_its_limit_is_ended_with_its_children(
@@ -218,7 +257,7 @@ def test_a_part_over_its_limit_is_ended_with_its_children(
 ) -> None:
     """Even one that takes no notice of being asked to."""
     (tmp_path / "child.py").write_text(STUBBORN)
-    monkeypatch.setattr(process, "CHILD", tmp_path / "child.py")
+    monkeypatch.setattr(process, "CHILD", (str(tmp_path / "child.py"),))
     monkeypatch.setattr(process, "GRACE", 0.2)
     out = tmp_path / "processes"
     seconds = 2.0
@@ -227,6 +266,31 @@ def test_a_part_over_its_limit_is_ended_with_its_children(
         assert why == f"over its limit of {seconds:.0f} s"
         seconds *= 2
     until(lambda: not any(map(alive, json.loads(out.read_text()))), "processes were left")
+
+
+def test_a_process_that_can_not_be_killed_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that is stuck in a driver: the next part runs all the same."""
+    sent, waited = [], []
+
+    class Stuck:
+        pid, stdin, stderr = 7, sys.stdin, None
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.stdin = open(os.devnull)  # noqa: SIM115
+
+        def poll(self) -> None:
+            return None
+
+        def wait(self, timeout: float) -> None:
+            waited.append(timeout)
+            raise subprocess.TimeoutExpired("it", timeout)
+
+    monkeypatch.setattr(process.subprocess, "Popen", Stuck)
+    monkeypatch.setattr(process, "signal_group", lambda number, what: sent.append((number, what)))
+    why, _ = process.run_part({}, 3.0)
+    assert why == "over its limit of 3 s; it can't be killed, and process 7 is left"
+    assert sent == [(7, signal.SIGTERM), (7, signal.SIGKILL)]
+    assert waited == [3.0, process.GRACE, process.GRACE]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
@@ -278,6 +342,7 @@ def test_it_needs_no_installation(tmp_path: Path) -> None:
         f"import os, subprocess, sys; sys.path.insert(0, {str(BENCHMARKS)!r}); "
         "from _gpu.checkout import importable; "
         "sys.meta_path[:] = [x for x in sys.meta_path if 'editable' not in str(x).lower()]; "
+        "sys.path[:] = [x for x in sys.path if not os.path.exists(os.path.join(x, 'kcd_adapters'))]; "
         "before = list(sys.path); importable(); assert sys.path != before, 'it is installed here'; "
         "import kcd_adapters, kcd_core; print(kcd_adapters.__file__); print(kcd_core.__file__); "
         "print(subprocess.check_output([sys.executable, '-S', '-c', "
@@ -294,6 +359,70 @@ def test_it_needs_no_installation(tmp_path: Path) -> None:
     assert (BENCHMARKS.parent / "adapters" / "__init__.py").exists(), "but not what it led to"
 
 
+def test_only_files_with_a_test_that_is_marked_are_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "tests" / "core"
+    folder.mkdir(parents=True)
+    (folder / "test_marked.py").write_text("@pytest.mark.cuda\ndef test(): ...")
+    (folder / "test_told.py").write_text("# of cuda, and of mark.cudax; import there_is_no_such_module")
+    monkeypatch.setattr(tests, "ROOT", tmp_path)
+    assert tests.files(cuda=True) == [str(folder / "test_marked.py")]
+    assert tests.files(cuda=False) == []
+    monkeypatch.undo()
+    assert "test_cuda_device.py" in {Path(name).name for name in tests.files(cuda=True)}
+    assert [Path(name).name for name in tests.files(cuda=False)] == ["test_cuda.py"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "left_out"),
+    [
+        (100.0, []),
+        (30.0, ["condense_step, 10,000,000 samples"]),  # 2 s, and 3 * 100 times 0.1 s
+        (33.0, ["the set of 10,000,000 samples"]),  # 1.5 times what the device took then, 30 s
+    ],
+)
+def test_a_size_there_is_no_time_for_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, left_out: list[str]
+) -> None:
+    """Going by the size before, with safety."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    part = Part("stage", "cpu", False, None, tmp_path / "x.json", seconds)
+    part.device = argparse.Namespace(type="cuda")
+    monkeypatch.setattr(part, "sync", lambda: None)
+    monkeypatch.setattr(stage, "SIZES", (100_000, 10_000_000))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1e12, 1e12))
+    monkeypatch.setattr(stage.os, "sysconf", lambda name: 10**6)
+    chosen = kcd.CondensedSet(np.arange(2), 3)
+
+    def staged(part: Any, tracker: Any, rounds: int) -> tuple[float, Any]:
+        taken = 30.0 if tracker.samples == 10_000_000 else 0.1
+        clock[0] += taken if taken == 30 else 0.0
+        return taken, chosen
+
+    class Tracker:
+        def __init__(self, samples: int) -> None:
+            self.samples = samples
+
+        def to(self, place: None) -> Any:
+            return self
+
+    monkeypatch.setattr(stage, "staged", staged)
+    monkeypatch.setattr(stage, "recorded", lambda part, samples: (Tracker(samples), None))
+    stage.run(part)
+    assert part.failures == []
+    assert [row["what"] for row in part.rows if row.get("left_out")] == left_out
+    assert len(part.rows) == 4 - (left_out == ["condense_step, 10,000,000 samples"])
+
+
+def test_sums_that_there_is_no_time_for_are_not_there(tmp_path: Path) -> None:
+    part = Part("recording", "cpu", True, None, tmp_path / "x.json", time.monotonic() + 1)
+    rows.check_rows(part)
+    assert part.failures == []
+    assert all(row["left_out"] and "out of time after 0 of 12 kinds" in row["figure"] for row in part.rows)
+
+
 def test_memory_is_counted() -> None:
     x = torch.ones(1000, 100)
     peak = memory.peak(x.device, lambda: (x * 2).add_(1).sum())
@@ -305,7 +434,7 @@ def test_memory_is_counted() -> None:
 
 
 def test_a_value_of_more_than_its_row_is_found(tmp_path: Path) -> None:
-    part = Part("recording", torch.device("cpu"), True, None, tmp_path / "x.json", time.monotonic() + 100)
+    part = Part("recording", "cpu", True, None, tmp_path / "x.json", time.monotonic() + 100)
     generator = torch.Generator().manual_seed(0)
     logits, teacher = torch.randn(20, 10, generator=generator), torch.randn(20, 10, generator=generator)
     targets = torch.arange(20) % 10

@@ -43,7 +43,7 @@ def part_of(gpu, tmp_path_factory):
     def make(name="distil", *, seconds=100.0, **given):
         out = tmp_path_factory.mktemp(name) / "rows.json"
         deadline = time.monotonic() + seconds
-        settings = {"device": torch.device("cpu"), "quick": True, "data_dir": None, **given}
+        settings = {"where": "cpu", "quick": True, "data_dir": None, **given}
         return gpu("part").Part(name=name, out=out, deadline=deadline, **settings)
 
     return make
@@ -107,7 +107,8 @@ def test_all_arms_run_and_are_written(watched):
     assert part.failures == []
     written = json.loads(part.out.read_text())
     assert written["rows"] == json.loads(json.dumps(part.rows))
-    assert part.rows[0]["data"].startswith(f"the first {N} images of Fashion-MNIST")
+    assert part.rows[0]["what"] == "images of Fashion-MNIST"
+    assert part.rows[1]["data"].startswith(f"the first {N} images of Fashion-MNIST")
     single = [row for row in part.rows if "seed" in row]
     assert sorted((row["arm"], row["seed"]) for row in single) == sorted(losses)
     assert len(single) == 10
@@ -168,6 +169,57 @@ def test_what_is_recorded_and_drawn_follows_from_the_logits(watched):
         np.testing.assert_array_equal(trackers[key].count, count)
 
 
+def test_who_begins_changes_and_a_seed_that_was_begun_in_vain_does_not_count(
+    gpu, small, part_of, data_dir, monkeypatch
+):
+    """KD, to which all are compared, is there of each seed that counts."""
+    distil = gpu("distil")
+    (size,) = small.values()
+    monkeypatch.setattr(distil, "SIZES", {("cpu", True): replace(size, seeds=3)})
+    monkeypatch.setattr(distil, "pace_of", lambda *_: distil.Pace(0, 0))
+    monkeypatch.setattr(distil, "warm_up", lambda *_: None)
+    names, begun = list(distil.ARMS), []
+
+    def run_of(arm, seed, period, pictures, *_):
+        name = next(name for name in names if distil.ARMS[name] is arm)
+        begun.append((seed, name))
+        if seed == 2 and name == "kd":
+            return None
+        drawn = distil.lengths_of(arm, N, period, size.batch)
+        return {
+            "seed": seed,
+            "seconds": 1.0,
+            "drawn": sum(drawn),
+            "drawn_by_epoch": drawn,
+            "accuracy": 0.5 + seed / 10,
+        }
+
+    monkeypatch.setattr(distil, "run_of", run_of)
+    part = part_of(data_dir=data_dir)
+    distil.run(part)
+    assert part.failures == []
+    order = [[name for own, name in begun if own == seed] for seed in range(3)]
+    assert order == [names, names[1:] + names[:1], names[2:] + names[:1]]
+    assert [row["seeds"] for row in part.rows if "seeds" in row] == [2] * len(names)
+
+
+def test_all_that_a_run_does_was_done_before_the_first_that_counts(
+    gpu, small, part_of, data_dir, monkeypatch
+):
+    distil, arms = gpu("distil"), gpu("_distil_arms")
+    done = []
+    run_of, condense_step = arms.run_of, kcd.condense_step
+    monkeypatch.setattr(distil, "SIZES", small)
+    monkeypatch.setattr(kcd, "condense_step", lambda *a, **k: done.append("stage") or condense_step(*a, **k))
+    monkeypatch.setattr(arms, "run_of", lambda arm, *rest: done.append(arm) or run_of(arm, *rest))
+    monkeypatch.setattr(distil, "run_of", lambda *_: done.append("first"))
+    distil.run(part_of(data_dir=data_dir))
+    assert done.count("first") == 1
+    assert done[-1] == "first"
+    assert [arm for arm in done if isinstance(arm, arms.Arm)] == list(arms.ARMS.values())
+    assert done.count("stage") == 3 * 5
+
+
 def test_mixtures_are_the_methods(gpu):
     generator = np.random.default_rng(0)
     start = generator.integers(0, 256, (40, 5, 5), dtype=np.uint8)
@@ -202,15 +254,16 @@ def test_no_stage_of_all_images_leaves_a_smaller_batch_for_a_device_to_choose_ke
 def test_a_part_ends_before_its_deadline_though_the_runs_are_longer_than_they_seemed(
     gpu, small, part_of, data_dir, monkeypatch
 ):
-    distil = gpu("distil")
+    distil, left = gpu("distil"), iter(np.arange(6, 0, -0.1))  # seconds, whenever it is asked
     (size,) = small.values()
     long = replace(size, periods=(200,))
     monkeypatch.setattr(distil, "SIZES", {("cpu", True): long})
     monkeypatch.setattr(distil, "pace_of", lambda *_: distil.Pace(0, 0))
-    part = part_of(seconds=6, data_dir=data_dir)
+    monkeypatch.setattr(gpu("part").Part, "left", lambda part: next(left))
+    part = part_of(data_dir=data_dir)
     distil.run(part)
-    assert part.left() > 0
-    assert [row["what"] for row in part.rows[:2]] == ["teacher", "setting"]
+    assert part.left() > 0.5
+    assert [row["what"] for row in part.rows[1:3]] == ["teacher", "setting"]
     assert len(part.failures) == 1
     assert "no time for a single run of" in part.failures[0]
     assert json.loads(part.out.read_text())["failures"] == part.failures
@@ -234,7 +287,11 @@ def test_absent_and_damaged_files_are_told_and_replaced_by_digits(gpu, small, pa
     part = part_of()
     shown, _ = pictures.pictures_of(part, size)
     assert shown.name.startswith("the first 600 images of scikit-learn's digits")
-    assert "pass --data-dir" in part.rows[0]["figure"]
+    first, second = part.rows
+    assert first["what"] == "Fashion-MNIST"
+    assert first["left_out"]
+    assert "pass --data-dir" in first["figure"]
+    assert second["what"] == "images of scikit-learn's digits", "so that no results of others are replaced"
     assert part.failures == []
     part = part_of(data_dir=tmp_path)
     shown, _ = pictures.pictures_of(part, size)
@@ -245,17 +302,19 @@ def test_absent_and_damaged_files_are_told_and_replaced_by_digits(gpu, small, pa
 # -- host ------------------------------------------------------------------------------------------------
 
 
-def test_both_miniatures_are_observed_and_condensed(gpu, part_of):
+def test_a_miniature_is_observed_and_condensed(gpu, part_of, monkeypatch):
+    """The second one; the first runs with all other parts."""
+    host = gpu("host")
+    monkeypatch.setattr(host, "MINIATURES", host.MINIATURES[1:])
     part = part_of("host")
-    gpu("host").run(part)
+    host.run(part)
     assert part.failures == []
-    first, *rest = part.rows
-    assert "not counted" in first["figure"]
-    assert [row["what"] for row in rest] == ["RepDistiller", "mdistiller"]
-    for row in rest:
-        assert row["drawn"] == reference.sizes(200, "0.5", 2, 1, 0, 4)
-        assert row["observed"] == sum(row["drawn"])
-        assert row["dtype"] == "bfloat16"
+    first, row = part.rows
+    assert first["left_out"]
+    assert row["what"] == "mdistiller"
+    assert row["drawn"] == reference.sizes(200, "0.5", 2, 1, 0, 4)
+    assert row["observed"] == sum(row["drawn"])
+    assert row["dtype"] == "bfloat16"
 
 
 def test_a_run_that_breaks_says_how(gpu, part_of, monkeypatch):
@@ -294,7 +353,7 @@ def steps(host, sizes, inside, first=()):
 )
 def test_a_synchronisation_that_kcd_adds_to_a_step_is_found(gpu, part_of, plain, mine, error):
     host = gpu("host")
-    part = part_of("host", device=torch.device("cuda"))
+    part = part_of("host", where="cuda")
     runs = steps(host, [1000] * 4, plain), steps(host, [1000, 750, 500, 500], mine, first=["c:3", "d:4"])
     if error is None:
         host.look(host.MINIATURES[0], *runs, part)
