@@ -28,7 +28,9 @@ def test_readme_example_trains_and_condenses(tmp_path):
     for parameter in names["student"].parameters():
         before = parameter.detach().clone()
         parameter.data.zero_()
-    loader.epoch = 7
+    with pytest.warns(UserWarning, match="nothing was recorded in epoch 241"):
+        loader.end_epoch()
+    assert loader.epoch == 242
     assert names["resume"](tmp_path / "run.ckpt") == range(241, 241)
     assert loader.epoch == 241
     assert torch.equal(parameter, before)
@@ -114,10 +116,11 @@ def test_by_hand_examples_run(capsys):
         "my_weights": torch.rand(1000, generator=torch.Generator().manual_seed(0)),
     }
     blocks = python_blocks(ROOT / "docs" / "by-hand.md")
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     for block in blocks:
         exec(compile(block, "by-hand.md", "exec"), names)
-    assert names["schedule"].size(1000, 13) == len(names["sampler"].kept) == 700
+    assert names["schedule"].size(1000, 13) == len(names["sampler"].kept) == len(names["parts"].kept) == 700
+    assert "stage  epoch     kept" in capsys.readouterr().out
     assert len(names["weights"].nonzero()) == 700
     assert len(names["mine"].kept) == 700
     assert names["criterion"].stage == 6
