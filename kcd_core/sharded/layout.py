@@ -60,7 +60,11 @@ class SliceLayout:
         return {"num_samples": sampler.num_samples, **own, "sharded": True}
 
     def in_force(self) -> dict[str, Any]:
-        return {"num_replicas": self.ranks, "set": self.sampler.fingerprint()}
+        return {
+            "drop_last": self.sampler.drop_last,
+            "num_replicas": self.ranks,
+            "set": self.sampler.fingerprint(),
+        }
 
     def decide(
         self, schedule: CondensationSchedule, *, alpha: float, min_weight: float, select: Select | None
