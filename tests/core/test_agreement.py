@@ -185,6 +185,23 @@ def test_a_step_of_ranks_that_agree_is_that_of_one(ranks: Ranks, sharded: bool) 
     assert kept[0] == kept[1]
 
 
+def test_a_step_of_losses_which_draw_nothing(ranks: Ranks) -> None:
+    """What has no rank of its own draws one shard on every rank."""
+
+    def work(rank: int) -> Any:
+        tracker = kcd.KnowledgeValueTracker(N)
+        loss = kcd.CondensedLoss(torch.nn.CrossEntropyLoss(reduction="none"), tracker)
+        tracker.record([rank, RANKS + rank], [1.0, 2.0])
+        kcd.condense_step(tracker, loss, SCHEDULE)
+        return loss.kept.tolist(), tracker.count.tolist()
+
+    (kept, count), (again, other) = ranks.each(work)
+    assert kept == again
+    assert count != other
+    assert len(kept) == SCHEDULE.target(N, N)
+    assert kept[:RANKS] != [0, 1]  # the lowest of what was recorded: what never was comes first
+
+
 # -- runs --------------------------------------------------------------------------------------------------
 
 

@@ -1,11 +1,22 @@
 """``record()`` knows which batch it was given, or raises: it never guesses."""
 
+import copy
 import itertools
+import pickle
 
 import numpy as np
 import pytest
 import torch
-from helpers import Plain, entropy_of, index_of, logits_of, ranks_in_one_process, run_epoch, wrap
+from helpers import (
+    Plain,
+    entropy_of,
+    identical_state,
+    index_of,
+    logits_of,
+    ranks_in_one_process,
+    run_epoch,
+    wrap,
+)
 from torch.utils.data import DataLoader, DistributedSampler
 
 import kcd_core as kcd
@@ -362,3 +373,28 @@ def test_an_error_in_record_leaves_the_batch_to_be_recorded():
         loader.record(logits_of(index_of(batch), 1))
     loader.record(logits_of(index_of(batch), 1), targets=batch[1] % 5)
     assert loader.tracker.count.sum() == 8
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))])
+def test_a_copy_records_for_no_pass_of_the_original(copied):
+    """What the original yielded last is nobody's batch there: a pass of its own has to yield one first."""
+    loader = wrap(Plain(N), batch_size=8)
+    iterator = iter(loader)
+    loader.record(logits_of(index_of(next(iterator)), 1))
+    owed = index_of(next(iterator))
+    other = copied(loader)
+    before = other.state_dict()
+    assert (before["position"], before["recorded"]) == (16, 8)
+    with pytest.raises(RuntimeError, match="before this pass yielded a batch"):
+        other.record(logits_of(owed, 1))
+    assert identical_state(other.state_dict(), before)
+    again = iter(other)
+    assert index_of(next(again)) != owed
+    with pytest.raises(RuntimeError, match="this part of epoch 1 was recorded before"):
+        other.record(logits_of(owed, 1))
+    loader.record(logits_of(owed, 1))  # a pass of the copy takes nothing from the original's
+    for batch in iterator:
+        loader.record(logits_of(index_of(batch), 1))
+    assert_right(loader)
+    assert loader.tracker.count.tolist() == [1] * N
+    assert other.tracker.count.sum() == 8
