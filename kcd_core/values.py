@@ -3,7 +3,14 @@ r"""Knowledge values: how much a sample's teacher knowledge is worth to the stud
 Pure functions from logits ``[B, C]`` to values ``[B]``; a higher value means "more worth learning".
 They take NumPy arrays, torch tensors on any device, and whatever DLPack brings; float16 and bfloat16
 are computed in float32, float64 stays float64. A row with a logit that is not finite gets NaN, which
-no tracker records.
+no tracker records; so may one whose logits are further apart than that precision reaches, as 3e38 and -3e38
+are in float32.
+
+On a device they work through chunks of rows. What they hold at a time, beside the logits, is 15 MB, or a fifth
+of the student's logits' bytes if that is more; one row at least (two float32 arrays of its size for `entropy`,
+three for `kd_divergence`, one for the others); and the values themselves, twice where there are several chunks.
+With 64 MB of logits or more that is at most a quarter of their bytes, if C is at least 128 and no chunk is a
+single row. What is to be differentiated is computed whole.
 
 `entropy` is the paper's (KCD, ECCV 2022, section 3.2: OGVE). The others are for experiments, and so
 is any callable ``f(student_logits, *, teacher_logits, targets) -> [B]``; it is given by keyword what
@@ -14,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,9 +38,10 @@ from .base.arrays import (
 )
 from .base.rows import Rows, by_rows, nan_unless_finite
 
-__all__ = ["Value", "cross_entropy", "entropy", "kd_divergence", "margin"]
+__all__ = ["Value", "ValueName", "cross_entropy", "entropy", "kd_divergence", "margin"]
 
 Value = Callable[..., Array]
+ValueName = Literal["entropy", "cross_entropy", "kd_divergence", "margin"]
 
 
 def entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
@@ -48,7 +56,8 @@ def entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = N
     Returns
     -------
     array [B]
-        Between 0 and ``log C``; exactly 0 for a saturated student; NaN where a logit is not finite.
+        Between 0 and ``log C``; exactly 0 for a saturated student; NaN where a logit is not finite, or
+        where the difference of two is not.
 
     Raises
     ------
@@ -68,7 +77,7 @@ def entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = N
 
 def host_entropy(student_logits: Any) -> Array:
     """`entropy`, as a NumPy array wherever NumPy computed it: what a tracker in host memory keeps."""
-    return by_rows(_entropy, 3, check_logits(student_logits, "student_logits"))
+    return by_rows(_entropy, 2, check_logits(student_logits, "student_logits"))
 
 
 def _entropy(rows: Rows, logits: Array) -> Array:
@@ -114,13 +123,14 @@ def cross_entropy(student_logits: Any, *, teacher_logits: Any = None, targets: A
         )
     back = backend(logits)
     targets = back.to_int64(back.beside(targets, logits))
-    return like(by_rows(_cross_entropy, 2, logits, targets), logits)
+    return like(by_rows(_cross_entropy, 1, logits, targets), logits)
 
 
 def _cross_entropy(rows: Rows, logits: Array, targets: Array) -> Array:
     below = rows.below_top(logits)
-    log_p = rows.pick(below, targets) - rows.log(rows.sum(rows.exp(below)))
-    return rows.nan_unless_finite(logits) - log_p
+    picked = rows.pick(below, targets)
+    log_p = picked - rows.log(rows.sum(rows.exp_(below)))
+    return rows.nan_if_low(logits) - log_p
 
 
 def kd_divergence(
@@ -130,7 +140,7 @@ def kd_divergence(
     targets: Any = None,
     temperature: float = 1.0,
 ) -> Array:
-    """KL divergence from the student to the teacher, in nats: ``KL(p_T || p_S)``, at least 0.
+    """KL divergence from the student to the teacher, in nats: ``KL(p_T || p_S)``, at least 0 up to rounding.
 
     Both are softened by ``temperature`` (use ``functools.partial`` to set it); there is no factor
     of ``temperature ** 2``, which is the same for every sample and cannot change a ranking.
@@ -155,17 +165,13 @@ def kd_divergence(
         raise ValueError(
             f"teacher_logits must have the student's shape {tuple(student.shape)}, got {tuple(teacher.shape)}"
         )
-    return like(by_rows(partial(_kd_divergence, temperature), 5, student, teacher), student)
+    return like(by_rows(partial(_kd_divergence, temperature), 3, student, teacher), student)
 
 
 def _kd_divergence(temperature: float, rows: Rows, student: Array, teacher: Array) -> Array:
     log_t = _log_softmax(rows, teacher, temperature)
     difference = log_t - _log_softmax(rows, student, temperature)
-    return (
-        rows.dot(rows.exp(log_t), difference)
-        + rows.nan_unless_finite(student)
-        + rows.nan_unless_finite(teacher)
-    )
+    return rows.dot(rows.exp_(log_t), difference) + rows.nan_if_low(student) + rows.nan_if_low(teacher)
 
 
 def margin(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
@@ -178,20 +184,20 @@ def margin(student_logits: Any, *, teacher_logits: Any = None, targets: Any = No
         Accepted and ignored.
     """
     logits = check_logits(student_logits, "student_logits")
-    return like(by_rows(_margin, 2, logits), logits)
+    return like(by_rows(_margin, 1, logits), logits)
 
 
 def _margin(rows: Rows, logits: Array) -> Array:
     below = rows.below_top(logits)
     second = rows.exp(rows.second(below))  # and the highest is exp(0), both times the sum
-    return 1 - (1 - second) / rows.sum(rows.exp(below)) + rows.nan_unless_finite(logits)
+    return 1 - (1 - second) / rows.sum(rows.exp_(below)) + rows.nan_if_low(logits)
 
 
 def _log_softmax(rows: Rows, logits: Array, temperature: float = 1.0) -> Array:
     below = rows.below_top(logits)
     if temperature != 1.0:
-        below = below / temperature
-    return below - rows.log(rows.sum(rows.exp(below))).reshape(-1, 1)
+        below = rows.div_(below, temperature)
+    return rows.sub_(below, rows.log(rows.sum(rows.exp(below))).reshape(-1, 1))
 
 
 _BUILT_IN: dict[str, Value] = {f.__name__: f for f in (entropy, cross_entropy, kd_divergence, margin)}

@@ -6,16 +6,18 @@ Torch is never imported here: if the caller holds a tensor, torch is loaded alre
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
-from typing import Any
+from functools import cache, wraps
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 #: An array of a back end kcd works on: ``numpy.ndarray`` or ``torch.Tensor``.
 Array = Any
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class NumPy:
@@ -120,6 +122,26 @@ def is_tensor(x: object) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def outside_of_graphs(method: Method) -> Method:
+    """``method``, which ``torch.compile`` calls where a compiled function does, and never traces."""
+
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        torch = sys.modules.get("torch")
+        if torch is not None and hasattr(torch.compiler, "is_compiling") and torch.compiler.is_compiling():
+            return torch.compiler.disable(method)(*args, **kwargs)
+        return method(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def has_memory(x: Array) -> bool:
+    """Whether ``x`` is one array in memory: no sparse tensor, and none that wraps others, as a DTensor does."""
+    if not is_tensor(x):
+        return True
+    return x.layout is sys.modules["torch"].strided and not hasattr(type(x), "__tensor_flatten__")
+
+
 def as_array(x: Any) -> Array:
     """Take NumPy arrays and torch tensors as they are, everything else (JAX, lists) as NumPy.
 
@@ -143,7 +165,7 @@ def detached(x: Any) -> Any:
 def to_numpy(x: Any) -> npt.NDArray[Any]:
     """``x`` in host memory as a NumPy array. Waits for the device where ``x`` lies on one."""
     if is_tensor(x):
-        x = x.detach().cpu()
+        x = x.detach().resolve_neg().cpu()
         x = (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
     array: npt.NDArray[Any] = np.asarray(as_array(x))
     return array

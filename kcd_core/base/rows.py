@@ -2,8 +2,10 @@
 
 Not on how many rows are beside it, where it lies, how it is stored, or how many threads there are: else the
 last bit of a value, and with it the set, would depend on the size of the batch. In host memory NumPy computes,
-a chunk of rows at a time, in one thread. Elsewhere torch does, and there even a plain sum over a row is another
-one when the number of rows is: `TorchRows.sum` says how it is avoided.
+a chunk of rows at a time, in one thread. Elsewhere torch does, and there even a plain sum depends on the number
+of rows: `TorchRows.sum` says how it is avoided.
+
+Methods with a trailing underscore, and `dot`, may overwrite their first argument: it is not used afterwards.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import numpy as np
 from .arrays import Array, backend, to_numpy
 
 HOST_CHUNK = 2**15  # numbers of a chunk in host memory: a core's cache holds what is made of them
-DEVICE_CHUNK = 2**23  # bytes that may be made of a chunk on a device, where the logits are small
-DEVICE_SHARE = 8  # and where they are large, one in so many of their bytes
+DEVICE_CHUNK = 15 * 2**20  # bytes that may be made of a chunk on a device, where the logits are small
+DEVICE_SHARE = 5  # and where they are large, one in so many of their bytes
+MOST_NUMBERS = 2**30  # of a chunk: kernels that pool count in 32 bits
 WINDOW = 32  # numbers that one thread of a device adds
 
 #: What is computed of a chunk: ``f(rows, logits, *others) -> [B]``, ``rows`` being the back end.
@@ -28,7 +31,8 @@ RowFunction = Callable[..., Array]
 class NumpyRows:
     """Rows in host memory."""
 
-    exp, log = np.exp, np.log
+    # New arrays, whatever the name: in place, NumPy's exp might be another one, and a chunk is small.
+    exp, exp_, log, div_, sub_ = np.exp, np.exp, np.log, np.divide, np.subtract
 
     @staticmethod
     def below_top(logits: Array) -> Array:
@@ -62,18 +66,34 @@ class NumpyRows:
         """0 for each row, NaN for one with a logit that is not finite. Makes nothing of the logits' size."""
         return logits.max(-1) * 0 + logits.min(-1) * 0
 
+    nan_if_low = nan_unless_finite
+
 
 class TorchRows:
-    """Rows on a device, or rows to differentiate."""
+    """Rows on a device, or rows to differentiate.
 
-    def __init__(self) -> None:
-        self.torch = sys.modules["torch"]
-        self.exp, self.log = self.torch.exp, self.torch.log
+    Parameters
+    ----------
+    in_place : bool
+        Whether arrays may be overwritten: not those that autograd will look at.
+    """
+
+    def __init__(self, in_place: bool) -> None:
+        self.torch = torch = sys.modules["torch"]
+        self.exp, self.log, self.mul_ = torch.exp, torch.log, torch.mul
+        self.exp_, self.div_, self.sub_ = torch.exp, torch.div, torch.sub
+        if in_place:
+            tensor = torch.Tensor
+            self.exp_, self.div_, self.sub_, self.mul_ = tensor.exp_, tensor.div_, tensor.sub_, tensor.mul_
 
     def below_top(self, logits: Array) -> Array:
         """Every logit less the highest of its row, in float32 at least: at most 0."""
         top = logits.amax(-1, keepdim=True)
-        return logits - (top.float() if top.dtype.itemsize == 2 else top)
+        below = logits - (top.float() if top.dtype.itemsize == 2 else top)
+        if below.is_contiguous():
+            return below
+        # One layout, whatever the caller's: pooling would copy another one at each sum.
+        return below.clone(memory_format=self.torch.contiguous_format)
 
     def sum(self, numbers: Array) -> Array:
         """The sum of each row: of windows of 32 first, then of their sums.
@@ -81,7 +101,7 @@ class TorchRows:
         ``torch.sum`` cuts a row into as many parts as the number of rows leaves threads for, and so does the
         softmax's kernel by where the row begins in memory. A pooled window is added by one thread, in order.
         """
-        numbers = numbers.reshape(len(numbers), 1, 1, -1)
+        numbers = numbers.reshape(len(numbers), 1, 1, numbers.shape[-1])
         while numbers.shape[-1] > 1:
             numbers = self.torch.nn.functional.avg_pool2d(
                 numbers, (1, WINDOW), ceil_mode=True, divisor_override=1
@@ -90,7 +110,7 @@ class TorchRows:
 
     def dot(self, a: Array, b: Array) -> Array:
         """The sum of the products of each row."""
-        return self.sum(a * b)
+        return self.sum(self.mul_(a, b))
 
     @staticmethod
     def second(numbers: Array) -> Array:
@@ -110,6 +130,12 @@ class TorchRows:
         logits = logits.detach()
         return logits.amax(-1) * 0 + logits.amin(-1) * 0
 
+    @staticmethod
+    def nan_if_low(logits: Array) -> Array:
+        """0 for each row, NaN for one with a logit of -inf. One of NaN or +inf shows in `below_top`."""
+        low = logits.detach().amin(-1)
+        return low - low
+
 
 Rows = NumpyRows | TorchRows
 
@@ -123,31 +149,41 @@ def by_rows(function: RowFunction, held: int, logits: Array, *others: Array) -> 
         ``function(rows, logits, *others) -> [B]``.
     held : int
         How many arrays of a chunk's size, in the precision that is computed in, ``function`` holds at a time. On a
-        device a chunk is as large as 8 MB of them allow, or an eighth of the logits' bytes if that is more; but
-        at least one row.
+        device a chunk is as large as 15 MB of them allow, or a fifth of the logits' bytes if that is more, and
+        one row at least.
     logits, *others : arrays [B, ...]
         Of one back end; those beside the logits may be ``[B]``.
     """
     arrays = (logits, *others)
+    classes = logits.shape[1]
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         if all(map(_for_numpy, arrays)):
-            return _chunked(lambda *chunk: function(NumpyRows(), *map(to_numpy, chunk)), HOST_CHUNK, arrays)
-        rows = TorchRows()
-        if rows.torch.is_grad_enabled() and any(x.requires_grad for x in arrays):
-            return function(rows, *arrays)  # what is differentiated is kept whole in any case
-        size = max(4, logits.element_size())
+            in_numpy = partial(_in_numpy, function)
+            return _chunked(in_numpy, HOST_CHUNK // classes, arrays)
+        if sys.modules["torch"].is_grad_enabled() and any(x.requires_grad for x in arrays):
+            # what is differentiated is kept whole in any case
+            return function(TorchRows(in_place=False), *arrays)
+        size = max(4, *(x.element_size() for x in arrays if x.ndim == 2))
         most = max(DEVICE_CHUNK, logits.numel() * logits.element_size() // DEVICE_SHARE)
-        return _chunked(partial(function, rows), most // (held * size), arrays)
+        if not all(x.is_contiguous() for x in arrays):
+            held = max(held, 2)  # what is made of them is copied into one layout
+        row = held * classes + classes // 24 + 8  # with what sums need, and a row's own few numbers
+        length = min(most // (row * size), MOST_NUMBERS // classes)
+        return _chunked(partial(function, TorchRows(in_place=True)), length, arrays)
 
 
-def _chunked(function: Callable[..., Array], numbers: int, arrays: tuple[Array, ...]) -> Array:
-    """``function`` of as many rows at a time as have so many ``numbers``; one at least."""
-    length = max(1, numbers // arrays[0].shape[1])
+def _chunked(function: Callable[..., Array], length: int, arrays: tuple[Array, ...]) -> Array:
+    """``function`` of ``length`` rows at a time, of one at least."""
+    length = max(1, length)
     if len(arrays[0]) <= length:
         return function(*arrays)
     chunks = zip(*(backend(x).split(x, length) for x in arrays), strict=True)
     parts = [function(*chunk) for chunk in chunks]
     return backend(parts[0]).join(parts)
+
+
+def _in_numpy(function: RowFunction, *chunk: Array) -> Array:
+    return function(NumpyRows(), *map(to_numpy, chunk))
 
 
 def _for_numpy(x: Array) -> bool:
@@ -161,6 +197,6 @@ def _for_numpy(x: Array) -> bool:
 
 def nan_unless_finite(logits: Array) -> Array:
     """[B], in the logits' back end: 0 for each row, NaN for one with a logit that is not finite."""
-    rows = NumpyRows() if isinstance(logits, np.ndarray) else TorchRows()
+    rows = NumpyRows if isinstance(logits, np.ndarray) else TorchRows
     with np.errstate(invalid="ignore"):
         return rows.nan_unless_finite(logits)

@@ -358,6 +358,39 @@ def test_values_can_be_differentiated(function: Any, dtype: Any) -> None:
     torch.testing.assert_close(gradient.double(), right.double(), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("function", BUILT_IN)
+def test_no_rows_can_be_differentiated(function: Any) -> None:
+    logits = torch.zeros(0, 5, requires_grad=True)
+    got = function(logits, teacher_logits=logits, targets=torch.zeros(0, dtype=torch.int64))
+    assert got.shape == (0,)
+    got.sum().backward()
+    assert logits.grad.shape == (0, 5)
+
+
+@pytest.mark.parametrize("function", BUILT_IN)
+def test_a_lazily_negated_tensor(function: Any) -> None:
+    given = cast(inputs(4), "torch float32")
+    negated = {k: x if k == "targets" else torch._neg_view(-x) for k, x in given.items()}
+    np.testing.assert_array_equal(function(**negated), function(**given))
+
+
+@pytest.mark.parametrize("kind", ["numpy float32", "torch float32", "torch bfloat16"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("function", BUILT_IN)
+def test_not_finite_where_torch_computes(function: Any, kind: str, bad: float) -> None:
+    """As on a device: in tensors of another class, and in those to differentiate."""
+    for place in ("student_logits", "teacher_logits"):
+        if place == "teacher_logits" and function is not kcd.kd_divergence:
+            continue
+        given = cast(inputs(5), kind.replace("numpy", "torch"))
+        given[place][3, 4] = bad
+        others = {k: torchs_own(x) for k, x in given.items()}
+        graph = {k: x if k == "targets" else x.clone().requires_grad_() for k, x in given.items()}
+        for made in (given, others, graph):
+            got = plain(function(**made).detach())
+            assert np.isnan(got).tolist() == [False, False, False, True, False]
+
+
 def test_host_memory_is_bounded_by_a_chunk() -> None:
     """For 64 MB of logits, in whatever precision, at most a quarter of their bytes."""
     for library in ("numpy", "torch"):
