@@ -18,7 +18,8 @@ from .base.arrays import to_numpy
 from .base.states import value_name
 from .condense import CondensedSet, Indices, check_settings, condense
 from .schedule import CondensationSchedule
-from .tracker import KnowledgeValueTracker, Sums
+from .sums import Sums
+from .tracker import KnowledgeValueTracker
 
 __all__ = ["Condensable", "Decision", "Select", "condense_step", "decide"]
 

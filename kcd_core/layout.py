@@ -16,8 +16,9 @@ from .em_step import Condensable, Decision, Select, decide, fingerprint_of
 from .epoch_sampler import fingerprint
 from .history import CondensationHistory
 from .schedule import CondensationSchedule
-from .tracker import CheckedState as TrackerState
-from .tracker import KnowledgeValueTracker, summed
+from .sums import CheckedState as TrackerState
+from .sums import summed
+from .tracker import KnowledgeValueTracker
 
 __all__ = [
     "Layout",

@@ -11,7 +11,7 @@ from ..history import CondensationHistory
 from ..layout import Undo, check_same_size, install, snapshot
 from ..recipes import MixRecipes
 from ..schedule import CondensationSchedule
-from ..tracker import CheckedState as TrackerState
+from ..sums import CheckedState as TrackerState
 from ..tracker import KnowledgeValueTracker
 from .condense import choose_sharded, for_history
 from .reslice import resliced

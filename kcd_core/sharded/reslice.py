@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..algorithms.bitset import Members
 from ..recipes import MixRecipes
-from ..tracker import CheckedState as TrackerState
+from ..sums import CheckedState as TrackerState
 from .sampler import ShardedSampler, ShardInForce
 from .slices import bounds, check_sizes
 

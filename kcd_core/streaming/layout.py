@@ -17,7 +17,7 @@ from ..em_step import Decision, Select, choose, sums_of_all
 from ..history import CondensationHistory
 from ..layout import Undo, sum_on_first_rank
 from ..schedule import CondensationSchedule
-from ..tracker import CheckedState as TrackerState
+from ..sums import CheckedState as TrackerState
 from ..tracker import KnowledgeValueTracker
 from .filter import StreamFilter
 
