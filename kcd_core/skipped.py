@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from .sums import recordable
 
-__all__ = ["SkipReport"]
+__all__ = ["OnNonfinite", "SkipReport"]
+
+OnNonfinite = Literal["skip", "raise"]
 
 
 class SkipReport:
@@ -26,7 +29,7 @@ class SkipReport:
         If ``on_nonfinite`` is neither of both.
     """
 
-    def __init__(self, on_nonfinite: str) -> None:
+    def __init__(self, on_nonfinite: OnNonfinite) -> None:
         if on_nonfinite not in ("skip", "raise"):
             raise ValueError(f"on_nonfinite must be 'skip' or 'raise', got {on_nonfinite!r}")
         self.raises = on_nonfinite == "raise"

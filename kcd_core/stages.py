@@ -19,9 +19,10 @@ from .em_step import Condensable, Decision, Select
 from .history import CondensationHistory
 from .layout import Layout, WholeLayout, nothing_of
 from .schedule import CondensationSchedule
-from .tracker import CheckedState as TrackerState
+from .skipped import OnNonfinite
+from .sums import CheckedState as TrackerState
 from .tracker import KnowledgeValueTracker
-from .values import Value
+from .values import Value, ValueName
 
 __all__ = ["Condensation"]
 
@@ -92,11 +93,11 @@ class Condensation:
         sampler: Condensable,
         *,
         schedule: CondensationSchedule,
-        value: str | Value = "entropy",
+        value: ValueName | Value = "entropy",
         alpha: float = 0.03,
         min_weight: float = 0.7,
         select: Select | None = None,
-        on_nonfinite: str = "skip",
+        on_nonfinite: OnNonfinite = "skip",
         device: Any = None,
         tracker: KnowledgeValueTracker | None = None,
     ) -> None:

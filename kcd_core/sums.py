@@ -63,8 +63,10 @@ class ValueSums:
         device = torch.device(device)
         with torch.inference_mode(False):  # else what is made in inference mode could not be added to
             # copy=True: a tensor over NumPy memory, or the same tensor, must not be shared
-            total, count, skipped = (torch.as_tensor(x).to(device, copy=True) for x in self.arrays)
-        return ValueSums(total, count, skipped, device)
+            own = torch_backend().own
+            total, count, skipped = (own(x).to(device, copy=True) for x in self.arrays)
+        # Its own device, with its number: "cuda" would follow whichever device is current.
+        return ValueSums(total, count, skipped, total.device)
 
     def place(self, values: Array) -> Array:
         """``values``, or logits, where these sums can add them. Waits for no device.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import filterfalse
 from typing import Any
 
 import numpy as np
@@ -17,23 +19,28 @@ from .base.arrays import (
     checked_int,
     detached,
     dtype_name,
+    has_memory,
     is_real,
+    outside_of_graphs,
     to_numpy,
 )
-from .base.cuda_streams import StreamOrder
+from .base.cuda_streams import StreamOrder, refuse_capture
 from .base.states import check_same, value_name
-from .skipped import SkipReport
+from .skipped import OnNonfinite, SkipReport
 from .sums import CheckedState, Sums, ValueSums, checked_sums, mean, summed
-from .values import Value, check_logits, entropy, host_entropy, resolve, values_of
+from .values import Value, ValueName, check_logits, entropy, host_entropy, resolve, values_of
 
-__all__ = ["CheckedState", "KnowledgeValueTracker", "Sums", "summed"]
+__all__ = ["KnowledgeValueTracker"]
 
 STATE_VERSION = 1
 MAX_PENDING = 32  # steps whose values wait to be added together
 # A step's logits of fewer numbers wait, too, as a copy. In host memory a copy of more takes longer than is saved
-# by reducing them together; on a device, where a step is bound by launches, it bounds what waits to 16 MB in float32.
+# by reducing them together; on a device, where a step is bound by launches, it bounds what waits.
 SMALL = 2**13
 SMALL_ON_DEVICE = 2**17
+MOST_JOINED = (
+    2**20
+)  # numbers of logits that are reduced together: they are joined, and twice as many made of them
 
 
 class KnowledgeValueTracker:
@@ -71,7 +78,13 @@ class KnowledgeValueTracker:
     The values of up to 32 steps wait and are added together; whatever reads adds them first. If adding fails
     or is interrupted, they go on waiting. For the entropy, a copy of the logits waits where it is small, since
     reducing them together is cheaper: fewer than 2**13 numbers a step in host memory, fewer than 2**17 with
-    ``device`` (at most 16 MB in float32, and as much again while they are reduced).
+    ``device``: at most 16 MB in float32, and 13 MB more while they are reduced, some at a time; twice that in
+    float64. Logits that are larger do not wait: see `kcd_core.values` for what is made of them.
+
+    Several threads may record, read, and save or load a state. A value function that is the user's own may run
+    in several of them at once.
+
+    In a function that ``torch.compile`` compiles, recording is left out of the graph and runs as it is.
 
     On CUDA a step makes no synchronisation and no copy to the host. It may be recorded on any stream, but not
     while a graph is being captured: its replays would record nothing.
@@ -89,9 +102,9 @@ class KnowledgeValueTracker:
         self,
         num_samples: int,
         *,
-        value: str | Value = "entropy",
+        value: ValueName | Value = "entropy",
         device: Any = None,
-        on_nonfinite: str = "skip",
+        on_nonfinite: OnNonfinite = "skip",
     ) -> None:
         self._num_samples = checked_int(num_samples, "num_samples", 1)
         self._function = resolve(value)
@@ -100,10 +113,13 @@ class KnowledgeValueTracker:
         self.batches = 0  # recorded by this object so far, whoever called
         self._sums = ValueSums.zeros(self._num_samples)
         self._streams = StreamOrder()
+        # Held while what is recorded is changed or read, and never while a user's value function runs.
+        self._lock = threading.RLock()
         self.to(device)
 
     # -- recording ---------------------------------------------------------------------------------
 
+    @outside_of_graphs
     def update(
         self, indices: Any, student_logits: Any, *, teacher_logits: Any = None, targets: Any = None
     ) -> None:
@@ -125,14 +141,16 @@ class KnowledgeValueTracker:
             If shapes disagree, the value function does not return ``[B]`` (of any kind of array), or, in
             host memory with ``on_nonfinite="raise"``, a value is not finite. Nothing of the batch is recorded.
         TypeError
-            If indices are not integers, logits not floating-point, or values not real numbers; or if the
-            logits or indices are on a device and this tracker is in host memory.
+            If indices are not integers, logits not floating-point, or values not real numbers; if one of them
+            is sparse, or a wrapper of other tensors (a DTensor); or if the logits or indices are on a device
+            and this tracker is in host memory.
         IndexError
             If an index lies outside ``0 .. N-1``. An index on a device is masked and counted instead,
             and reported when the values are read.
         """
         self._append(self._checked_indices(indices), self._values(student_logits, teacher_logits, targets))
 
+    @outside_of_graphs
     def update_drawn(
         self,
         indices: npt.NDArray[np.int64],
@@ -155,7 +173,7 @@ class KnowledgeValueTracker:
 
     def _values(self, student_logits: Any, teacher_logits: Any, targets: Any) -> Array:
         """Values [B], or logits [B, C] to be reduced later, that nobody else holds."""
-        self._join_stream()
+        refuse_capture(self.device)
         logits = detached(student_logits)
         if self._function is entropy:
             logits = check_logits(logits, "student_logits")
@@ -171,6 +189,7 @@ class KnowledgeValueTracker:
             given["targets"] = targets
         return values_of(self._function, logits, given)
 
+    @outside_of_graphs
     def record(self, indices: Any, values: Any) -> None:
         """Record values computed elsewhere.
 
@@ -189,7 +208,7 @@ class KnowledgeValueTracker:
             raise ValueError(f"values must be [B], one per index, got shape {tuple(values.shape)}")
         if not is_real(values):
             raise TypeError(f"values must be real numbers, got dtype {dtype_name(values)}")
-        self._join_stream()
+        refuse_capture(self.device)
         # A copy: the caller may reuse the buffer.
         self._append(self._checked_indices(indices), backend(values).copy(values))
 
@@ -199,16 +218,23 @@ class KnowledgeValueTracker:
             raise ValueError(
                 f"indices and the batch must have one length, got {len(indices)} indices for {len(values)} samples"
             )
-        values = self._sums.place(values)
-        if self.device is None and self._skips.raises:
-            self._skips.refuse(to_numpy(values).astype(np.float64, copy=False))
-        pending = self._pending
-        if pending and not (_alike(pending[0][0], indices) and _alike(pending[0][1], values)):
-            self._flush()  # what waits together travels together
-        self._pending.append((indices, values))
-        self.batches += 1
-        if len(self._pending) >= MAX_PENDING:
-            self._flush()
+        for x in filterfalse(has_memory, (indices, values)):
+            raise TypeError(
+                f"indices and values must be plain tensors, got a {type(x).__name__} of layout {x.layout}: pass the "
+                "rows that this process holds (a DTensor's to_local()), or to_dense()"
+            )
+        with self._lock:
+            self._join_stream()
+            values = self._sums.place(values)
+            if self.device is None and self._skips.raises:
+                self._skips.refuse(to_numpy(values).astype(np.float64, copy=False))
+            pending = self._pending
+            if pending and not (_alike(pending[0][0], indices) and _alike(pending[0][1], values)):
+                self._flush()  # what waits together travels together
+            self._pending.append((indices, values))
+            self.batches += 1
+            if len(self._pending) >= MAX_PENDING:
+                self._flush()
 
     def _checked_indices(self, indices: Any) -> Array:
         """A copy of ``indices``: int64 in host memory, or a tensor if it is on this tracker's device."""
@@ -236,14 +262,16 @@ class KnowledgeValueTracker:
             yield from pair
 
     def _flush(self) -> None:
-        """Add what waits. If that fails or is interrupted, it goes on waiting: nothing is lost, nor added twice."""
+        """Add what waits. If that fails or is interrupted, it goes on waiting: nothing is lost, nor added twice.
+
+        The lock is held by whoever calls it.
+        """
         self._join_stream()
         waiting = self._pending
         if not waiting:
             return
-        indices, values = (backend(x[0]).join(x) for x in zip(*waiting, strict=True))
-        if values.ndim == 2:
-            values = host_entropy(values)
+        parts = [*zip(*waiting, strict=True)]
+        indices, values = backend(parts[0][0]).join(parts[0]), _reduced(parts[1])
         try:
             self._pending = []
             self._sums.add(indices, values)
@@ -282,13 +310,15 @@ class KnowledgeValueTracker:
     @property
     def value(self) -> Array:
         """V, the mean recorded value: float64 [N], NaN where never recorded. A new array each time."""
-        return self._read().mean()
+        with self._lock:
+            return self._read().mean()
 
     @property
     def count(self) -> Array:
         """F, how many times each sample was recorded: int32 [N]. A new array each time."""
-        count = self._read().count
-        return backend(count).copy(count)
+        with self._lock:
+            count = self._read().count
+            return backend(count).copy(count)
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -297,8 +327,9 @@ class KnowledgeValueTracker:
         ``nonfinite`` includes values larger than 2**20 in size, and those of a sample whose sum is full
         (its values add up to more than 2**22).
         """
-        self._flush()
-        nonfinite, out_of_range = to_numpy(self._sums.skipped).tolist()
+        with self._lock:
+            self._flush()
+            nonfinite, out_of_range = to_numpy(self._sums.skipped).tolist()
         return {"nonfinite": nonfinite, "out_of_range": out_of_range}
 
     def sums(self, part: slice = slice(None)) -> Sums:
@@ -308,7 +339,8 @@ class KnowledgeValueTracker:
 
         Sums of several trackers add up to that of one tracker that recorded everything.
         """
-        return self._read().part(part)
+        with self._lock:
+            return self._read().part(part)
 
     mean = staticmethod(mean)
 
@@ -322,9 +354,10 @@ class KnowledgeValueTracker:
         """Move V and F to a torch device, or to NumPy with None. Returns self."""
         if device is None and self.device is None:
             return self
-        self._flush()
-        self._sums, self._streams = self._sums.to(device), StreamOrder()
-        self._join_stream()
+        with self._lock:
+            self._flush()
+            self._sums, self._streams = self._sums.to(device), StreamOrder()
+            self._join_stream()
         return self
 
     def __repr__(self) -> str:
@@ -335,8 +368,9 @@ class KnowledgeValueTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and tensors (NumPy arrays where torch is not installed). Copies."""
-        self._flush()
-        return {**self._settings(), **self._sums.state()}
+        with self._lock:
+            self._flush()
+            return {**self._settings(), **self._sums.state()}
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Take over a state, or, of a list, the sum of several; the device stays as it is.
@@ -363,14 +397,38 @@ class KnowledgeValueTracker:
 
     def apply_state(self, checked: CheckedState) -> None:
         """Take over what `check_state` (or the sum of several) gave. What waits is forgotten."""
-        self._join_stream()
         sums = ValueSums(*map(np.array, checked))
-        moved = sums if self.device is None else sums.to(self.device)
-        self._skips.told(sums.skipped)
-        self._sums, self._pending = moved, []
+        with self._lock:
+            self._join_stream()
+            moved = sums if self._sums.device is None else sums.to(self._sums.device)
+            self._skips.told(sums.skipped)
+            self._sums, self._pending = moved, []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle is made of: the sums are copied at once, lest another thread adds to them."""
+        with self._lock:
+            self._flush()
+            state = {**self.__dict__, "_sums": self._sums.to(self._sums.device), "_pending": []}
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
 
     def _settings(self) -> dict[str, Any]:
         return {"version": STATE_VERSION, "num_samples": self._num_samples, "value": self.value_name}
+
+
+def _reduced(waiting: Sequence[Array]) -> Array:
+    """The values of all in one array; of logits, their entropies."""
+    join = backend(waiting[0]).join
+    if waiting[0].ndim == 1:
+        return join(waiting)
+    together = max(1, MOST_JOINED // max(len(x) * x.shape[1] for x in waiting))
+    pieces = (waiting[start : start + together] for start in range(0, len(waiting), together))
+    values = [host_entropy(join(piece)) for piece in pieces]
+    return values[0] if len(values) == 1 else backend(values[0]).join(values)
 
 
 def _alike(a: Array, b: Array) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .arrays import Array, is_tensor
 
-__all__ = ["StreamOrder"]
+__all__ = ["StreamOrder", "refuse_capture"]
 
 
 class StreamOrder:
@@ -35,16 +35,10 @@ class StreamOrder:
         RuntimeError
             If a CUDA graph is being captured.
         """
-        if device is None or device.type != "cuda":
+        if not _in_use(device):
             return
+        refuse_capture(device)
         cuda = sys.modules["torch"].cuda
-        if not cuda.is_initialized():
-            return
-        if cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "a CUDA graph is being captured, and its replays would record nothing: capture the student alone, "
-                "and record its output outside of the graph, after each replay"
-            )
         stream = cuda.current_stream(device)
         if stream == self._last:
             return
@@ -53,3 +47,17 @@ class StreamOrder:
             for x in filter(is_tensor, held()):
                 x.record_stream(stream)
         self._last = stream
+
+
+def refuse_capture(device: Any) -> None:
+    """Raise RuntimeError if a CUDA graph is being captured, where ``device`` is one of CUDA's."""
+    if _in_use(device) and sys.modules["torch"].cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a CUDA graph is being captured, and its replays would record nothing: capture the student alone, "
+            "and record its output outside of the graph, after each replay"
+        )
+
+
+def _in_use(device: Any) -> bool:
+    """Whether ``device`` is one of CUDA's, and CUDA has begun."""
+    return device is not None and device.type == "cuda" and bool(sys.modules["torch"].cuda.is_initialized())

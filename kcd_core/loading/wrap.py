@@ -14,9 +14,10 @@ from ..sampler import CondensedSampler
 from ..schedule import CondensationSchedule
 from ..sharded.layout import SliceLayout
 from ..sharded.sampler import ShardedSampler
+from ..skipped import OnNonfinite
 from ..stages import Condensation
 from ..tracker import KnowledgeValueTracker
-from ..values import Value
+from ..values import Value, ValueName
 from .keys import KeyBatches
 from .loader import CondensedLoader
 from .rebuild import rebuild, resolve_mixer, understand
@@ -24,8 +25,6 @@ from .rebuild import rebuild, resolve_mixer, understand
 __all__ = ["wrap_loader"]
 
 Batch = TypeVar("Batch")
-ValueName = Literal["entropy", "cross_entropy", "kd_divergence", "margin"]
-OnNonfinite = Literal["skip", "raise"]
 
 
 def wrap_loader(

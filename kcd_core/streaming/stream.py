@@ -20,9 +20,10 @@ from ..condense import CondensedSet
 from ..em_step import Select
 from ..history import CondensationHistory
 from ..schedule import CondensationSchedule
+from ..skipped import OnNonfinite
 from ..stages import Condensation
 from ..tracker import KnowledgeValueTracker
-from ..values import Value
+from ..values import Value, ValueName
 from .filter import Key, StreamFilter
 from .layout import SlotLayout
 
@@ -96,10 +97,10 @@ class CondensedStream(StreamFilter):
         key: str | int | Key,
         slots: int,
         schedule: CondensationSchedule,
-        value: str | Value = "entropy",
+        value: ValueName | Value = "entropy",
         alpha: float = 0.03,
         select: Select | None = None,
-        on_nonfinite: str = "skip",
+        on_nonfinite: OnNonfinite = "skip",
         device: Any = None,
         seed: int = 0,
     ) -> None:

@@ -241,17 +241,25 @@ class Bytes(Watch):
         (4096, 32_768, torch.bfloat16),
         (8192, 151_936, torch.bfloat16),
         (16_384, 1024, torch.float32),  # 64 MB
+        (2**18, 128, torch.bfloat16),
         (8192, 1024, torch.float64),
     ],
 )
+@pytest.mark.parametrize("by_columns", [False, True])
 def test_large_logits_take_a_quarter_of_their_memory(
-    value: str, batch: int, classes: int, dtype: Any
+    value: str, batch: int, classes: int, dtype: Any, by_columns: bool
 ) -> None:
     with fake_cuda():
         tracker = Tracker(10**6, device="cuda:0", value=value)
-        logits = torch.empty(batch, classes, dtype=dtype, device="cuda:0")
+
+        def empty() -> Any:
+            shape = (classes, batch) if by_columns else (batch, classes)
+            made = torch.empty(shape, dtype=dtype, device="cuda:0")
+            return made.t() if by_columns else made
+
+        logits = empty()
         given = {
-            "teacher_logits": torch.empty_like(logits),
+            "teacher_logits": empty(),
             "targets": torch.empty(batch, dtype=torch.int64, device="cuda:0"),
         }
         with Bytes() as watch:
@@ -260,6 +268,56 @@ def test_large_logits_take_a_quarter_of_their_memory(
         assert size >= 2**26
         assert 0 < watch.peak <= size / 4
         assert not watch.to_host
+
+
+MOST_FOR_LARGE = {"entropy": 350, "margin": 200, "cross_entropy": 280, "kd_divergence": 1050}
+
+
+@pytest.mark.parametrize("value", MOST_FOR_LARGE)
+@pytest.mark.parametrize(
+    ("batch", "classes", "dtype", "share"),
+    [
+        (4096, 32_768, torch.bfloat16, 1),
+        (8192, 151_936, torch.bfloat16, 1),
+        (16_384, 1024, torch.float32, 0.4),
+        (1024, 1000, torch.float32, 0.075),  # 4 MB are computed in one piece
+    ],
+)
+def test_large_logits_take_few_operations(
+    value: str, batch: int, classes: int, dtype: Any, share: float
+) -> None:
+    with fake_cuda():
+        logits = torch.empty(batch, classes, dtype=dtype, device="cuda:0")
+        targets = torch.empty(batch, dtype=torch.int64, device="cuda:0")
+        with Watch() as watch:
+            getattr(kcd, value)(logits, teacher_logits=torch.empty_like(logits), targets=targets)
+        assert 0 < sum(watch.operations.values()) <= MOST_FOR_LARGE[value] * share
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_reducing_what_waited_takes_less_than_what_waits(dtype: Any) -> None:
+    batch = (SMALL_ON_DEVICE - 1) // CLASSES
+    with fake_cuda():
+        tracker = Tracker(10**6, device="cuda:0")
+        logits = torch.empty(batch, CLASSES, dtype=dtype, device="cuda:0")
+        with Bytes() as watch:
+            for _ in range(MAX_PENDING):
+                tracker.update(np.arange(batch), logits)
+        assert not tracker._pending
+        assert watch.peak <= (16 + 13) * 2**20 * dtype.itemsize // 4
+
+
+@pytest.mark.parametrize("value", MOST_FOR_LARGE)
+def test_no_rows(value: str) -> None:
+    with fake_cuda():
+        tracker = Tracker(4, device="cuda:0", value=value)
+        logits, targets = (
+            torch.empty(0, 5, device="cuda:0"),
+            torch.empty(0, dtype=torch.int64, device="cuda:0"),
+        )
+        for _ in range(MAX_PENDING):
+            tracker.update([], logits, teacher_logits=logits, targets=targets)
+        assert not tracker._pending
 
 
 def test_reading_waits() -> None:

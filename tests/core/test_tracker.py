@@ -8,6 +8,7 @@ import math
 import pickle
 import random
 import sys
+import threading
 import warnings
 from functools import partial
 from typing import Any
@@ -706,6 +707,130 @@ def test_compiled_student(device: Any) -> None:
         tracker.update(range(4), logits)
         logits.sum().backward()
     np.testing.assert_allclose(number(tracker.value), kcd.entropy(student(images).detach()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("classes", [10, 2000])
+@BACK_ENDS
+@pytest.mark.filterwarnings("ignore")  # torch's compiler's own
+def test_recording_in_a_compiled_step(device: Any, classes: int, backend: str) -> None:
+    compiled, plain = Tracker(50, device=device), Tracker(50, device=device)
+
+    def step(tracker: Any, indices: Any, logits: Any) -> Any:
+        doubled = logits * 2
+        tracker.update(indices, doubled)
+        tracker.record(indices, doubled[:, 0])
+        tracker.update_drawn(drawn, doubled)
+        return doubled.sum()
+
+    torch._dynamo.reset()
+    made = torch.compile(partial(step, compiled), backend=backend)
+    for _ in range(MAX_PENDING):
+        indices, logits, drawn = torch.randint(50, (8,)), torch.randn(8, classes), np.arange(8)
+        made(indices, logits)
+        step(plain, indices, logits)
+    torch._dynamo.reset()
+    assert sums(compiled) == sums(plain)
+    assert number(compiled.count).sum() == 3 * 8 * MAX_PENDING
+
+
+def test_a_default_device_is_the_users_business() -> None:
+    want = Tracker(4, device="cpu")
+    want.record([1, 2], [0.5, 0.25])
+    torch.set_default_device("meta")
+    try:
+        tracker = Tracker(4, device="cpu")
+        tracker.record([1, 2], [0.5, 0.25])
+        got = sums(tracker)
+    finally:
+        torch.set_default_device(None)
+    assert got == sums(want)
+
+
+class Wrapper(torch.Tensor):
+    """As a DTensor is: made of other tensors, which only it knows."""
+
+    def __tensor_flatten__(self) -> Any:
+        return ["inner"], None
+
+
+@BACK_ENDS
+def test_tensors_without_memory_are_refused_at_once(device: Any) -> None:
+    tracker = Tracker(4, device=device)
+    tracker.record([0], [1.0])
+    for logits in (torch.zeros(2, 3).as_subclass(Wrapper), torch.zeros(2, 3).to_sparse()):
+        with pytest.raises(TypeError, match=r"must be plain tensors, got a (Wrapper|Tensor)"):
+            tracker.update([1, 2], logits)
+    with pytest.raises(TypeError, match="must be plain tensors"):
+        tracker.record([1, 2], torch.zeros(2).as_subclass(Wrapper))
+    assert number(tracker.count).tolist() == [1, 0, 0, 0]
+
+
+# -- threads -------------------------------------------------------------------------------------------
+
+
+@BACK_ENDS
+def test_threads_record_and_read(device: Any) -> None:
+    """Nothing is lost or counted twice, whoever reads meanwhile."""
+    updates, writers, each = 150, 3, 20
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(size=(each, 4)).astype(np.float32) for _ in range(updates)]
+    tracker, alone = Tracker(each, device=device), Tracker(each, device=device)
+    for logits in batches * writers:
+        alone.update(np.arange(each), logits)
+    done, failed = threading.Event(), []
+
+    def run(work: Any) -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    def write() -> None:
+        for logits in batches:
+            tracker.update(np.arange(each), logits)
+
+    def read() -> None:
+        while not done.is_set():
+            mean, state, copied = tracker.value, tracker.state_dict(), copy.deepcopy(tracker)
+            assert len(mean) == each
+            assert len(set(state["count"].tolist())) == 1  # whole batches
+            assert len(set(number(copied.count).tolist())) == 1
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        reader = threading.Thread(target=run, args=(read,))
+        threads = [threading.Thread(target=run, args=(write,)) for _ in range(writers)]
+        for thread in (reader, *threads):
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        done.set()
+        reader.join()
+        sys.setswitchinterval(interval)
+    assert not failed
+    assert sums(tracker) == sums(alone)
+    assert tracker.batches == updates * writers
+
+
+@BACK_ENDS
+def test_no_lock_is_held_while_a_value_function_runs(device: Any) -> None:
+    """It may wait for another thread, which reads."""
+    counts = []
+
+    def value(logits: Any) -> Any:
+        thread = threading.Thread(target=lambda: counts.append(number(tracker.count).tolist()))
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+        return logits[:, 0]
+
+    tracker = Tracker(2, device=device, value=value)
+    for _ in range(2):
+        tracker.update([0, 1], np.ones((2, 3)))
+    assert counts == [[0, 0], [1, 1]]
 
 
 # -- state ---------------------------------------------------------------------------------------------
