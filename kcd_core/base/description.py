@@ -187,10 +187,11 @@ def _array(kind: str, dtype: str, shape: list[int], file: BinaryIO) -> Any:
         raise RefusedError(f"it describes a {kind!a:.40} of {dtype!a:.40}")
     if type(shape) is not list or len(shape) > (0 if kind == "scalar" else DIMENSIONS):
         raise RefusedError(f"it describes a {kind} that has too many dimensions")
-    if any(type(n) is not int or n < 0 for n in shape) or math.prod(n or 1 for n in shape) >= 1 << 60:
+    if any(type(n) is not int or n < 0 for n in shape):
         raise RefusedError(f"it describes an array of shape {shape!a:.40}")
     if math.prod(shape) * wanted.itemsize > os.fstat(file.fileno()).st_size - file.tell():
         raise RefusedError("it describes more than it holds")
+    # Sizes beside a zero may still overflow; NumPy and torch refuse them.
     array = np.empty(shape, wanted) if torch is None else torch.empty(shape, dtype=wanted, device="cpu")
     data = bytes_of(array)
     if file.readinto(data) != len(data):  # type: ignore[attr-defined]

@@ -409,6 +409,7 @@ def forged(node, data=b""):
         ({"dict": "abcd"}, b""),
         ({"list": "abcd"}, b""),
         ({"list": [[1]]}, b""),
+        ([["list", [1]]], b""),
         ({"dict": [["a", 1], ["a", 2]]}, b""),
         ({"dict": [[1, 1], [True, 2]]}, b""),
         ({"dict": [[float("inf"), 1], [float("inf"), 2]]}, b""),
@@ -468,6 +469,16 @@ def test_descriptions_that_make_no_sense(path, node, data):
 )  # fmt: skip
 def test_texts_that_make_no_sense(path, text):
     refused(path, forge(text), "makes no sense|no description|nested|more than 4300 digits|no plain values")
+
+
+@pytest.mark.skipif(not hasattr(sys, "set_int_max_str_digits"), reason="Python 3.10.7 and later")
+def test_integers_are_bounded_also_where_python_reads_all(path):
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        refused(path, forge(b'{"byteorder":"little","state":-' + b"9" * 4301 + b"}"), "more than 4300 digits")
+    finally:
+        sys.set_int_max_str_digits(before)
 
 
 def test_no_part_of_torch_is_imported_for_a_forged_file(path):
