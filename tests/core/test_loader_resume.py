@@ -636,6 +636,14 @@ def test_a_state_within_an_epoch_needs_batches_in_order():
     loader.state_dict()
 
 
+def test_without_workers_batches_are_in_order_whatever_was_asked_for():
+    if "in_order" not in inspect.signature(torch.utils.data.DataLoader.__init__).parameters:
+        pytest.skip("this torch always yields batches in order")
+    loader = wrap(Plain(N), in_order=False)
+    next(iter(loader))
+    assert loader.state_dict()["position"] == loader.batch_size
+
+
 def test_a_loader_that_was_iterated_can_be_pickled():
     loader = wrap(Plain(N))
     iterator = iter(loader)

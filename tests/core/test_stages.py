@@ -274,3 +274,80 @@ def test_predictions_that_are_all_nan_are_said_to_be(kind: str) -> None:
         pytest.raises(RuntimeError, match="all 3 predictions of the student were not finite"),
     ):
         made.run.end_epoch()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_warning_names_the_users_own_line(kind: str) -> None:
+    made = KINDS[kind]()
+    made.epoch(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the stream's slots are crowded
+        made.run.end_epoch()
+    with pytest.warns(UserWarning, match="nothing was recorded") as caught:
+        made.run.end_epoch()
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+# -- parts that were saved within another's state -------------------------------------------------------------
+
+
+def parts_of(run: kcd.Condensation) -> dict[str, Any]:
+    state = through_a_file(run.state_dict())
+    return {name: state[name] for name in ("epoch", "seen", "tracker", "sampler", "history")}
+
+
+def test_a_run_goes_on_from_its_parts() -> None:
+    run = by_hand()
+    for epoch in (1, 2):
+        epoch_of(run, epoch)
+        run.end_epoch()
+    epoch_of(run, 3)
+    again = by_hand()
+    again.restore(**parts_of(run))
+    assert identical_state(again.state_dict(), run.state_dict())
+    run.end_epoch()
+    again.end_epoch()  # without a warning: this epoch was recorded in
+    assert identical_state(again.state_dict(), run.state_dict())
+
+
+def test_of_an_epoch_that_was_not_recorded_in_a_restored_run_says_so() -> None:
+    run = by_hand()
+    epoch_of(run, 1)
+    run.end_epoch()
+    again = by_hand()
+    again.restore(**parts_of(run))
+    with pytest.warns(UserWarning, match="nothing was recorded in epoch 2"):
+        again.end_epoch()
+
+
+def test_of_summed_recordings_the_first_rank_takes_all_and_the_others_none() -> None:
+    run = by_hand()
+    epoch_of(run, 1)
+    for rank in range(2):
+        sampler = kcd.CondensedSampler(N, seed=SEED, num_replicas=2, rank=rank)
+        for summed in (False, True):
+            again = kcd.Condensation(sampler, schedule=SCHEDULE)
+            again.restore(**parts_of(run), summed=summed)
+            assert again.tracker.count.sum() == (0 if summed and rank else N)
+            assert again.tracker.value_name == "entropy"
+
+
+@pytest.mark.parametrize(
+    ("part", "of"),
+    [
+        ("tracker", {"tracker": None}),
+        ("tracker", kcd.KnowledgeValueTracker(N + 1).state_dict()),
+        ("sampler", kcd.CondensedSampler(N, seed=SEED + 1).state_dict()),
+        ("history", kcd.CondensationHistory(N + 1).state_dict()),
+        ("history", {"records": []}),
+    ],
+)
+def test_parts_of_another_run_change_nothing(part: str, of: Any) -> None:
+    run, again = by_hand(), by_hand()
+    epoch_of(run, 1)
+    run.end_epoch()
+    epoch_of(again, 2)
+    before = again.state_dict()
+    with pytest.raises(ValueError, match=part):
+        again.restore(**{**parts_of(run), part: of})
+    assert identical_state(again.state_dict(), before)
