@@ -18,6 +18,7 @@ from typing import Any
 from kcd_core import CondensationSchedule
 from kcd_core.condense import check_settings
 from kcd_core.recipes import Mixing
+from kcd_core.values import ValueName
 
 __all__ = ["SHIMS", "VARIABLE", "Settings", "number"]
 
@@ -74,7 +75,7 @@ class Settings:
     alpha: float = 0.03
     min_weight: float = 0.7
     mixing: str = "cumulative"
-    value: str = "entropy"
+    value: ValueName = "entropy"
     negatives: str = "kept"
     profile: str | None = None
     no_shims: tuple[str, ...] = ()
@@ -172,7 +173,7 @@ class Settings:
             parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
         texts = {
             "mixing": "mix dropped points into barely kept ones: mixtures of mixtures, from the originals, or not",
-            "value": "what a point is worth",
+            "value": "what a sample is worth",
             "negatives": "where CRD draws negatives from",
         }
         for name, text in texts.items():

@@ -118,6 +118,7 @@ def condense_step(
             "num_samples": tracker.num_samples,
             "value": tracker.value_name,
             "schedule": schedule.state_dict(),
+            "schedule's type": type(schedule).__qualname__,
             "alpha": alpha,
             "min_weight": min_weight,
             "select": value_name(select) if select else None,

@@ -40,6 +40,8 @@ class Layout(Protocol):
     ----------
     what : str
         Whose states errors speak of.
+    parts : tuple of str
+        The keys of `state_dict`.
     call : str
         How values are recorded, for the warning that none were.
     tracker : KnowledgeValueTracker
@@ -52,6 +54,7 @@ class Layout(Protocol):
     """
 
     what: str
+    parts: tuple[str, ...]
     call: str
     tracker: KnowledgeValueTracker
 
@@ -114,6 +117,7 @@ class WholeLayout:
     """Every rank may record all samples and knows the whole set; the ranks' recordings are summed."""
 
     what = "run"
+    parts: tuple[str, ...] = ("sampler",)
     call = "run.record(student_logits, indices=...)"
 
     def __init__(self, sampler: Condensable, tracker: KnowledgeValueTracker) -> None:

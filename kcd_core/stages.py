@@ -8,36 +8,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from .base import distributed
 from .base.arrays import is_tensor
 from .base.padding import without_padding
-from .base.states import check_rank, check_same, check_together, state_bool, state_int, value_name
+from .base.states import value_name
 from .condense import check_settings
 from .em_step import Condensable, Decision, Select
 from .history import CondensationHistory
 from .layout import Layout, WholeLayout, nothing_of
+from .saved import Saved, checked
 from .schedule import CondensationSchedule
 from .skipped import OnNonfinite
-from .sums import CheckedState as TrackerState
 from .tracker import KnowledgeValueTracker
 from .values import Value, ValueName
 
 __all__ = ["Condensation"]
 
 STATE_VERSION = 2
-
-
-class Checked(NamedTuple):
-    """A state, checked and ready to be taken over."""
-
-    epoch: int
-    seen: bool
-    recorded: TrackerState
-    in_force: Any
-    history: CondensationHistory
-    also: dict[str, int]
 
 
 class Condensation:
@@ -390,32 +379,18 @@ class Condensation:
         *,
         needs: tuple[str, ...] = (),
         within: str = "",
-    ) -> Checked:
+    ) -> Saved:
         """What `load_state_dict` would take over, or why it would not.
 
         ``needs`` are whole numbers that the state holds besides; the one called ``within`` is 0 between epochs.
         """
-        layout = self._layout
-        several = isinstance(state, (list, tuple))
-        states = [self._checked(one, needs) for one in (state if several else [state])]
-        saved = [ranks for ranks, _ in states]
-        if several:
-            check_together(saved, [self._moment(checked) for _, checked in states], layout.what)
-        else:
-            check_rank(saved[0], (layout.rank, layout.ranks), layout.what)
-        first = states[0][1]
-        if several:
-            ordered = sorted(states, key=lambda one: one[0])
-            parts = [(checked.recorded, checked.in_force) for _, checked in ordered]
-            recorded, in_force = layout.joined(parts, bool(first.also.get(within)))
-            first = first._replace(recorded=recorded, in_force=in_force)
-        return first._replace(seen=any(checked.seen for _, checked in states))
+        return checked(state, self._layout, self.identity(), needs=needs, within=within)
 
-    def apply(self, checked: Checked) -> None:
+    def apply(self, saved: Saved) -> None:
         """Take over a checked state."""
-        self._layout.apply(checked.recorded, checked.in_force)
-        self.history, self.epoch = checked.history, checked.epoch
-        self._seen_before, self._batches = checked.seen, self.tracker.batches
+        self._layout.apply(saved.recorded, saved.in_force)
+        self.history, self.epoch = saved.history, saved.epoch
+        self._seen_before, self._batches = saved.seen, self.tracker.batches
         self._agreed = False
 
     def restore(
@@ -436,33 +411,7 @@ class Condensation:
         recorded, in_force = layout.check_state(parts, done, layout.rank, layout.ranks)
         if summed and layout.rank > 0:
             recorded = nothing_of(recorded)
-        self.apply(Checked(epoch, seen, recorded, in_force, done, also={}))
-
-    def _checked(self, state: Any, needs: tuple[str, ...]) -> tuple[tuple[int, int], Checked]:
-        """One rank's state, and which rank's it is."""
-        what = self._layout.what
-        own = ("num_replicas", "rank", "epoch", "seen", "tracker", "history", *self._layout.state_dict())
-        check_same(state, self.identity(), what, needs=(*own, *needs))
-        ranks = state_int(state, "rank", 0, what), state_int(state, "num_replicas", 1, what)
-        history = CondensationHistory.from_state(state["history"])
-        recorded, in_force = self._layout.check_state(state, history, *ranks)
-        return ranks, Checked(
-            epoch=state_int(state, "epoch", 1, what),
-            seen=state_bool(state, "seen", what),
-            recorded=recorded,
-            in_force=in_force,
-            history=history,
-            also={name: state_int(state, name, 0, what) for name in needs},
-        )
-
-    def _moment(self, checked: Checked) -> dict[str, str]:
-        """What all ranks of a run have alike at one step."""
-        return {
-            "epoch": str(checked.epoch),
-            **{name.replace("recorded", "recorded position"): str(at) for name, at in checked.also.items()},
-            **self._layout.moment(checked.in_force),
-            "history": str(checked.history.records),
-        }
+        self.apply(Saved(epoch, seen, recorded, in_force, done, also={}))
 
     def __repr__(self) -> str:
         return (

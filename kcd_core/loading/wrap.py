@@ -117,6 +117,7 @@ def wrap_loader(
         alike={"batch_size": batches.batch_size, "loader's drop_last": batches.drop_last},
     )
     mix = resolve_mixer(mixer, loader.dataset)
-    batches.rehearse = mixing is not None and schedule.ratio < 1 and is_built_in(mix)
+    drops = schedule.ratio < 1 or type(schedule) is not CondensationSchedule
+    batches.rehearse = mixing is not None and drops and is_built_in(mix)
     inner = rebuild(loader, batches, mix)
     return CondensedLoader(run, batches, inner, loader.dataset, bool(return_index))

@@ -25,6 +25,7 @@ class SliceLayout:
     """See `kcd_core.layout.Layout`. The tracker's samples are those of the slice."""
 
     what = "loader"
+    parts: tuple[str, ...] = ("sampler",)
     call = "loader.record(student_logits)"
 
     def __init__(self, sampler: ShardedSampler, tracker: KnowledgeValueTracker) -> None:

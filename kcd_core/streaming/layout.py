@@ -41,6 +41,7 @@ class SlotLayout:
     """
 
     what = "stream"
+    parts: tuple[str, ...] = ("stage", "dropped")
     call = "stream.record(student_logits, ids=...)"
     mixing = False
 

@@ -1,0 +1,102 @@
+"""What a run has saved, checked as a whole before any of it is taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .base.states import check_rank, check_same, check_together, state_bool, state_int
+from .history import CondensationHistory
+from .layout import Layout
+from .sums import CheckedState
+
+__all__ = ["Saved", "checked"]
+
+
+class Saved(NamedTuple):
+    """A run's state, checked and ready to be taken over.
+
+    Attributes
+    ----------
+    epoch : int
+    seen : bool
+        Whether anything was recorded in that epoch.
+    recorded
+        V and F: see `KnowledgeValueTracker.check_state`.
+    in_force
+        The layout's own.
+    history : CondensationHistory
+    also : dict of int
+        What else was asked for.
+    """
+
+    epoch: int
+    seen: bool
+    recorded: CheckedState
+    in_force: Any
+    history: CondensationHistory
+    also: dict[str, int]
+
+
+def checked(
+    state: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    layout: Layout,
+    identity: Mapping[str, Any],
+    *,
+    needs: tuple[str, ...] = (),
+    within: str = "",
+) -> Saved:
+    """One rank's state, or what of all ranks' states is this rank's; a ValueError says why it is not taken over.
+
+    Parameters
+    ----------
+    state : mapping, or list of mappings
+    layout : Layout
+    identity : mapping
+        What the states must have alike with this run.
+    needs : tuple of str
+        Whole numbers that each state holds besides.
+    within : str
+        The one of them that is 0 between epochs.
+    """
+    if not isinstance(state, (list, tuple)):
+        saved, own = _one(state, layout, identity, needs)
+        check_rank(saved, (layout.rank, layout.ranks), layout.what)
+        return own
+    states = [_one(each, layout, identity, needs) for each in state]
+    check_together([saved for saved, _ in states], [_moment(each, layout) for _, each in states], layout.what)
+    ordered = [each for _, each in sorted(states, key=lambda pair: pair[0])]
+    first, seen = ordered[0], any(each.seen for each in ordered)
+    parts = [(each.recorded, each.in_force) for each in ordered]
+    recorded, in_force = layout.joined(parts, bool(first.also.get(within)))
+    return first._replace(seen=seen, recorded=recorded, in_force=in_force)
+
+
+def _one(
+    state: Any, layout: Layout, identity: Mapping[str, Any], needs: tuple[str, ...]
+) -> tuple[tuple[int, int], Saved]:
+    """One rank's state, and which rank's it is, of how many."""
+    what = layout.what
+    own = ("num_replicas", "rank", "epoch", "seen", "tracker", "history", *layout.parts)
+    check_same(state, identity, what, needs=(*own, *needs))
+    ranks = state_int(state, "rank", 0, what), state_int(state, "num_replicas", 1, what)
+    history = CondensationHistory.from_state(state["history"])
+    recorded, in_force = layout.check_state(state, history, *ranks)
+    return ranks, Saved(
+        epoch=state_int(state, "epoch", 1, what),
+        seen=state_bool(state, "seen", what),
+        recorded=recorded,
+        in_force=in_force,
+        history=history,
+        also={name: state_int(state, name, 0, what) for name in needs},
+    )
+
+
+def _moment(saved: Saved, layout: Layout) -> dict[str, str]:
+    """What all ranks of a run have alike at one step."""
+    return {
+        "epoch": str(saved.epoch),
+        **{name.replace("recorded", "recorded position"): str(at) for name, at in saved.also.items()},
+        **layout.moment(saved.in_force),
+        "history": str(saved.history.records),
+    }
