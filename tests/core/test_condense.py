@@ -270,6 +270,7 @@ VALUE, COUNT = np.arange(4.0), np.ones(4, np.int64)
     ("change", "error", "message"),
     [
         ({"value": np.arange(3.0)}, ValueError, "both be"),
+        ({"value": np.arange(5.0)}, ValueError, "both be"),
         ({"value": np.zeros((4, 1))}, ValueError, "both be"),
         ({"value": np.zeros((2, 2)), "count": np.ones((2, 2), int)}, ValueError, "both be"),
         ({"value": np.zeros(0), "count": np.zeros(0, int)}, ValueError, "N >= 1"),

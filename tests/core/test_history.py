@@ -137,6 +137,8 @@ def test_a_damaged_history_leaves_a_loader_as_it_was(loader):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
+        ({"stage": 0}, r"records\[1\].stage must be a whole number from 1 to 2147483648, got 0"),
+        ({"epoch": 0}, r"records\[1\].epoch must be a whole number from 1 to 2147483648, got 0"),
         ({"kept": 0}, r"records\[1\].kept must be a whole number from 1 to 40, got 0"),
         ({"kept": 41}, "kept must be a whole number from 1 to 40, got 41"),
         ({"dropped": 13}, "dropped must be a whole number from 0 to 12, got 13"),

@@ -360,6 +360,11 @@ def test_indices_outside_a_slice(indices: Any) -> None:
         within(indices, 5, 10)
 
 
+def test_of_many_indices_outside_a_slice_the_first_five_are_named() -> None:
+    with pytest.raises(IndexError, match=r"5 \.\. 9, got \[10, 11, 12, 13, 14\]; nothing"):
+        within(np.arange(7, 17), 5, 10)
+
+
 @pytest.mark.parametrize("device", [None, "cpu"])
 def test_one_rank_by_hand_is_condense_step(device: Any) -> None:
     n = 50
