@@ -128,8 +128,10 @@ def outside_of_graphs(method: Method) -> Method:
     @wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         torch = sys.modules.get("torch")
-        if torch is not None and hasattr(torch.compiler, "is_compiling") and torch.compiler.is_compiling():
-            return torch.compiler.disable(method)(*args, **kwargs)
+        if torch is not None:
+            is_compiling = getattr(torch.compiler, "is_compiling", None)  # torch 2.2 has none
+            if is_compiling is not None and is_compiling():
+                return torch.compiler.disable(method)(*args, **kwargs)
         return method(*args, **kwargs)
 
     return call  # type: ignore[return-value]
@@ -137,7 +139,7 @@ def outside_of_graphs(method: Method) -> Method:
 
 def has_memory(x: Array) -> bool:
     """Whether ``x`` is one array in memory: no sparse tensor, and none that wraps others, as a DTensor does."""
-    if not is_tensor(x):
+    if isinstance(x, np.ndarray):
         return True
     return x.layout is sys.modules["torch"].strided and not hasattr(type(x), "__tensor_flatten__")
 
@@ -165,7 +167,9 @@ def detached(x: Any) -> Any:
 def to_numpy(x: Any) -> npt.NDArray[Any]:
     """``x`` in host memory as a NumPy array. Waits for the device where ``x`` lies on one."""
     if is_tensor(x):
-        x = x.detach().resolve_neg().cpu()
+        x = x.detach().cpu()
+        if x.is_neg():  # negated in name only, which NumPy does not know of
+            x = x.resolve_neg()
         x = (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
     array: npt.NDArray[Any] = np.asarray(as_array(x))
     return array
