@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo help test lint check bench gpu study paper-table dist clean
+.PHONY: demo help test lint check bench gpu mutants study paper-table dist clean
 
 demo: $(VENV)/.done ## KD, KC-KD and random dropping on real images
 	$(BIN)/kcd demo
@@ -31,6 +31,11 @@ bench: $(VENV)/.done ## what kcd costs, into benchmarks/results; needs 6 GB of m
 # Needs no environment: where nothing can be installed, it runs with what is there.
 gpu: ## all that needs a GPU, in five minutes; without one, ARGS='--device cpu --quick'
 	$(if $(wildcard $(VENV)/.done),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(ARGS)
+
+# An hour on one core, and not part of `make check`. ARGS='--again' meets those that survived with the tests of today.
+mutants: $(VENV)/.done ## single mutations of kcd: do the tests notice them?
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,mutants]'
+	$(BIN)/python benchmarks/mutants.py $(ARGS)
 
 # Goes on where it was interrupted.
 study: $(VENV)/.done ## accuracy against samples drawn, under an hour on two cores; data: see README
