@@ -205,7 +205,10 @@ def one_rank_records(rank, world):
     before = loader.state_dict()
     try:
         loader.end_epoch()
-    except (UserWarning, RuntimeError):  # the warning of the ranks that recorded nothing is an error on all of them
+    except (
+        UserWarning,
+        RuntimeError,
+    ):  # the warning of the ranks that recorded nothing is an error on all of them
         assert identical_state(loader.state_dict(), before)
         return loader.end_epoch().kept.tolist()
     raise AssertionError("a warning that is an error has to be raised on every rank")
