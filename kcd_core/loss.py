@@ -94,6 +94,16 @@ class CondensedLoss(torch.nn.Module):
         """Number of sets installed."""
         return int(self.installs)
 
+    @property
+    def in_force(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of the set and of the number of sets installed; assigned, they are put back."""
+        return self.keep.clone(), self.installs.clone()
+
+    @in_force.setter
+    def in_force(self, before: tuple[torch.Tensor, torch.Tensor]) -> None:
+        for buffer, was in zip((self.keep, self.installs), before, strict=True):
+            buffer.copy_(was)
+
     def install(self, condensed_set: CondensedSet) -> None:
         """Weigh by ``condensed_set`` from now on.
 

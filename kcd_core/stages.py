@@ -223,7 +223,8 @@ class Condensation:
         """End the epoch: condense if the schedule says a stage ends, and move on to the next.
 
         All or nothing: whatever is raised in it, an interrupt included, leaves stage, set, history and epoch as
-        they were. Under a process group every rank must call it.
+        they were (the set of a sampler of one's own, if it has an ``in_force`` that can be read and put back).
+        Under a process group every rank must call it.
 
         Returns
         -------
