@@ -161,18 +161,18 @@ class Settings:
         """Declare an option for every setting."""
         default = Settings()
         numbers: Sequence[tuple[str, type, str]] = (
-            ("ratio", float, "share of the points that is kept in the end"),
+            ("ratio", float, "share of the samples that is kept in the end"),
             ("stages", int, "stages in which the set shrinks"),
             ("period", int, "epochs a stage lasts"),
             ("warmup", int, "no stage ends before this epoch"),
             ("alpha", float, "weight of the recording count in the ranking"),
-            ("min-weight", float, "least share of a kept point in a mixture"),
+            ("min-weight", float, "least share of a kept sample in a mixture"),
         )
         for name, kind, text in numbers:
             value = getattr(default, name.replace("-", "_"))
             parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
         texts = {
-            "mixing": "mix dropped points into barely kept ones: mixtures of mixtures, from the originals, or not",
+            "mixing": "mix dropped samples into barely kept ones: mixtures of mixtures, from the originals, or not",
             "value": "what a sample is worth",
             "negatives": "where CRD draws negatives from",
         }

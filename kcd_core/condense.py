@@ -27,21 +27,21 @@ class CondensedSet:
     Attributes
     ----------
     kept : int64 [n], ascending
-        The points of the next stage (Y = 1 in the paper).
+        The samples of the next stage (Y = 1; the paper calls them knowledge points).
     num_samples : int
-        N, all points.
+        N, all samples.
     stage : int
         From 1.
     dropped : int64 [D], in ranking order, highest first
-        What this stage dropped: ranks n .. n+D-1 over *all* points, as in the authors' code. A point
+        What this stage dropped: ranks n .. n+D-1 over *all* samples, as in the authors' code. A sample
         dropped earlier can be back in ``kept``, and one can be "dropped" that was not in the set.
     tail : int64 [L], in ranking order
-        The lowest-ranked kept points, which take in the dropped ones: ``tail[i]`` is mixed with
+        The lowest-ranked kept samples, which take in the dropped ones: ``tail[i]`` is mixed with
         ``dropped[i]``. L is D, or n where more is dropped than kept.
     weights : float32 [L]
-        Share of the tail point in its mixture, from 1 down to just over ``min_weight``.
+        Share of the tail sample in its mixture, from 1 down to just over ``min_weight``.
     cut : float
-        Ranking score of the lowest-ranked kept point; +inf if it was never recorded, NaN if unknown.
+        Ranking score of the lowest-ranked kept sample; +inf if it was never recorded, NaN if unknown.
     """
 
     kept: Indices
@@ -71,7 +71,7 @@ class CondensedSet:
         weights = np.asarray(self.weights, np.float32)
         object.__setattr__(self, "weights", weights)
         if len(self.kept) == 0:
-            raise ValueError("kept must hold at least one point")
+            raise ValueError("kept must hold at least one sample")
         if not (self.kept[1:] > self.kept[:-1]).all():
             raise ValueError("kept must be ascending and without duplicates (use numpy.unique)")
         if not len(self.tail) == len(weights) <= len(self.dropped):
@@ -82,9 +82,9 @@ class CondensedSet:
         member = np.zeros(self.num_samples, bool)
         member[self.kept] = True
         if not member[self.tail].all():
-            raise ValueError("tail must hold kept points only")
+            raise ValueError("tail must hold kept samples only")
         if member[self.dropped].any():
-            raise ValueError("dropped must hold no kept point")
+            raise ValueError("dropped must hold no kept sample")
         for name in ("tail", "dropped"):
             member[:] = False
             member[getattr(self, name)] = True
@@ -111,19 +111,19 @@ def condense(
     min_weight: float = 0.7,
     stage: int = 1,
 ) -> CondensedSet:
-    r"""Rank all points by :math:`V F^\alpha`, keep the highest, pair the tail with what was dropped.
+    r"""Rank all samples by :math:`V F^\alpha`, keep the highest, pair the tail with what was dropped.
 
     Parameters
     ----------
     value : array [N], floating
-        V, the mean recorded value of each point.
+        V, the mean recorded value of each sample.
     count : integer array [N]
         F, how many times it was recorded. Points with F = 0 were never recorded: they rank first,
         so that nothing is dropped unseen, and their value is not looked at (NaN is usual).
     previous : int, 1 .. N
         Size of the set in force.
     target : int, 1 .. N
-        Size wanted. Where it is not below ``previous``, the points are ranked anew and nothing is
+        Size wanted. Where it is not below ``previous``, the samples are ranked anew and nothing is
         dropped or mixed (L = 0).
     alpha : float, at least 0
         Weight of the recording count; 0 ranks by V alone.
@@ -140,7 +140,7 @@ def condense(
     Raises
     ------
     ValueError
-        If lengths disagree, N is 0, a number is outside its range, a recorded point (F > 0) has a value
+        If lengths disagree, N is 0, a number is outside its range, a recorded sample (F > 0) has a value
         that is not finite, or ``alpha`` is so large that its score is not finite.
     TypeError
         If ``value`` is not floating-point, ``count`` not of an integer dtype, or ``alpha`` or
@@ -148,8 +148,8 @@ def condense(
 
     Notes
     -----
-    KCD, ECCV 2022, sections 3.2 and 3.3. O(N) but for sorting the 2L points around the cut; 16 bytes
-    a point beyond its arguments and result (``benchmarks/selection.py``). Runs in host memory in
+    KCD, ECCV 2022, sections 3.2 and 3.3. O(N) but for sorting the 2L samples around the cut; 16 bytes
+    a sample beyond its arguments and result (``benchmarks/selection.py``). Runs in host memory in
     float64 whatever it is given, so that every device and every number of processes gets the same
     set; tensors on a device are copied first.
 
@@ -164,7 +164,7 @@ def condense(
     n = len(value)
     for name, size in (("previous", previous), ("target", target)):
         if checked_int(size, name, 1) > n:
-            raise ValueError(f"{name} must be at most the number of points, {n}, got {size}")
+            raise ValueError(f"{name} must be at most the number of samples, {n}, got {size}")
     checked_int(stage, "stage", 1)
     alpha, min_weight = check_settings(alpha, min_weight)
 

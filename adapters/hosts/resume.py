@@ -129,7 +129,7 @@ class Checkpoints:
         wanted = self._schedule.size(num_samples, epochs + 1)
         if sampler.num_kept != wanted:
             raise ValueError(
-                f"it keeps {sampler.num_kept} points after {epochs} epochs; the schedule, {wanted}"
+                f"it keeps {sampler.num_kept} samples after {epochs} epochs; the schedule, {wanted}"
             )
         if int(tracker.count.max()) > epochs + 1 or counts["observed"] > counts["drawn"]:
             raise ValueError("it is damaged: its counts contradict each other")

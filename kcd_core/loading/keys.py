@@ -104,7 +104,7 @@ class KeyBatches:
         return self.steps(self.sampler.num_kept)
 
     def steps(self, size: int) -> int:
-        """Batches of one rank in an epoch on ``size`` points."""
+        """Batches of one rank in an epoch on ``size`` samples."""
         length = self.sampler.length(size)
         return length // self.batch_size if self.drop_last else -(-length // self.batch_size)
 

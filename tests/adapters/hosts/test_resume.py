@@ -125,7 +125,7 @@ def test_a_damaged_file_is_named_and_so_is_the_remedy(saved: tuple[Path, list[in
     [
         ({"epochs": -1}, "epochs"),
         ({"epochs": 1.5}, "epochs"),
-        ({"epochs": 0}, "it keeps 30 points after 0 epochs; the schedule, 40"),
+        ({"epochs": 0}, "it keeps 30 samples after 0 epochs; the schedule, 40"),
         ({"observed": 1000}, "contradict each other"),
         ({"method": "crd"}, "method = 'crd', here it is 'kd'"),
         ({"repository": "sskd"}, "repository = 'sskd'"),
