@@ -261,7 +261,7 @@ def test_a_host_that_crashes_is_not_reproached(host: Host) -> None:
 
 @on("repdistiller")
 def test_a_history_that_can_not_be_written_is_refused_before_training(host: Host) -> None:
-    for path, reason in (("no/h.json", "No such file"), ("helper", "Is a directory")):
+    for path, reason in (("no/h.json", "No such file"), ("helper", "not a regular file")):
         output, items = host.kcd(*ONCE, "--history", path, "train_student.py", status=2)
         assert f"kcd: --history {path}: {reason}" in output
         assert len(output.splitlines()) == 1
