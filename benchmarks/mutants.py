@@ -62,9 +62,9 @@ SERVING = {
     "kcd_core/loading/loader.py": (2, "loader_guards loader loader_resume"),
     "kcd_core/loading/alignment.py": (1, "loader_guards loader loader_resume"),
     "kcd_core/loading/keys.py": (2, "loader loader_kinds mixing"),
-    "kcd_core/loading/*.py": (1, "loader loader_kinds mixing"),
+    "kcd_core/loading/*.py": (1, "agreement loader loader_kinds mixing sharded"),
     "kcd_core/streaming/*.py": (1, "stream stages"),
-    "kcd_core/sharded/*.py": (1, "sharded"),
+    "kcd_core/sharded/*.py": (1, "agreement sharded"),
     "kcd_core/base/distributed.py": (1, "agreement distributed"),
     "kcd_core/base/states.py": (1, "loader_resume stages tracker exactness"),
     "kcd_core/base/padding.py": (1, "stages loader sampler"),
@@ -309,22 +309,33 @@ def write(path: Path, facts: dict[str, Any], mutants: list[dict[str, Any]]) -> N
     equal = [one for one in met if one.get("reason", "").startswith("equivalent")]
     killed = [one for one in met if one["outcome"].startswith("killed")]
     left = [one for one in met if one["outcome"] == "survived"]
-    score = len(killed) / max(1, len(met) - len(equal))
-    counts = {"mutants": len(met), "killed": len(killed), "survived": len(left), "equivalent": len(equal)}
-    path.with_suffix(".json").write_text(
-        json.dumps({**facts, **counts, "score": round(score, 4), "all": met}, indent=1) + "\n"
-    )
     since = [one for one in killed if one["outcome"] == "killed since"]
+    score, first = (x / max(1, len(met) - len(equal)) for x in (len(killed), len(killed) - len(since)))
+    counts = {"mutants": len(met), "killed": len(killed), "survived": len(left), "equivalent": len(equal)}
+    scores = {"score": round(score, 4), "at first": round(first, 4)}
+    path.with_suffix(".json").write_text(
+        json.dumps({**facts, **counts, **scores, "all": met}, indent=1) + "\n"
+    )
     lines = [
         "# mutants", "", heading(facts), "",
-        f"{len(met)} mutants: {len(killed)} killed, {len(left)} survived, {len(equal)} of them equivalent. "
-        f"**{score:.1%}** of those that change behaviour are killed; {len(since)} only since a test was written for it.",
+        f"{len(met)} mutants, of {facts['drawn']} drawn, were met in the time given: {len(killed)} killed, "
+        f"{len(left)} survived, {len(equal)} of them equivalent. **{score:.1%}** of those that change behaviour are "
+        f"killed; {first:.1%} were at first.",
     ]  # fmt: skip
-    for title, some in (("Survived", left), ("Killed since a test was written for it", since)):
-        lines += ["", f"## {title}", "", "| where | was | now | reason |", "|---|---|---|---|"]
+    for title, some in (
+        ("Survived", left),
+        ("Killed since, by a test written then or first met then", since),
+    ):
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            f"| where | was | now | {'reason' if some is left else 'by'} |",
+            "|---|---|---|---|",
+        ]
         for one in some:
             was, now = (" ".join(x.strip() for x in one[key]).replace("|", "\\|") for key in ("was", "now"))
-            why = one.get("reason", "") if title == "Survived" else one["by"]
+            why = one.get("reason", "") if some is left else one["by"]
             lines.append(f"| {one['module']}:{one['line']} | `{was}` | `{now}` | {why} |")
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
@@ -341,12 +352,16 @@ def main(arguments: list[str] | None = None) -> int:
     given = options.parse_args(arguments)
     bounded(options, given, mutants=1, seed=0)
     name = named("mutants", options, given, "quick", "mutants", "seed", "modules")
-    path, facts = given.out / name, {**about(), "seed": given.seed}
+    path, facts = given.out / name, {**about(), "seed": given.seed, "drawn": given.mutants}
     before = json.loads(path.with_suffix(".json").read_text()) if path.with_suffix(".json").exists() else {}
     if given.again:
         mutants = before["all"]
         facts = {**{key: before[key] for key in facts}, "again at": commit(CHECKOUT)}
         todo = [one for one in mutants if one["outcome"] == "survived" and not one.get("reason")]
+        for one in todo:
+            one["tests"] = next(
+                tests for pattern, (_, tests) in SERVING.items() if fnmatch(one["module"], pattern)
+            )
     else:
         mutants = todo = []
     given.out.mkdir(parents=True, exist_ok=True)

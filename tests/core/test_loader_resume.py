@@ -636,7 +636,7 @@ def test_a_state_within_an_epoch_needs_batches_in_order():
     loader.state_dict()
 
 
-def test_without_workers_batches_are_in_order_whatever_was_asked_for():
+def test_batches_are_in_order_where_nothing_is_fetched_ahead():
     if "in_order" not in inspect.signature(torch.utils.data.DataLoader.__init__).parameters:
         pytest.skip("this torch always yields batches in order")
     loader = wrap(Plain(N), in_order=False)
