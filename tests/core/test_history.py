@@ -323,8 +323,7 @@ def test_nothing_counts_as_mixed_where_nothing_is():
         mixing=None,
     )
     loader.tracker.record(range(20), np.arange(20.0))
-    with pytest.warns(UserWarning, match="nothing was recorded"):
-        chosen = loader.end_epoch()
+    chosen = loader.end_epoch()  # without a warning: something was recorded, in whatever way
     assert len(chosen.tail) == 10
     assert loader.history[0]["mixed"] == 0
 
