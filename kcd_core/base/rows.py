@@ -22,6 +22,7 @@ HOST_CHUNK = 2**15  # numbers of a chunk in host memory: a core's cache holds wh
 DEVICE_CHUNK = 15 * 2**20  # bytes that may be made of a chunk on a device, where the logits are small
 DEVICE_SHARE = 5  # and where they are large, one in so many of their bytes
 MOST_NUMBERS = 2**30  # of a chunk: kernels that pool count in 32 bits
+EINSUM_BUFFER = 8192  # numbers; a longer row is added in another order if it comes alone
 WINDOW = 32  # numbers that one thread of a device adds
 
 #: What is computed of a chunk: ``f(rows, logits, *others) -> [B]``, ``rows`` being the back end.
@@ -48,8 +49,10 @@ class NumpyRows:
 
     @staticmethod
     def dot(a: Array, b: Array) -> Array:
-        """The sum of the products of each row, without the products in memory."""
-        return np.einsum("ij,ij->i", a, b)
+        """The sum of the products of each row."""
+        if a.shape[1] > EINSUM_BUFFER:
+            return (a * b).sum(-1)
+        return np.einsum("ij,ij->i", a, b)  # without the products in memory
 
     @staticmethod
     def second(numbers: Array) -> Array:

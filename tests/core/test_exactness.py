@@ -33,6 +33,10 @@ def batch(rows: int, classes: int, seed: int = 0) -> dict[str, Any]:
         (HOST_CHUNK // 64 + 1, 64),
         (HOST_CHUNK // 64 - 1, 64),
         (3 * (HOST_CHUNK // 100) + 2, 100),  # chunks that are not filled by whole rows
+        (7, 8192),  # where einsum's buffer ends, and beyond
+        (7, 8193),
+        (7, 9000),
+        (5, 16_384),
         (3, HOST_CHUNK),  # a row that is a chunk, or more
         (3, HOST_CHUNK + 1),
     ],
