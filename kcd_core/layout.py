@@ -43,7 +43,7 @@ class Layout(Protocol):
     parts : tuple of str
         The keys of `state_dict`.
     call : str
-        How values are recorded, for the warning that none were.
+        How values are recorded, for the warning that none were; without one, nobody is warned.
     tracker : KnowledgeValueTracker
     rank, ranks : int
     mixing : bool

@@ -46,7 +46,8 @@ class Condensation:
     device : torch device, optional
         Where values are kept. Default: where the first recorded logits are.
     tracker : KnowledgeValueTracker, optional
-        One that is there already, as a `CondensedLoss` has, in place of ``value``, ``on_nonfinite`` and ``device``.
+        One that is there already, in place of ``value``, ``on_nonfinite`` and ``device``. Default: the sampler's own,
+        as a `CondensedLoss` has one.
 
     Attributes
     ----------
@@ -97,6 +98,8 @@ class Condensation:
                 f"sampler must be a CondensedSampler, a CondensedLoss, or have num_samples, kept and install, got "
                 f"{type(sampler).__name__}: {why}"
             )
+        if tracker is None:
+            tracker = getattr(sampler, "tracker", None)
         if tracker is None:
             tracker = KnowledgeValueTracker(
                 sampler.num_samples, value=value, on_nonfinite=on_nonfinite, device=device
@@ -283,7 +286,7 @@ class Condensation:
     def _warn(self, decision: Decision | None) -> None:
         """Each kind of warning once."""
         texts = {"decision": decision.warning if decision else ""}
-        if not self.seen:
+        if not self.seen and self._layout.call:
             texts["nothing recorded"] = (
                 f"nothing was recorded in epoch {self.epoch}: call {self._layout.call} after the student's "
                 "forward pass"

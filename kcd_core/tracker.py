@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import filterfalse
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from .base.arrays import (
     as_array,
     as_indices,
     backend,
-    checked_indices,
     checked_int,
+    checked_range,
     detached,
     dtype_name,
     has_memory,
@@ -173,15 +172,16 @@ class KnowledgeValueTracker:
 
     def _values(self, student_logits: Any, teacher_logits: Any, targets: Any) -> Array:
         """Values [B], or logits [B, C] to be reduced later, that nobody else holds."""
-        refuse_capture(self.device)
-        logits = detached(student_logits)
+        device = self.device
+        if device is not None:
+            refuse_capture(device)
         if self._function is entropy:
-            logits = check_logits(logits, "student_logits")
-            on_host = self.device is None
-            small = 0 < logits.shape[0] * logits.shape[1] < (SMALL if on_host else SMALL_ON_DEVICE)
-            if small and not (on_host and self._skips.raises):
+            logits = check_logits(student_logits, "student_logits")
+            small = 0 < logits.shape[0] * logits.shape[1] < (SMALL if device is None else SMALL_ON_DEVICE)
+            if small and not (device is None and self._skips.raises):
                 return backend(logits).copy(logits)
-            return host_entropy(logits)
+            return host_entropy(detached(logits))
+        logits = detached(student_logits)
         given: dict[str, Any] = {}
         if teacher_logits is not None:
             given["teacher_logits"] = detached(teacher_logits)
@@ -218,11 +218,12 @@ class KnowledgeValueTracker:
             raise ValueError(
                 f"indices and the batch must have one length, got {len(indices)} indices for {len(values)} samples"
             )
-        for x in filterfalse(has_memory, (indices, values)):
-            raise TypeError(
-                f"indices and values must be plain tensors, got a {type(x).__name__} of layout {x.layout}: pass the "
-                "rows that this process holds (a DTensor's to_local()), or to_dense()"
-            )
+        for x in (indices, values):
+            if type(x) is not np.ndarray and not has_memory(x):
+                raise TypeError(
+                    f"indices and values must be plain tensors, got a {type(x).__name__} of layout {x.layout}: pass "
+                    "the rows that this process holds (a DTensor's to_local()), or to_dense()"
+                )
         with self._lock:
             self._join_stream()
             values = self._sums.place(values)
@@ -239,8 +240,8 @@ class KnowledgeValueTracker:
     def _checked_indices(self, indices: Any) -> Array:
         """A copy of ``indices``: int64 in host memory, or a tensor if it is on this tracker's device."""
         indices = as_indices(indices, "indices")
-        if backend(indices).on_host(indices):
-            return checked_indices(
+        if isinstance(indices, np.ndarray):
+            return checked_range(
                 indices, "indices", self._num_samples, outcome="; nothing of this batch was recorded"
             )
         if self.device is None:

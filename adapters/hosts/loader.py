@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from kcd_core import Condensation, CondensationHistory, KnowledgeValueTracker
+from kcd_core.layout import WholeLayout
 from kcd_core.loading.keys import KeyBatches
 from kcd_core.loading.rebuild import rebuild, understand
 from kcd_core.mixing import Mixer, default_mixer, mix_samples
@@ -51,12 +52,12 @@ class HostedLoader:
         batching = _shuffled(loader)
         self._profile, self._settings = profile, settings
         self.sampler = HostOrder(loader.sampler, len(loader.dataset), mixing=settings.recipes)  # type: ignore[arg-type]
-        self.run = Condensation(
-            self.sampler,
-            schedule=settings.schedule(),
-            value=settings.value,
-            alpha=settings.alpha,
-            min_weight=settings.min_weight,
+        layout = WholeLayout(
+            self.sampler, KnowledgeValueTracker(self.sampler.num_samples, value=settings.value)
+        )
+        layout.call = ""  # the engine ends passes that something was observed in, and no others
+        self.run = Condensation.over(
+            layout, settings.schedule(), alpha=settings.alpha, min_weight=settings.min_weight, select=None
         )
         self.passes: list[Pass] = []
         self.unmixable: Exception | None = None

@@ -249,8 +249,8 @@ def as_indices(x: Any, name: str) -> Array:
         If it is not one-dimensional.
     """
     x = as_array(x)
-    if backend(x).on_host(x):
-        x = to_numpy(x)
+    if not isinstance(x, np.ndarray) and x.is_cpu:
+        x = x.detach().numpy() if is_integer(x) else to_numpy(x)
     if not is_integer(x) and not (x.ndim == 1 and len(x) == 0):
         raise TypeError(f"{name} must be integers, got dtype {dtype_name(x)}")
     if x.ndim != 1:
@@ -280,7 +280,14 @@ def checked_indices(
     IndexError
         If an index lies outside ``lower .. upper - 1``.
     """
-    indices = np.array(to_numpy(as_indices(x, name)), np.int64)
+    return checked_range(to_numpy(as_indices(x, name)), name, upper, lower=lower, outcome=outcome)
+
+
+def checked_range(
+    x: npt.NDArray[Any], name: str, upper: int, *, lower: int = 0, outcome: str = ""
+) -> npt.NDArray[np.int64]:
+    """`checked_indices` of what `as_indices` gave."""
+    indices = np.array(x, np.int64)
     # Read as unsigned, an index below is a huge one: one comparison finds both ends. (argmax takes
     # a third of the time of max on so few.)
     unsigned = (indices - lower if lower else indices).view(np.uint64)

@@ -21,16 +21,16 @@ def check_same(
         raise ValueError(
             f"not a {owner} state: expected what state_dict() returned, got {type(state).__name__}"
         )
+    if "version" in mine and _differ(state.get("version"), mine["version"]) and "version" in state:
+        raise ValueError(
+            f"this {owner} state is of version {state['version']!r}, and this kcd_core reads version "
+            f"{mine['version']}: finish the run with the kcd_core that saved it, or start anew"
+        )
     missing = [key for key in (*mine, *needs) if key not in state]
     if missing:
         raise ValueError(f"not a {owner} state: it has no {', '.join(map(repr, missing))}")
     for key, value in mine.items():
         if _differ(state[key], value):
-            if key == "version":
-                raise ValueError(
-                    f"this {owner} state is of version {state[key]!r}, and this kcd_core reads version {value}: finish "
-                    "the run with the kcd_core that saved it, or start anew"
-                )
             raise ValueError(
                 f"this {owner} state was saved with {key} = {state[key]!r}, here it is {value!r}"
             )

@@ -364,3 +364,19 @@ def test_parts_of_another_run_change_nothing(part: str, of: Any) -> None:
     with pytest.raises(ValueError, match=part):
         again.restore(**{**parts_of(run), part: of})
     assert identical_state(again.state_dict(), before)
+
+
+def test_a_losss_own_tracker_is_the_runs() -> None:
+    loss = kcd.CondensedLoss(torch.nn.CrossEntropyLoss(reduction="none"), kcd.KnowledgeValueTracker(N))
+    assert kcd.Condensation(loss, schedule=SCHEDULE).tracker is loss.tracker
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_of_version_1_is_refused_with_a_sentence(kind: str) -> None:
+    """Whatever else it lacks."""
+    run = KINDS[kind]().run
+    state = {key: part for key, part in run.state_dict().items() if key not in ("seen", "min_weight")}
+    with pytest.raises(
+        ValueError, match="is of version 1, and this kcd_core reads version 2: finish the run"
+    ):
+        run.load_state_dict({**state, "version": 1})

@@ -572,3 +572,16 @@ def test_looking_for_a_module_does_not_use_up_its_patch(
     assert importlib.util.find_spec("kcd_late_probed") is not None
     assert importlib.import_module("kcd_late_probed").f(1) == 2
     assert seen == [1]
+
+
+def test_two_passes_that_are_over_at_once_are_two_epochs_without_a_warning() -> None:
+    """A host that trains on two iterators in turns: nothing new is recorded between the two ends."""
+    settings = Settings(ratio=0.5, stages=2, period=1)
+    engine, train = Engine(settings, PROFILE, []), hosted(settings=settings)
+    engine._candidates.add(train)
+    for (x, y), (v, w) in zip(engine.start(train), engine.start(train), strict=True):
+        engine.observe(x.expand(-1, 3).clone().requires_grad_(), y)
+        engine.observe(v.expand(-1, 3).clone().requires_grad_(), w)
+    engine.start(train)  # pytest makes an error of a warning
+    assert engine.journal.epochs == 2
+    assert [record["kept"] for record in train.history] == [30, 20]
