@@ -544,7 +544,7 @@ def test_sums_too_large_together_are_refused():
 
 
 @pytest.mark.parametrize(
-    "garbage", [None, 3, [], [1, 2], "state", {}, {"version": 1}, {1: 2}, torch.zeros(3), object()]
+    "garbage", [None, 3, [], [1, 2], "state", {}, {"version": 2}, {1: 2}, torch.zeros(3), object()]
 )
 def test_garbage_is_refused(garbage):
     assert_refused(make(), garbage, "not a loader state")
