@@ -7,6 +7,7 @@ from collections import namedtuple
 from contextlib import contextmanager
 from functools import lru_cache
 
+import hypothesis
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -16,6 +17,11 @@ from kcd_core.base import distributed
 
 CLASSES = 5
 Pair = namedtuple("Pair", "image target")
+
+
+def examples(usual):
+    """How many examples a property draws that is dearer, or cheaper, than others; in the same proportion in any profile."""
+    return hypothesis.settings(max_examples=usual * hypothesis.settings.default.max_examples // 60)
 
 
 def images_of(n, shape=(4, 4, 3), seed=0):

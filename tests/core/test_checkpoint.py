@@ -17,8 +17,8 @@ from collections import Counter, OrderedDict, defaultdict, namedtuple
 import numpy as np
 import pytest
 import torch
-from helpers import Plain, same, wrap
-from hypothesis import given, settings
+from helpers import Plain, examples, same, wrap
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -86,7 +86,7 @@ states = st.recursive(
 )
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(state=states)
 def test_round_trip(tmp_path_factory, state):
     path = tmp_path_factory.getbasetemp() / "round-trip.ckpt"
@@ -521,7 +521,7 @@ junk = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(node=junk, data=st.binary(max_size=32))
 def test_forged_files_load_plain_values_or_are_refused(tmp_path_factory, node, data):
     path = tmp_path_factory.getbasetemp() / "forged.ckpt"
@@ -533,7 +533,7 @@ def test_forged_files_load_plain_values_or_are_refused(tmp_path_factory, node, d
     kcd.save_checkpoint(path, state)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     content=st.binary(max_size=200),
     prefix=st.sampled_from([b"", b"\x93KCDCKPT", b"\x93KCDCKPT\1" + bytes(7)]),

@@ -8,8 +8,18 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from helpers import Cifar, Plain, identical_state, index_of, logits_of, ranks_in_one_process, run_epoch, wrap
-from hypothesis import given, settings
+from helpers import (
+    Cifar,
+    Plain,
+    examples,
+    identical_state,
+    index_of,
+    logits_of,
+    ranks_in_one_process,
+    run_epoch,
+    wrap,
+)
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -336,7 +346,7 @@ class Ranks:
         return ranks
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     n=st.integers(2, 60),
     batch_size=st.integers(1, 5),
@@ -370,7 +380,7 @@ def test_another_number_of_ranks_goes_on_in_the_same_global_order(n, batch_size,
             assert counts.tolist() == tracker.count.tolist()
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     n=st.integers(8, 60),
     worlds=st.lists(st.integers(1, 4), min_size=2, max_size=5),

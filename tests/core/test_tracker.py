@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import kcd_core as kcd
@@ -990,7 +991,7 @@ def test_no_global_random_state() -> None:
     reads=st.sets(st.integers(0, 39)),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_when_values_are_read_changes_no_bit_of_them(
     kind: str, classes: int, batches: list[int], reads: set[int], seed: int
 ) -> None:
