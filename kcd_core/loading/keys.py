@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch.utils.data import MapDataPipe
 
 from ..base.padding import PADDING
 from ..epoch_sampler import Blocks, EpochSampler
@@ -147,9 +148,16 @@ class KeyedDataset:
     def __len__(self) -> int:
         return len(self._kcd_dataset)
 
-    # worker_init_fn reaches the user's data set through get_worker_info().dataset
+    # worker_init_fn reaches the user's data set through get_worker_info().dataset, and may ask for its type.
+    # (A DataLoader puts a wrapper of its own around a MapDataPipe; the user's has done so already.)
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        users = type(self._kcd_dataset)
+        return KeyedDataset if issubclass(users, MapDataPipe) else users
+
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_kcd_"):
+        # copy.deepcopy asks the instance, and is to make another KeyedDataset
+        if name.startswith("_kcd_") or name == "__deepcopy__":
             raise AttributeError(name)
         return getattr(self._kcd_dataset, name)
 

@@ -1,7 +1,9 @@
 """Every kind of loader and data set that can be wrapped gives the plain loader's batches; the rest is refused."""
 
+import copy
 import functools
 import inspect
+import pickle
 import warnings
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch.utils.data import (
     DataLoader,
     DistributedSampler,
     IterableDataset,
+    MapDataPipe,
     RandomSampler,
     SequentialSampler,
     Subset,
@@ -106,6 +109,8 @@ def test_a_batched_fetch_set_to_none_is_none():
 
 def mark_worker(worker_id):
     dataset = get_worker_info().dataset
+    assert isinstance(dataset, Plain)
+    assert not isinstance(dataset, Batched)
     assert len(dataset) == N
     assert dataset[3][1] == 3  # a sample of the user's, not what kcd makes of it
     dataset.kind = "list"  # set on the user's data set, read by its __getitem__
@@ -127,6 +132,37 @@ def test_every_start_method(method):
 
 def to_float(image):
     return torch.from_numpy(image.astype(np.float32))
+
+
+class Copied(Plain):
+    def __deepcopy__(self, memo):
+        return Copied(N)
+
+
+def test_what_has_the_type_of_the_users_data_set_is_copied_and_pickled_as_what_it_is():
+    inner = wrap(Copied(N)).__dict__["_inner"].dataset
+    for twin in (copy.copy(inner), copy.deepcopy(inner), pickle.loads(pickle.dumps(inner))):
+        assert type(twin) is type(inner) is not Copied
+        assert isinstance(twin, Copied)
+        assert len(twin) == N
+    for loader in (copy.deepcopy(wrap(Copied(N))), pickle.loads(pickle.dumps(wrap(Copied(N))))):
+        assert sorted(i for batch in run_epoch(loader) for i in batch) == list(range(N))
+
+
+class Pipe(MapDataPipe):
+    def __init__(self):
+        self.data = [(torch.full((2,), float(i)), i) for i in range(N)]
+
+    def __getitem__(self, index):
+        return self.data[index]
+
+    def __len__(self):
+        return N
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_map_data_pipe(workers):
+    assert_as_plain(Pipe(), num_workers=workers)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
