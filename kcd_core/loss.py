@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from .base.arrays import dtype_name, is_integer, to_numpy
+from .base.cuda_streams import refuse_capture
+from .base.padding import PADDING, without_padding
 from .tracker import KnowledgeValueTracker
 
 if TYPE_CHECKING:
@@ -46,9 +48,16 @@ class CondensedLoss(torch.nn.Module):
 
     Notes
     -----
-    Records in training mode only (``module.training``). The set is part of the module's
-    ``state_dict()``; V and F are the tracker's. There is no boolean indexing, so on CUDA nothing
-    waits. Indices are checked in host memory, and clamped on a device, where the tracker counts them.
+    Records in training mode (``module.training``) and where gradients are enabled: a loss that is evaluated under
+    ``no_grad()`` or ``inference_mode()`` is not recorded, whether or not ``eval()`` reaches this module. Where neither
+    tells the two apart, ``record=`` does.
+
+    No gradient flows into a dropped sample, so that its infinite loss, or one whose gradient is NaN, harms nothing.
+    To a criterion that compares the samples of a batch with each other, a dropped one is a constant.
+
+    The set is part of the module's ``state_dict()``; V and F are the tracker's. There is no boolean indexing, so on
+    CUDA nothing waits. Indices are checked in host memory. On a device, one that is out of range weighs 0, and the
+    tracker counts it.
 
     Examples
     --------
@@ -128,6 +137,7 @@ class CondensedLoss(torch.nn.Module):
         indices: Any,
         teacher_logits: Any = None,
         targets: Any = None,
+        record: bool | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """The criterion's loss over the kept samples of a batch.
@@ -138,9 +148,11 @@ class CondensedLoss(torch.nn.Module):
         *args, **kwargs
             Passed on to the criterion, after the student's logits.
         indices : integer array [B]
-            Which samples these are.
+            Which samples these are. -1 is padding: its row weighs 0 and is not recorded.
         teacher_logits, targets : optional
             For the tracker, if its value uses them; not passed on to the criterion.
+        record : bool, optional
+            Whether the batch is recorded. Default: in training mode, where gradients are enabled.
 
         Returns
         -------
@@ -155,18 +167,24 @@ class CondensedLoss(torch.nn.Module):
         ValueError, TypeError, IndexError
             As `KnowledgeValueTracker.update` does.
         """
-        losses = self.criterion(student_logits, *args, **kwargs)
-        if not isinstance(losses, torch.Tensor) or losses.shape != student_logits.shape[:1]:
+        if record is None:
+            record = self.training and torch.is_grad_enabled()
+        if record:
+            refuse_capture(self.tracker.device)
+        keep = self._lookup(indices, len(student_logits)).to(student_logits.device, non_blocking=True)
+        # The gradient stops here, not only at the losses: further down, a 0 times an infinite one would be NaN.
+        rows = keep.reshape(-1, *[1] * (student_logits.ndim - 1))
+        losses = self.criterion(student_logits.where(rows, student_logits.detach()), *args, **kwargs)
+        if not isinstance(losses, torch.Tensor) or losses.shape != keep.shape:
             shape = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
             raise TypeError(
-                f"criterion must return one loss per sample, shape {tuple(student_logits.shape[:1])}, got {shape}; "
+                f"criterion must return one loss per sample, shape {tuple(keep.shape)}, got {shape}; "
                 "use reduction='none' (and .sum(1) for losses [B, C])"
             )
-        if self.training:
-            self.tracker.update(indices, student_logits, teacher_logits=teacher_logits, targets=targets)
-        keep = self._lookup(indices, len(losses))
-        # where(), not a product: a dropped sample's loss may be infinite, and 0 * inf is NaN.
-        kept_losses = losses.where(keep, 0)
+        if record:
+            recorded = without_padding(indices, student_logits, teacher_logits, targets)
+            self.tracker.update(*recorded[:2], teacher_logits=recorded[2], targets=recorded[3])
+        kept_losses = losses.where(keep, 0)  # not a product, which an infinite loss would make NaN
         if self.reduction == "none":
             return kept_losses
         if self.reduction == "sum":
@@ -174,7 +192,7 @@ class CondensedLoss(torch.nn.Module):
         return kept_losses.sum() / keep.sum().clamp(min=1)
 
     def _lookup(self, indices: Any, batch_size: int) -> torch.Tensor:
-        # In training mode the tracker has looked already; in evaluation nobody else does.
+        """Which rows count: bool [B]. Recorded or not, the indices are checked here."""
         on_host = not isinstance(indices, torch.Tensor) or indices.device.type == "cpu"
         place: Any = to_numpy(indices) if on_host else indices
         if not is_integer(place) and place.shape != (0,):  # an empty list has no integers
@@ -184,8 +202,12 @@ class CondensedLoss(torch.nn.Module):
                 f"indices must be [{batch_size}], one index per sample, got shape {tuple(place.shape)}"
             )
         if on_host:
-            if batch_size and not 0 <= place.min() <= place.max() < self.num_samples:
-                raise IndexError(f"indices must lie in 0 .. {self.num_samples - 1}")
+            if batch_size and not PADDING <= place.min() <= place.max() < self.num_samples:
+                raise IndexError(
+                    f"indices must lie in 0 .. {self.num_samples - 1}, or be {PADDING} for padding"
+                )
             place = torch.from_numpy(place.astype(np.int64))
         place = place.to(self.keep.device, torch.int64, non_blocking=True)
-        return self.keep.index_select(0, place.clamp(0, self.num_samples - 1))
+        inside: torch.Tensor = place.clamp(0, self.num_samples - 1)
+        kept = self.keep.index_select(0, inside)
+        return kept.logical_and(place == inside)

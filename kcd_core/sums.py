@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .base.arrays import Array, backend, is_tensor, state_array, to_numpy, torch_backend
+from .base.padding import PADDING
 
 __all__ = ["CheckedState", "Sums", "ValueSums", "checked_sums", "mean", "recordable", "summed"]
 
@@ -98,7 +99,8 @@ class ValueSums:
         Parameters
         ----------
         indices : int64 array [B]
-            In host memory, known to lie in ``0 .. N-1``. On the device, those outside are masked and counted.
+            In host memory, known to lie in ``0 .. N-1``. On the device, those outside are masked and counted, but
+            for `PADDING`, which is masked alone.
         values : real array [B]
         """
         if self.device is None:
@@ -142,6 +144,7 @@ class ValueSums:
         torch = sys.modules["torch"]
         if is_tensor(indices):
             inside = (indices >= 0) & (indices < len(self.total))
+            outside = (inside | (indices == PADDING)).logical_not()
             indices = indices.where(inside, 0)
         else:  # checked when they came in
             indices = torch.from_numpy(indices)
@@ -161,7 +164,7 @@ class ValueSums:
         if inside is None:
             skipped = torch.stack([ok.logical_not().sum(), self.skipped.new_zeros(())])
         else:
-            skipped = torch.stack([(inside > ok).sum(), inside.logical_not().sum()])
+            skipped = torch.stack([(inside > ok).sum(), outside.sum()])
         return indices, total, fixed, recorded, skipped
 
     def _add_on_device(self, indices: Array, fixed: Array, recorded: Array, skipped: Array) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..algorithms.bitset import Members
 from ..base.arrays import as_array, is_integer, is_tensor
+from ..base.padding import PADDING
 from ..condense import no_indices
 
 __all__ = ["ShardedSet", "bounds", "check_sizes", "within"]
@@ -36,7 +37,8 @@ def within(indices: Any, start: int, stop: int) -> Any:
         return indices  # the tracker says what is wrong
     if is_tensor(indices):
         if indices.device.type != "cpu":
-            return indices.long() - start
+            shifted = indices.long() - start  # below the slice: by one more, so that nothing becomes padding
+            return shifted.sub((shifted < 0).long()).where(indices != PADDING, PADDING)
         indices = indices.numpy()
     indices = indices.astype(np.int64)
     outside = indices[(indices < start) | (indices >= stop)]

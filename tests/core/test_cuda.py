@@ -417,12 +417,19 @@ def record_on_device(tracker: Any, indices: list[int], values: list[float]) -> N
 def test_device_indices_out_of_range_are_masked_and_counted() -> None:
     tracker = Tracker(4, device="cpu")
     for _ in range(MAX_PENDING + 1):
-        record_on_device(tracker, [0, 4, 3, -1, 10**12], [1.0, 7.0, 2.0, 8.0, math.nan])
+        record_on_device(tracker, [0, 4, 3, -2, 10**12], [1.0, 7.0, 2.0, 8.0, math.nan])
     with pytest.warns(RuntimeWarning, match="index outside 0 .. 3 and were not recorded"):
         assert tracker.count.tolist() == [MAX_PENDING + 1, 0, 0, MAX_PENDING + 1]
     assert tracker.value[[0, 3]].tolist() == [1.0, 2.0]
     # A value that is not finite at an index that is out of range is counted once.
     assert tracker.skipped == {"nonfinite": 0, "out_of_range": 3 * (MAX_PENDING + 1)}
+
+
+def test_padding_on_a_device_is_masked_and_not_counted() -> None:
+    tracker = Tracker(4, device="cpu")
+    record_on_device(tracker, [0, -1, 3, -1], [1.0, 7.0, 2.0, math.nan])
+    assert tracker.count.tolist() == [1, 0, 0, 1]  # and no warning
+    assert tracker.skipped == {"nonfinite": 0, "out_of_range": 0}
 
 
 def test_device_values_that_are_not_finite() -> None:

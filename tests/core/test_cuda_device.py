@@ -373,7 +373,7 @@ def test_what_waits_is_bounded(classes: int) -> None:
 @pytest.mark.parametrize("classes", CLASSES)
 def test_an_index_out_of_range_is_masked_and_counted(classes: int) -> None:
     """A device assert would end the process: everything after it would fail."""
-    wrong = torch.tensor([0, -1, 4, 10**12], device="cuda")
+    wrong = torch.tensor([0, -2, 4, 10**12], device="cuda")
     tracker = Tracker(4, device="cuda")
     for _ in range(MAX_PENDING + 1):
         tracker.update(wrong, torch.zeros(4, classes, device="cuda"))
@@ -613,7 +613,7 @@ def test_recording_inside_a_graph_is_refused(classes: int, index_device: str) ->
             for record in (
                 lambda: tracker.update(indices, logits),
                 lambda: tracker.record(indices, logits.select(1, 0)),
-                lambda: loss(logits, indices=indices),
+                lambda: loss(logits, indices=indices, record=True),
             ):
                 try:  # an error that leaves the block would end the capture, and hide behind CUDA's own
                     record()

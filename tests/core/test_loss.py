@@ -82,6 +82,50 @@ def test_an_infinite_loss_of_a_dropped_sample_is_no_matter(reduction):
     assert logits.grad.isfinite().all()
 
 
+def power(logits, targets):
+    return -softmax(logits, 1)[torch.arange(len(targets)), targets].log()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("criterion", [per_sample, power])
+@pytest.mark.parametrize("broken", [float("inf"), float("nan"), [1e30, 0, 0, 0, -1e30]])
+def test_what_is_not_finite_in_a_dropped_sample_has_no_gradient(broken, criterion, reduction):
+    """Infinite logits, or an infinite loss of finite ones: the student learns what it does without that sample."""
+    inputs, targets = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), batch()[1]
+    loss = make(reduction, criterion, on_nonfinite="skip")
+    grads = []
+    for rows in (range(6), ROWS):
+        student = torch.nn.Linear(4, 5)
+        torch.nn.init.constant_(student.weight, 0.1)
+        torch.nn.init.zeros_(student.bias)
+        logits = student(inputs[list(rows)])
+        if len(rows) == 6:
+            shift = torch.zeros(6, 5)
+            shift[[1, 3]] = torch.tensor(broken)  # targets 1 and 3 are dropped
+            shift[[1, 3], targets[[1, 3]]] = -1e30
+            logits = logits + shift
+        loss(
+            logits, targets[list(rows)], indices=np.array(INDICES)[list(rows)], record=False
+        ).sum().backward()
+        grads.append([parameter.grad for parameter in student.parameters()])
+    for with_broken, without in zip(*grads, strict=True):
+        torch.testing.assert_close(with_broken, without)
+
+
+def test_a_dropped_sample_is_a_constant_to_the_others():
+    """A criterion that compares the samples of a batch sees all of them."""
+
+    def contrast(logits):
+        return -log_softmax(logits @ logits.T, 1).diagonal()
+
+    logits = logits_of(INDICES, 1).requires_grad_()
+    value = make(criterion=contrast)(logits, indices=INDICES)
+    torch.testing.assert_close(value, contrast(logits)[ROWS].mean())
+    value.backward()
+    assert logits.grad[ROWS].any(1).all()
+    assert not logits.grad[[1, 3]].any()
+
+
 def test_other_arguments_go_to_the_criterion():
     def kd(student, teacher, *, temperature):
         log_s, t = log_softmax(student / temperature, 1), softmax(teacher / temperature, 1)
@@ -123,6 +167,53 @@ def test_records_in_training_mode_only():
     for i in (4, 5, 6, 9):
         assert loss.tracker.value[i] == pytest.approx(values[INDICES.index(i)], abs=1e-6)
     assert loss.tracker.value[3] == pytest.approx(values[[0, 5]].mean(), abs=1e-6)
+
+
+def test_records_where_gradients_are_enabled_alone():
+    """Evaluation by somebody else's loop, which doesn't know that the loss is a module."""
+    loss = make()
+    logits, targets = batch()
+    for quiet in (torch.no_grad, torch.inference_mode, lambda: torch.set_grad_enabled(False)):
+        with quiet():
+            loss(logits.detach(), targets, indices=INDICES)
+    assert not loss.tracker.count.any()
+    loss(logits.detach(), targets, indices=INDICES)  # a student whose logits need no gradient
+    assert loss.tracker.count.sum() == len(INDICES)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("record", [True, False])
+def test_recording_may_be_asked_for(record, enabled, training):
+    loss = make().train(training)
+    logits, targets = batch()
+    with torch.set_grad_enabled(enabled):
+        value = loss(logits, targets, indices=INDICES, record=record)
+    assert loss.tracker.count.sum() == record * len(INDICES)
+    torch.testing.assert_close(value, cross_entropy(logits[ROWS], targets[ROWS]))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("pad", [[0], [2, 5], [0, 1, 2, 3, 4, 5]])
+@pytest.mark.parametrize("held", [list, np.array, torch.tensor])
+def test_padding_neither_counts_nor_is_recorded(held, pad, reduction):
+    padded, alone = make(reduction, value="cross_entropy"), make(reduction, value="cross_entropy")
+    logits, targets = batch()
+    rest = [i for i in range(6) if i not in pad]
+    indices = [-1 if i in pad else index for i, index in enumerate(INDICES)]
+    value = padded(logits, targets, indices=held(indices), targets=targets)
+    own = logits.detach()[rest].requires_grad_()
+    given = held([INDICES[i] for i in rest])
+    expected = alone(own, targets[rest], indices=given, targets=targets[rest])
+    if reduction == "none":
+        assert not value[pad].any()
+        value = value[rest]
+    torch.testing.assert_close(value, expected)
+    value.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(logits.grad[rest], own.grad)
+    assert not logits.grad[pad].any()
+    assert same(padded.tracker.state_dict(), alone.tracker.state_dict())
 
 
 def test_what_the_value_needs_goes_to_the_tracker_alone():
@@ -217,7 +308,7 @@ def test_is_part_of_a_module_but_adds_no_parameters():
     ("indices", "error", "reason"),
     [
         ([0, 1, 2, 3, 4, N], IndexError, r"0 \.\. 19"),
-        ([0, 1, 2, 3, 4, -1], IndexError, r"0 \.\. 19"),
+        ([0, 1, 2, 3, 4, -2], IndexError, r"0 \.\. 19, or be -1 for padding"),
         ([0.0, 1, 2, 3, 4, 5], TypeError, "integers"),
         (torch.ones(6, dtype=torch.bool), TypeError, "integers"),
         ([0], ValueError, "one length|one index per sample"),
