@@ -465,7 +465,8 @@ def test_descriptions_that_make_no_sense(path, node, data):
      b'{"byteorder":"little","state":1,"state":2}',
      b'{"state":1,"byteorder":"little"}',
      '{"byteorder":"little","state":1}'.encode("utf-16"),
-     b'{"byteorder":"little","state":' + b'{"list":[' * 101 + b"1" + b"]}" * 101 + b"}"],
+     b'{"byteorder":"little","state":' + b'{"list":[' * 101 + b"1" + b"]}" * 101 + b"}",
+     b'{"byteorder":"little","state":' + b'{"dict":[["k",' * 101 + b"1" + b"]]}" * 101 + b"}"],
 )  # fmt: skip
 def test_texts_that_make_no_sense(path, text):
     refused(path, forge(text), "makes no sense|no description|nested|more than 4300 digits|no plain values")

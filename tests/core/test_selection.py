@@ -68,6 +68,24 @@ def test_scores(counts: list[int], alpha: float, dtype: Any) -> None:
     np.testing.assert_array_equal(twice[: len(counts)], twice[len(counts) :])
 
 
+def test_a_count_beyond_any_table_gives_the_score_that_it_gives_beside_others() -> None:
+    count = np.array([3, 2**20 - 1, 2**20, 2**31 - 1])
+    value = np.array([1.0, 0.5, 0.25, 2.0])
+    together = selection.rank_scores(value, count, 0.03)
+    np.testing.assert_allclose(together, [v * float(f) ** 0.03 for v, f in zip(value, count, strict=True)])
+    for place in range(len(count)):
+        alone = selection.rank_scores(value[[place]], count[[place]], 0.03)
+        assert alone[0] == together[place]
+
+
+def test_scores_that_differ_in_the_last_bit_are_in_order_beside_scores_far_away() -> None:
+    """Where a window spans more than 64 bits can tell apart, with the index."""
+    near = 1.0 + np.spacing(1.0) * np.random.default_rng(0).permutation(1000)
+    score = np.concatenate([[1e300], near, [-1e300]])
+    window = selection.rank_window(score, 0, len(score), 1e300, -1e300)
+    np.testing.assert_array_equal(window, full_sort(score))
+
+
 def test_alpha_zero_is_the_value_to_the_bit() -> None:
     value = np.random.default_rng(0).random(1000)
     count = np.random.default_rng(1).integers(1, 50, 1000)

@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from helpers import Cifar
 from test_cuda import Watch, fake_cuda
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
@@ -382,6 +383,32 @@ def test_why_nothing_was_observed(capsys: pytest.CaptureFixture[str]) -> None:
     parent.spawning()
     assert parent.close()
     assert capsys.readouterr().out == ""
+
+
+def test_predictions_without_a_gradient_are_a_reason_until_the_student_is_known(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engine, train = Engine(Settings(), PROFILE, []), hosted()
+    engine._candidates.add(train)
+    for _, y in engine.start(train):
+        engine.observe(torch.zeros(len(y), 3), y)
+    assert "without a gradient, as in validation (5 x)" in capsys.readouterr().out
+    for _, y in engine.start(train):
+        engine.observe(torch.zeros(len(y), 3, requires_grad=True), y)
+        engine.observe(torch.zeros(len(y), 3), y)  # validation, from now on
+        engine.observe(torch.zeros(2, 3, requires_grad=True), y)
+    assert "without a gradient" not in engine._why()
+    assert "labels have shape" in engine._why()
+
+
+@pytest.mark.parametrize("fields", [None, (1,)])
+def test_raw_images_are_mixed_raw_whatever_fields_a_profile_names(fields: Any) -> None:
+    loader = DataLoader(Cifar(8), batch_size=4, shuffle=True)
+    assert HostedLoader(loader, replace(PROFILE, fields=fields), Settings()).mixer is kcd.mix_arrays
+
+
+def test_a_host_without_ranks_is_the_first_of_one() -> None:
+    assert (hosted().sampler.num_replicas, hosted().sampler.rank) == (1, 0)
 
 
 def test_a_history_that_can_not_be_written_later_does_not_stop_the_run(
