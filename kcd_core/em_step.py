@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from .schedule import CondensationSchedule
 from .sums import Sums
 from .tracker import KnowledgeValueTracker
 
-__all__ = ["Condensable", "Decision", "Select", "condense_step", "decide"]
+__all__ = ["Condensable", "Decision", "Select", "check_select", "condense_step", "decide"]
 
 #: A user's own selection: ``select(value, count, kept, target, generator) -> CondensedSet``.
 Select = Callable[[Any, Any, Any, int, np.random.Generator], CondensedSet]
@@ -113,12 +114,13 @@ def condense_step(
         If the sampler draws from a slice: see `condense_sharded`.
     """
     alpha, min_weight = check_settings(alpha, min_weight)
+    check_select(select)
     if distributed.world_size() > 1:
         settings = {
             "num_samples": tracker.num_samples,
             "value": tracker.value_name,
             "schedule": schedule.state_dict(),
-            "schedule's type": type(schedule).__qualname__,
+            "schedule_type": type(schedule).__qualname__,
             "alpha": alpha,
             "min_weight": min_weight,
             "select": value_name(select) if select else None,
@@ -173,6 +175,21 @@ def decide(
         select=select,
     )
     return Decision(chosen, value, count)
+
+
+def check_select(select: Any) -> None:
+    """TypeError unless ``select`` is None, or can be called as `choose` calls it."""
+    if select is None:
+        return
+    wanted = "select must be a callable select(value, count, kept, target, generator) -> CondensedSet"
+    if not callable(select):
+        raise TypeError(f"{wanted}, got {select!r}")
+    try:
+        inspect.signature(select).bind(*"12345")
+    except ValueError:  # what is built in may have no signature
+        pass
+    except TypeError as error:
+        raise TypeError(f"{wanted}, and {value_name(select)} takes other arguments ({error})") from None
 
 
 def fingerprint_of(sampler: Condensable) -> str:

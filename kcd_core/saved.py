@@ -12,6 +12,12 @@ from .sums import CheckedState
 
 __all__ = ["Saved", "checked"]
 
+HINTS = {
+    "dataset": ". Go on with the data set and the split of then, in their order (random_split needs a seeded generator). "
+    "If sample i is the same sample, and what differs is known to be right (labels that were corrected), set "
+    "state['dataset'] = state_dict()['dataset'] of this run before it is loaded"
+}
+
 
 class Saved(NamedTuple):
     """A run's state, checked and ready to be taken over.
@@ -78,7 +84,7 @@ def _one(
     """One rank's state, and which rank's it is, of how many."""
     what = layout.what
     own = ("num_replicas", "rank", "epoch", "seen", "tracker", "history", *layout.parts)
-    check_same(state, identity, what, needs=(*own, *needs))
+    check_same(state, identity, what, needs=(*own, *needs), hints=HINTS)
     ranks = state_int(state, "rank", 0, what), state_int(state, "num_replicas", 1, what)
     history = CondensationHistory.from_state(state["history"])
     recorded, in_force = layout.check_state(state, history, *ranks)

@@ -12,10 +12,11 @@ from typing import Any
 
 from .base import distributed
 from .base.arrays import is_tensor
+from .base.dataset_identity import dataset_identity
 from .base.padding import without_padding
 from .base.states import value_name
 from .condense import check_settings
-from .em_step import Condensable, Decision, Select
+from .em_step import Condensable, Decision, Select, check_select
 from .history import CondensationHistory
 from .layout import Layout, WholeLayout, nothing_of
 from .saved import Saved, checked
@@ -48,6 +49,9 @@ class Condensation:
     tracker : KnowledgeValueTracker, optional
         One that is there already, in place of ``value``, ``on_nonfinite`` and ``device``. Default: the sampler's own,
         as a `CondensedLoss` has one.
+    dataset : optional
+        What the indices are of. What of it says which samples these are, such as its labels, is then part of the run's
+        state, and compared between ranks: see `dataset_identity`.
 
     Attributes
     ----------
@@ -61,7 +65,8 @@ class Condensation:
     Raises
     ------
     TypeError
-        If ``schedule`` is no CondensationSchedule, or ``sampler`` lacks one of the three.
+        If ``schedule`` is no CondensationSchedule, ``sampler`` lacks one of the three, or ``select`` can't be called as
+        `condense_step` calls it.
     ValueError
         If a setting is outside its range, or ``tracker`` is of another number of samples.
 
@@ -90,6 +95,7 @@ class Condensation:
         on_nonfinite: OnNonfinite = "skip",
         device: Any = None,
         tracker: KnowledgeValueTracker | None = None,
+        dataset: Any = None,
     ) -> None:
         lacking = [name for name in ("num_samples", "kept", "install") if not hasattr(sampler, name)]
         if lacking or hasattr(sampler, "sizes"):
@@ -110,7 +116,8 @@ class Condensation:
                 f"{sampler.num_samples}"
             )
         layout = WholeLayout(sampler, tracker)
-        self._begin(layout, schedule, alpha=alpha, min_weight=min_weight, select=select)
+        own = {"dataset": None if dataset is None else dataset_identity(dataset)}
+        self._begin(layout, schedule, alpha=alpha, min_weight=min_weight, select=select, own=own)
 
     @classmethod
     def over(
@@ -121,14 +128,15 @@ class Condensation:
         alpha: float,
         min_weight: float,
         select: Select | None,
+        own: Mapping[str, Any] | None = None,
         alike: Mapping[str, Any] | None = None,
     ) -> Condensation:
         """The run of a loader or a stream, which calls `end_epoch` for its user.
 
-        ``alike``: what all ranks must have alike besides.
+        ``own``: what can't change in the course of the run besides; ``alike``: what all ranks must have alike besides.
         """
         run = cls.__new__(cls)
-        run._begin(layout, schedule, alpha=alpha, min_weight=min_weight, select=select)
+        run._begin(layout, schedule, alpha=alpha, min_weight=min_weight, select=select, own=own or {})
         run._alike, run._depth = dict(alike or {}), 4
         return run
 
@@ -140,13 +148,16 @@ class Condensation:
         alpha: float,
         min_weight: float,
         select: Select | None,
+        own: Mapping[str, Any],
     ) -> None:
         if not isinstance(schedule, CondensationSchedule):
             raise TypeError(f"schedule must be a CondensationSchedule, got {type(schedule).__name__}")
         self._layout = layout
         self.schedule = schedule
         self.alpha, self.min_weight = check_settings(alpha, min_weight)
+        check_select(select)
         self.select = select
+        self._own = dict(own)
         self.history = CondensationHistory(layout.num_samples)
         self.epoch = 1
         self._seen_before = False  # whether this epoch was recorded in before its state was saved
@@ -324,9 +335,7 @@ class Condensation:
                 **self._layout.in_force(),
                 **self._alike,
                 "value": self.tracker.value_name,
-                "select": value_name(self.select) if self.select else None,
                 "epoch": self.epoch,
-                "schedule's type": type(self.schedule).__qualname__,
             }
             distributed.check_agreement(settings, shard=self._layout.rank, shards=self._layout.ranks)
         self._agreed = True
@@ -338,9 +347,12 @@ class Condensation:
         return {
             "version": STATE_VERSION,
             **self._layout.identity(),
+            **self._own,
             "schedule": self.schedule.state_dict(),
+            "schedule_type": type(self.schedule).__qualname__,
             "alpha": self.alpha,
             "min_weight": self.min_weight,
+            "select": value_name(self.select) if self.select else None,
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from kcd_core import Condensation, CondensationHistory, KnowledgeValueTracker
+from kcd_core.base.dataset_identity import dataset_identity
 from kcd_core.layout import WholeLayout
 from kcd_core.loading.keys import KeyBatches
 from kcd_core.loading.rebuild import rebuild, understand
@@ -37,6 +38,8 @@ class HostedLoader:
     ----------
     sampler : HostOrder
     run : Condensation
+    about : dict
+        What tells its samples from others: see `dataset_identity`.
     passes : list of Pass
         Those that are no epoch yet, in the order in which they began. As a rule, one.
     unmixable : Exception or None
@@ -52,12 +55,18 @@ class HostedLoader:
         batching = _shuffled(loader)
         self._profile, self._settings = profile, settings
         self.sampler = HostOrder(loader.sampler, len(loader.dataset), mixing=settings.recipes)  # type: ignore[arg-type]
+        self.about = dataset_identity(loader.dataset)
         layout = WholeLayout(
             self.sampler, KnowledgeValueTracker(self.sampler.num_samples, value=settings.value)
         )
         layout.call = ""  # the engine ends passes that something was observed in, and no others
         self.run = Condensation.over(
-            layout, settings.schedule(), alpha=settings.alpha, min_weight=settings.min_weight, select=None
+            layout,
+            settings.schedule(),
+            alpha=settings.alpha,
+            min_weight=settings.min_weight,
+            select=None,
+            own={"dataset": self.about},
         )
         self.passes: list[Pass] = []
         self.unmixable: Exception | None = None
@@ -122,21 +131,22 @@ class HostedLoader:
         Returns
         -------
         bool
-            Whether it is: over the same data set, or over one of the same type with equal ``targets``.
+            Whether it is: over the same data set, or over one of the same type whose samples are known to be the same.
 
         Raises
         ------
         TypeError, ValueError
             As the constructor does.
         RuntimeError
-            If the data set is another one of the same type and length, without ``targets`` to compare.
+            If the data set is another one of the same type and length, and has other samples, or nothing that shows which
+            it has.
         """
         batching, dataset = _shuffled(loader), loader.dataset
         if dataset is not self.dataset:
             if type(dataset) is not type(self.dataset) or len(dataset) != self.sampler.num_samples:  # type: ignore[arg-type]
                 return False
-            before, now = (getattr(one, "targets", None) for one in (self.dataset, dataset))
-            if before is None or now is None or not np.array_equal(np.asarray(before), np.asarray(now)):
+            about = dataset_identity(dataset)
+            if len(about) == 1 or about != self.about:
                 raise RuntimeError(
                     f"the host made a new loader over a new {type(dataset).__name__}, and its `targets` do not show "
                     "that its samples are those of the one before, in the same order: let the script make "

@@ -185,11 +185,14 @@ def _described(hosted: HostedLoader) -> dict[str, Any]:
         "dataset": type(hosted.dataset).__name__,
         "num_samples": hosted.sampler.num_samples,
         "batch_size": hosted.batches.batch_size,
+        "about": hosted.about,
     }
 
 
 def _shown(loader: dict[str, Any]) -> str:
-    return f"{loader['dataset']}, {loader['num_samples']} samples in batches of {loader['batch_size']}"
+    about = {name: digest for name, digest in loader.get("about", {}).items() if name != "length"}
+    known = f" ({', '.join(f'{name} {digest}' for name, digest in about.items())})" if about else ""
+    return f"{loader['dataset']}, {loader['num_samples']} samples in batches of {loader['batch_size']}{known}"
 
 
 def _fingerprint(path: Any) -> str:

@@ -111,6 +111,7 @@ class KCDBatchSampler:
             value=self.settings.value,
             alpha=self.settings.alpha,
             min_weight=self.settings.min_weight,
+            dataset=dataset.org_dataset,
         )
         self.observed = 0  # samples of the present epoch
         self._batches = KeyBatches(self.order, self.batch_size, self.drop_last)
@@ -218,7 +219,13 @@ class KCDBatchSampler:
     def _identity(self) -> dict[str, Any]:
         names = ("alpha", "min_weight", "mixing", "value", "negatives")
         settings = {name: getattr(self.settings, name) for name in names}
-        return {"num_samples": len(self.dataset), "schedule": self.schedule.state_dict(), **settings}
+        dataset = self.run.identity()["dataset"]
+        return {
+            "num_samples": len(self.dataset),
+            "dataset": dataset,
+            "schedule": self.schedule.state_dict(),
+            **settings,
+        }
 
     def _restrict(self) -> None:
         """Let CRD draw its negatives from what is kept."""

@@ -14,9 +14,17 @@ __all__ = ["check_rank", "check_same", "check_together", "state_bool", "state_in
 
 
 def check_same(
-    state: Mapping[str, Any], mine: Mapping[str, Any], owner: str, *, needs: tuple[str, ...] = ()
+    state: Mapping[str, Any],
+    mine: Mapping[str, Any],
+    owner: str,
+    *,
+    needs: tuple[str, ...] = (),
+    hints: Mapping[str, str] | None = None,
 ) -> None:
-    """Refuse what is not a state of ``owner``, or was saved with other settings than ``mine``."""
+    """Refuse what is not a state of ``owner``, or was saved with other settings than ``mine``.
+
+    ``hints``: what to do about a setting, where its name does not say it.
+    """
     if not isinstance(state, Mapping):
         raise ValueError(
             f"not a {owner} state: expected what state_dict() returned, got {type(state).__name__}"
@@ -33,6 +41,7 @@ def check_same(
         if _differ(state[key], value):
             raise ValueError(
                 f"this {owner} state was saved with {key} = {state[key]!r}, here it is {value!r}"
+                + (hints or {}).get(key, "")
             )
 
 

@@ -287,7 +287,7 @@ class CondensedLoader(Generic[Batch]):
         Raises
         ------
         ValueError
-            If it was saved with another data set length, schedule, seed, setting, rank or version, or
+            If it was saved over other samples, with another schedule, seed, setting, rank or version, or
             is no loader's state; of a list, also if a rank is missing or there twice, or if they were
             not saved at one step; with ``sharded``, also if a rank's new slice keeps nothing. Nothing is
             changed then.

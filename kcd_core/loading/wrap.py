@@ -6,6 +6,8 @@ from typing import Any, Literal, TypeVar
 
 from torch.utils.data import DataLoader
 
+from ..base.dataset_identity import dataset_identity
+from ..base.states import value_name
 from ..em_step import Select
 from ..layout import Layout, WholeLayout
 from ..mixing import Mixer, is_built_in
@@ -108,15 +110,20 @@ def wrap_loader(
         layout = WholeLayout(sampler, KnowledgeValueTracker(num_samples, **recording))
         layout.what, layout.call = "loader", "loader.record(student_logits)"
     batches = KeyBatches(sampler, *batching)
+    mix = resolve_mixer(mixer, loader.dataset)
     run = Condensation.over(
         layout,
         schedule,
         alpha=alpha,
         min_weight=min_weight,
         select=select,
-        alike={"batch_size": batches.batch_size, "loader's drop_last": batches.drop_last},
+        own={
+            "dataset": dataset_identity(loader.dataset),
+            "mixer": value_name(mix) if mixing else None,
+            "loader's drop_last": batches.drop_last,
+        },
+        alike={"batch_size": batches.batch_size},
     )
-    mix = resolve_mixer(mixer, loader.dataset)
     drops = schedule.ratio < 1 or type(schedule) is not CondensationSchedule
     batches.rehearse = mixing is not None and drops and is_built_in(mix)
     inner = rebuild(loader, batches, mix)

@@ -171,7 +171,7 @@ def settings_of(
         "num_samples": sampler.num_samples,
         "value": tracker.value_name,
         "schedule": schedule.state_dict(),
-        "schedule's type": type(schedule).__qualname__,
+        "schedule_type": type(schedule).__qualname__,
         "alpha": alpha,
         "min_weight": min_weight,
         "seed": sampler.seed,

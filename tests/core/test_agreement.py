@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import Plain, identical_state, logits_of
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 import kcd_core as kcd
 
@@ -110,7 +110,7 @@ def first(value: Any, count: Any, kept: Any, target: int, generator: Any) -> kcd
 ANYWHERE = {
     "value": {"value": "margin"},
     "schedule": {"schedule": kcd.CondensationSchedule(ratio=0.6, stages=3, period=1)},
-    "schedule's type": {"schedule": Same(ratio=0.5, stages=3, period=1)},
+    "schedule_type": {"schedule": Same(ratio=0.5, stages=3, period=1)},
     "alpha": {"alpha": 0.5},
 }
 SAMPLERS = {
@@ -227,7 +227,7 @@ def loader(rank: int, n: int = N, **odd: Any) -> Any:
         drop_last=odd.pop("cut", False),
     )
     size, drop_last = odd.pop("batch_size", 4), odd.pop("drop_last", False)
-    plain = DataLoader(Plain(n), batch_size=size, sampler=order, drop_last=drop_last)
+    plain = DataLoader(odd.pop("data", Plain(n)), batch_size=size, sampler=order, drop_last=drop_last)
     made = kcd.wrap_loader(plain, **{"schedule": SCHEDULE, **odd})
     if kept:
         made.sampler.install(kcd.CondensedSet(np.arange(3, N - 1), n))
@@ -271,6 +271,7 @@ RUN: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
             **SELECTS,
             "drop_last": {"drop_last": True},
             "num_replicas": {"num_replicas": 4},
+            "dataset": {"dataset": list(range(N))},
         },
         {"sharded"},
     ),
@@ -284,6 +285,8 @@ RUN: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
             "drop_last": {"cut": True},
             "loader's drop_last": {"drop_last": True},
             "sharded": {"sharded": True, "select": None},
+            "mixer": {"mixer": "arrays"},
+            "dataset": {"data": Subset(Plain(2 * N), range(0, 2 * N, 2))},
         },
         {"num_replicas"},
     ),
@@ -296,7 +299,7 @@ RUN: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
             "drop_last": {"cut": True},
             "loader's drop_last": {"drop_last": True},
         },
-        {"select", "num_replicas", "sharded"},
+        {"select", "num_replicas", "sharded", "dataset", "mixer"},
     ),
     "stream": (
         stream,

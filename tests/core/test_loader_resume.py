@@ -560,6 +560,80 @@ def test_garbage_is_refused(garbage):
     assert_refused(make(), garbage, "not a loader state")
 
 
+def first(value, count, kept, target, generator):
+    return kcd.CondensedSet(np.arange(target), len(value))
+
+
+def own_mixer(dataset, index, steps):
+    return kcd.mix_arrays(dataset, index, steps)
+
+
+def relabelled(n):
+    data = Cifar(n)
+    data.targets[3], data.targets[4] = data.targets[4], data.targets[3]
+    return data
+
+
+class OwnSchedule(kcd.CondensationSchedule):
+    """With the state of its parent."""
+
+
+OTHERS = {
+    "value": {"kcd_options": {"value": "margin"}},
+    "select": {"kcd_options": {"select": first}},
+    "mixer": {"kcd_options": {"mixer": own_mixer}},
+    "drop_last": {"drop_last": True},
+    "schedule_type": {"schedule": OwnSchedule(ratio=0.5, stages=2, period=2)},
+    "dataset": {"data": relabelled(N)},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("saved_with", [True, False])
+def test_what_would_change_the_set_or_the_order_is_refused_by_name(name, saved_with):
+    def loader_with(odd):
+        odd = {"data": Cifar(N), "schedule": SCHEDULE, **odd}
+        return wrap(odd.pop("data"), batch_size=7, **odd)
+
+    saver, reader = (loader_with(OTHERS[name] if odd else {}) for odd in (saved_with, not saved_with))
+    go_on(saver, stop=3)
+    state, before = through_a_file(saver.state_dict()), reader.state_dict()
+    for saved in (state, [state]):
+        with pytest.raises(ValueError, match=rf"saved with .*{name} = .*, here it is "):
+            reader.load_state_dict(saved)
+    assert identical_state(reader.state_dict(), before)
+
+
+def test_labels_that_were_corrected_can_be_said_to_be():
+    saver, reader = make(), wrap(relabelled(N), schedule=SCHEDULE, batch_size=7)
+    go_on(saver, stop=3)
+    state = saver.state_dict()
+    with pytest.raises(ValueError, match=r"set state\['dataset'\] = "):
+        reader.load_state_dict(state)
+    state["dataset"] = reader.state_dict()["dataset"]
+    reader.load_state_dict(state)
+
+
+def test_labels_that_change_in_the_course_of_a_run_are_no_other_data():
+    """Pseudo-labels: what counts is what the data set was when it was wrapped."""
+    loader = make()
+    go_on(loader, stop=3)
+    loader.dataset.targets[:] = [0] * N
+    resumed(loader)
+
+
+@pytest.mark.parametrize("size", [3, 7, 11])
+def test_another_batch_size_goes_on_at_the_same_sample(size):
+    """A position is in samples."""
+    loader = make()
+    drawn = [i for _, indices, _ in go_on(loader, stop=3) for i in indices]
+    reader = wrap(Cifar(N), schedule=SCHEDULE, batch_size=size)
+    reader.load_state_dict(loader.state_dict())
+    rest = [i for batch in run_epoch(reader, end=False) for i in batch]
+    whole = [i for batch in run_epoch(make(), end=False) for i in batch]
+    assert drawn + rest == whole
+
+
 GARBAGE = [
     None,
     -5,
@@ -584,6 +658,8 @@ def places(state, path=()):
 
 def fits(path, value):
     """What happens to be a legal value in that place."""
+    if path == ("select",):
+        return value is None
     return path[-1] == "seen" or (path[-1] in ("skipped", "kept") and value is GARBAGE[4])
 
 

@@ -163,9 +163,13 @@ def test_a_new_loader_is_followed_over_the_same_data_once_the_old_one_is_gone() 
         DataLoader(TensorDataset(torch.zeros(5, 1)), shuffle=True),
     ):
         assert engine.hosted(other) is None
-    again = TensorDataset(*train.dataset.tensors)
-    with pytest.raises(RuntimeError, match="do not show that its samples are those of the one before"):
-        engine.hosted(DataLoader(again, shuffle=True))
+    images, labels = train.dataset.tensors
+    for others in (TensorDataset(images, labels.flip(0)), TensorDataset(images)):
+        with pytest.raises(RuntimeError, match="do not show that its samples are those of the one before"):
+            engine.hosted(DataLoader(others, shuffle=True))
+    again = DataLoader(TensorDataset(images.clone(), labels.clone()), batch_size=5, shuffle=True)
+    assert engine.hosted(again) is train
+    del again
     assert engine.hosted(second) is train
     batches = [x.flatten().tolist() for x, _ in engine.start(train)]
     assert [len(batch) for batch in batches] == [4] * 5

@@ -83,7 +83,20 @@ def test_the_state_waits_for_the_loader_it_was_saved_of(saved: tuple[Path, list[
 def test_another_loader_than_the_saved_one_is_an_error(saved: tuple[Path, list[int]]) -> None:
     run = Run(batch_size=4)
     run.engine.host_loaded(CHECKPOINT, saved[0])
-    with pytest.raises(RuntimeError, match="40 samples in batches of 8, and the student is being trained on"):
+    with pytest.raises(
+        RuntimeError, match=r"40 samples in batches of 8 \(.*\), and the student is being trained on .* of 4"
+    ):
+        run.epoch()
+
+
+def test_other_samples_than_the_saved_ones_are_an_error(saved: tuple[Path, list[int]]) -> None:
+    run = Run()
+    images, labels = run.loader.dataset.tensors  # type: ignore[attr-defined]
+    run.loader = DataLoader(type(run.loader.dataset)(images, labels.flip(0)), batch_size=8, shuffle=True)
+    run.engine.host_loaded(CHECKPOINT, saved[0])
+    with pytest.raises(
+        RuntimeError, match=r"batches of 8 \(tensors.*\), and .* batches of 8 \(tensors.*resume with"
+    ):
         run.epoch()
 
 
