@@ -30,6 +30,7 @@ from kcd_adapters.hosts.engine import Engine
 from kcd_adapters.hosts.loader import HostedLoader
 from kcd_adapters.profiles import Profile, find, option, profiles
 from kcd_adapters.settings import SHIMS, Settings
+from kcd_core.base import distributed
 
 PROFILE = Profile("mini", "Mini", "train.py", (), "torch.nn.functional.cross_entropy", lambda arguments: "kd")
 
@@ -409,6 +410,35 @@ def test_predictions_without_a_gradient_are_a_reason_until_the_student_is_known(
 def test_raw_images_are_mixed_raw_whatever_fields_a_profile_names(fields: Any) -> None:
     loader = DataLoader(Cifar(8), batch_size=4, shuffle=True)
     assert HostedLoader(loader, replace(PROFILE, fields=fields), Settings()).mixer is kcd.mix_arrays
+
+
+@pytest.mark.parametrize(("others", "meetings"), [(1, 1), (0, 0)])
+def test_ranks_meet_once_to_see_that_all_observe(
+    others: int, meetings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first pass that was observed, and never again; a rank that is alone in it does not go on."""
+    met = []
+    monkeypatch.setattr(distributed, "world_size", lambda *group: 2)
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda x, *group: met.append(x) or (x + others,))
+    data = TensorDataset(torch.arange(8.0)[:, None], torch.arange(8) % 3)
+    sampler: Any = DistributedSampler(data, num_replicas=2, rank=0)
+    loader = DataLoader(data, batch_size=4, sampler=sampler)
+    engine, train = Engine(Settings(), PROFILE, []), HostedLoader(loader, PROFILE, Settings())
+    engine._candidates.add(train)
+
+    def one_pass() -> None:
+        for _, y in engine.start(train):
+            engine.observe(torch.zeros(len(y), 3, requires_grad=True), y)
+
+    one_pass()
+    assert not met
+    if not others:
+        with pytest.raises(RuntimeError, match="on 1 of 2 ranks"):
+            one_pass()
+        return
+    one_pass()
+    one_pass()
+    assert len(met) == meetings
 
 
 def test_a_host_without_ranks_is_the_first_of_one() -> None:
