@@ -11,7 +11,7 @@ After "Knowledge Condensation Distillation", Li et al., ECCV 2022 (arXiv 2207.05
 torch's loaders and losses is imported when it is first used; the rest works where torch is not installed.
 """
 
-from importlib import import_module
+from importlib import import_module, util
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__ as __version__
@@ -68,11 +68,27 @@ _NEED_TORCH = {
 }
 
 
+def _has_torch() -> bool:
+    try:
+        return util.find_spec("torch") is not None
+    except (ImportError, ValueError):  # as whoever hides it may raise
+        return False
+
+
+if not _has_torch():  # `from kcd_core import *` takes what there is
+    __all__ = [name for name in __all__ if name not in _NEED_TORCH]
+
+
 def __getattr__(name: str) -> Any:
     if name in _NEED_TORCH:
-        return getattr(import_module(f"{__name__}.{_NEED_TORCH[name]}"), name)
+        try:
+            return getattr(import_module(f"{__name__}.{_NEED_TORCH[name]}"), name)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != "torch":
+                raise
+            raise ImportError(f"kcd_core.{name} needs torch, which is not installed", name="torch") from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_NEED_TORCH})

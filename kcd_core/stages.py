@@ -6,6 +6,7 @@ end, and about a state, is the same for all, and is here.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -347,7 +348,7 @@ class Condensation:
         return {
             "version": STATE_VERSION,
             **self._layout.identity(),
-            **self._own,
+            **copy.deepcopy(self._own),
             "schedule": self.schedule.state_dict(),
             "schedule_type": type(self.schedule).__qualname__,
             "alpha": self.alpha,

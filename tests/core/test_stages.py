@@ -70,6 +70,31 @@ def test_by_hand_is_the_method() -> None:
         )
 
 
+def spoil(part: Any) -> None:
+    """Change everything in a state in place."""
+    if isinstance(part, dict):
+        for inner in part.values():
+            spoil(inner)
+        part["spoilt"] = True
+    elif isinstance(part, list):
+        for inner in part:
+            spoil(inner)
+        part.append("spoilt")
+    elif isinstance(part, torch.Tensor):
+        part.zero_()
+
+
+def test_a_state_and_its_run_share_nothing() -> None:
+    run, other = by_hand(dataset=Plain(N)), by_hand(dataset=Plain(N))
+    epoch_of(run, 1)
+    run.end_epoch()
+    state, untouched = run.state_dict(), run.state_dict()
+    other.load_state_dict(state)
+    spoil(state)
+    for each in (run, other):
+        assert identical_state(each.state_dict(), untouched)
+
+
 def test_by_hand_is_the_loaders_run() -> None:
     loader = wrap(Plain(N))
     run = kcd.Condensation(kcd.CondensedSampler(N, seed=SEED), schedule=SCHEDULE)
