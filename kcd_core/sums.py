@@ -70,7 +70,7 @@ class ValueSums:
         return ValueSums(total, count, skipped, total.device)
 
     def place(self, values: Array) -> Array:
-        """``values``, or logits, where these sums can add them. Waits for no device.
+        """``values``, or logits, where these sums can add them: NumPy arrays, or on the device. Waits for none.
 
         Raises
         ------
@@ -85,7 +85,7 @@ class ValueSums:
                 f"the logits are on {values.device} but the tracker is in host memory, and copying them would "
                 f"stall every step: use KnowledgeValueTracker(..., device={kind!r}) or tracker.to({kind!r})"
             )
-        return values
+        return to_numpy(values)
 
     # -- adding ------------------------------------------------------------------------------------
 
@@ -104,7 +104,7 @@ class ValueSums:
         values : real array [B]
         """
         if self.device is None:
-            floats = to_numpy(values).astype(np.float64, copy=False)
+            floats = self.place(values).astype(np.float64, copy=False)
             self._change(indices, self.total.take(indices), lambda: self._add_on_host(indices, floats))
         else:
             with sys.modules["torch"].no_grad():

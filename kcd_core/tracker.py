@@ -11,14 +11,13 @@ import numpy.typing as npt
 
 from .base.arrays import (
     Array,
-    as_array,
     as_indices,
     backend,
     checked_int,
     checked_range,
     detached,
     dtype_name,
-    has_memory,
+    in_memory,
     is_real,
     outside_of_graphs,
     to_numpy,
@@ -28,18 +27,11 @@ from .base.states import check_same, value_name
 from .skipped import OnNonfinite, SkipReport
 from .sums import CheckedState, Sums, ValueSums, checked_sums, mean, summed
 from .values import Value, ValueName, check_logits, entropy, host_entropy, resolve, values_of
+from .waiting import MAX_PENDING, Step, alike, joined, may_wait
 
 __all__ = ["KnowledgeValueTracker"]
 
 STATE_VERSION = 1
-MAX_PENDING = 32  # steps whose values wait to be added together
-# A step's logits of fewer numbers wait, too, as a copy. In host memory a copy of more takes longer than is saved
-# by reducing them together; on a device, where a step is bound by launches, it bounds what waits.
-SMALL = 2**13
-SMALL_ON_DEVICE = 2**17
-MOST_JOINED = (
-    2**20
-)  # numbers of logits that are reduced together: they are joined, and twice as many made of them
 
 
 class KnowledgeValueTracker:
@@ -108,7 +100,7 @@ class KnowledgeValueTracker:
         self._num_samples = checked_int(num_samples, "num_samples", 1)
         self._function = resolve(value)
         self._skips = SkipReport(on_nonfinite)
-        self._pending: list[tuple[Array, Array]] = []
+        self._pending: list[Step] = []
         self.batches = 0  # recorded by this object so far, whoever called
         self._sums = ValueSums.zeros(self._num_samples)
         self._streams = StreamOrder()
@@ -172,22 +164,25 @@ class KnowledgeValueTracker:
 
     def _values(self, student_logits: Any, teacher_logits: Any, targets: Any) -> Array:
         """Values [B], or logits [B, C] to be reduced later, that nobody else holds."""
-        device = self.device
+        device = self._sums.device
         if device is not None:
             refuse_capture(device)
         if self._function is entropy:
             logits = check_logits(student_logits, "student_logits")
-            small = 0 < logits.shape[0] * logits.shape[1] < (SMALL if device is None else SMALL_ON_DEVICE)
-            if small and not (device is None and self._skips.raises):
-                return backend(logits).copy(logits)
-            return host_entropy(detached(logits))
-        logits = detached(student_logits)
+            if may_wait(logits, device) and not (device is None and self._skips.raises):
+                return self._placed_copy(logits)
+            return self._sums.place(host_entropy(detached(logits)))
         given: dict[str, Any] = {}
         if teacher_logits is not None:
             given["teacher_logits"] = detached(teacher_logits)
         if targets is not None:
             given["targets"] = targets
-        return values_of(self._function, logits, given)
+        return self._sums.place(values_of(self._function, detached(student_logits), given))
+
+    def _placed_copy(self, x: Array) -> Array:
+        """A copy where it is to be added: the caller may reuse the buffer."""
+        x = self._sums.place(x)
+        return backend(x).copy(x)
 
     @outside_of_graphs
     def record(self, indices: Any, values: Any) -> None:
@@ -203,36 +198,28 @@ class KnowledgeValueTracker:
         ValueError, TypeError, IndexError
             As `update` does.
         """
-        values = as_array(values)
+        values = in_memory(values, "values")
         if values.ndim != 1:
             raise ValueError(f"values must be [B], one per index, got shape {tuple(values.shape)}")
         if not is_real(values):
             raise TypeError(f"values must be real numbers, got dtype {dtype_name(values)}")
         refuse_capture(self.device)
-        # A copy: the caller may reuse the buffer.
-        self._append(self._checked_indices(indices), backend(values).copy(values))
+        self._append(self._checked_indices(indices), self._placed_copy(values))
 
     def _append(self, indices: Array, values: Array) -> None:
-        """Let checked indices wait with ``values`` [B], or logits [B, C], which nobody else holds."""
+        """Let checked indices wait with ``values`` [B], or logits [B, C], where they are to be added."""
         if len(indices) != len(values):
             raise ValueError(
                 f"indices and the batch must have one length, got {len(indices)} indices for {len(values)} samples"
             )
-        for x in (indices, values):
-            if type(x) is not np.ndarray and not has_memory(x):
-                raise TypeError(
-                    f"indices and values must be plain tensors, got a {type(x).__name__} of layout {x.layout}: pass "
-                    "the rows that this process holds (a DTensor's to_local()), or to_dense()"
-                )
+        if self.device is None and self._skips.raises:
+            self._skips.refuse(values.astype(np.float64, copy=False))
+        step = indices, values
         with self._lock:
             self._join_stream()
-            values = self._sums.place(values)
-            if self.device is None and self._skips.raises:
-                self._skips.refuse(to_numpy(values).astype(np.float64, copy=False))
-            pending = self._pending
-            if pending and not (_alike(pending[0][0], indices) and _alike(pending[0][1], values)):
+            if self._pending and not alike(self._pending[0], step):
                 self._flush()  # what waits together travels together
-            self._pending.append((indices, values))
+            self._pending.append(step)
             self.batches += 1
             if len(self._pending) >= MAX_PENDING:
                 self._flush()
@@ -249,7 +236,7 @@ class KnowledgeValueTracker:
                 f"indices are on {indices.device} but the tracker is in host memory: pass indices in host "
                 f"memory, or use tracker.to({indices.device.type!r})"
             )
-        return self._sums.place(backend(indices).to_int64(backend(indices).copy(indices)))
+        return backend(indices).to_int64(self._placed_copy(indices))
 
     # -- adding ------------------------------------------------------------------------------------
 
@@ -271,11 +258,10 @@ class KnowledgeValueTracker:
         waiting = self._pending
         if not waiting:
             return
-        parts = [*zip(*waiting, strict=True)]
-        indices, values = backend(parts[0][0]).join(parts[0]), _reduced(parts[1])
+        together = joined(waiting)
         try:
             self._pending = []
-            self._sums.add(indices, values)
+            self._sums.add(*together)
         except BaseException:
             self._pending = waiting
             raise
@@ -419,19 +405,3 @@ class KnowledgeValueTracker:
 
     def _settings(self) -> dict[str, Any]:
         return {"version": STATE_VERSION, "num_samples": self._num_samples, "value": self.value_name}
-
-
-def _reduced(waiting: Sequence[Array]) -> Array:
-    """The values of all in one array; of logits, their entropies."""
-    join = backend(waiting[0]).join
-    if waiting[0].ndim == 1:
-        return join(waiting)
-    together = max(1, MOST_JOINED // max(len(x) * x.shape[1] for x in waiting))
-    pieces = (waiting[start : start + together] for start in range(0, len(waiting), together))
-    values = [host_entropy(join(piece)) for piece in pieces]
-    return values[0] if len(values) == 1 else backend(values[0]).join(values)
-
-
-def _alike(a: Array, b: Array) -> bool:
-    """Whether both can be joined without a change of type or precision."""
-    return type(a) is type(b) and a.dtype == b.dtype and a.shape[1:] == b.shape[1:]

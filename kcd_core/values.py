@@ -30,6 +30,7 @@ from .base.arrays import (
     as_array,
     backend,
     dtype_name,
+    in_memory,
     is_floating,
     is_integer,
     is_real,
@@ -265,7 +266,7 @@ def like(values: Array, logits: Any) -> Array:
 
 def check_logits(logits: Any, name: str) -> Array:
     """``logits`` as an array, or an error that says what is wrong with them."""
-    logits = as_array(logits)
+    logits = in_memory(logits, name)
     if not is_floating(logits):
         raise TypeError(f"{name} must be floating-point logits, got dtype {dtype_name(logits)}")
     if logits.ndim != 2 or logits.shape[1] < 2:

@@ -137,11 +137,17 @@ def outside_of_graphs(method: Method) -> Method:
     return call  # type: ignore[return-value]
 
 
-def has_memory(x: Array) -> bool:
-    """Whether ``x`` is one array in memory: no sparse tensor, and none that wraps others, as a DTensor does."""
-    if isinstance(x, np.ndarray):
-        return True
-    return x.layout is sys.modules["torch"].strided and not hasattr(type(x), "__tensor_flatten__")
+def in_memory(x: Any, name: str) -> Array:
+    """`as_array`, or a TypeError if ``x`` is not one array in memory: if it is sparse, or wraps others (a DTensor)."""
+    x = as_array(x)
+    if not isinstance(x, np.ndarray):
+        torch = sys.modules["torch"]
+        if x.layout is not torch.strided or hasattr(type(x), "__tensor_flatten__"):
+            raise TypeError(
+                f"{name} must be a plain tensor, got a {type(x).__name__} of layout {x.layout}: pass the rows that "
+                "this process holds (a DTensor's to_local()), or to_dense()"
+            )
+    return x
 
 
 def as_array(x: Any) -> Array:
@@ -167,10 +173,7 @@ def detached(x: Any) -> Any:
 def to_numpy(x: Any) -> npt.NDArray[Any]:
     """``x`` in host memory as a NumPy array. Waits for the device where ``x`` lies on one."""
     if is_tensor(x):
-        x = x.detach().cpu()
-        if x.is_neg():  # negated in name only, which NumPy does not know of
-            x = x.resolve_neg()
-        x = (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
+        x = (x.float() if x.dtype is sys.modules["torch"].bfloat16 else x).cpu().numpy(force=True)
     array: npt.NDArray[Any] = np.asarray(as_array(x))
     return array
 
@@ -248,9 +251,9 @@ def as_indices(x: Any, name: str) -> Array:
     ValueError
         If it is not one-dimensional.
     """
-    x = as_array(x)
-    if not isinstance(x, np.ndarray) and x.is_cpu:
-        x = x.detach().numpy() if is_integer(x) else to_numpy(x)
+    x = in_memory(x, name)
+    if backend(x).on_host(x):
+        x = to_numpy(x)
     if not is_integer(x) and not (x.ndim == 1 and len(x) == 0):
         raise TypeError(f"{name} must be integers, got dtype {dtype_name(x)}")
     if x.ndim != 1:

@@ -18,7 +18,7 @@ import numpy as np
 
 from .arrays import Array, backend, to_numpy
 
-HOST_CHUNK = 2**15  # numbers of a chunk in host memory: a core's cache holds what is made of them
+HOST_CHUNK = 2**16  # numbers of a chunk in host memory: a cache holds what is made of them
 DEVICE_CHUNK = 15 * 2**20  # bytes that may be made of a chunk on a device, where the logits are small
 DEVICE_SHARE = 5  # and where they are large, one in so many of their bytes
 MOST_NUMBERS = 2**30  # of a chunk: kernels that pool count in 32 bits
@@ -45,7 +45,9 @@ class NumpyRows:
     @staticmethod
     def sum(numbers: Array) -> Array:
         """The sum of each row."""
-        return numbers.sum(-1)
+        if numbers.shape[1] > EINSUM_BUFFER:
+            return numbers.sum(-1)
+        return np.einsum("ij->i", numbers)  # in less than half the time
 
     @staticmethod
     def dot(a: Array, b: Array) -> Array:

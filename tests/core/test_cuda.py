@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import kcd_core as kcd
-from kcd_core.tracker import MAX_PENDING, SMALL_ON_DEVICE
+from kcd_core.waiting import MAX_PENDING, SMALL_ON_DEVICE
 
 Tracker = kcd.KnowledgeValueTracker
 STEPS, BATCH, CLASSES, N = 3 * MAX_PENDING, 64, 100, 1000

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import kcd_core as kcd
 from kcd_core.base import distributed
-from kcd_core.tracker import MAX_PENDING
+from kcd_core.waiting import MAX_PENDING
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from _common.compiler import no_compiler

@@ -56,7 +56,7 @@ def test_chunks_are_joined_row_by_row(function: Any, rows: int, classes: int, co
     ("rows", "classes", "batches"),
     [
         (2**7, 2**8, 5),  # 2**15 numbers a batch, which wait for nothing
-        (2**4, 2**8, 2**3 + 1),  # 2**12 each: 2**15 together, and one more
+        (2**4, 2**8, HOST_CHUNK // 2**12 + 1),  # 2**12 each: a chunk together, and one more
         (1, 2**8, 2**7 + 1),
         (1, 3, 300),  # more than wait together
         (81, 101, 130),  # 2**20 together, and more

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 import kcd_core as kcd
 from kcd_core.base.arrays import checked_indices
 from kcd_core.sums import MAX_TOTAL, SCALE
-from kcd_core.tracker import MAX_PENDING
 from kcd_core.values import host_entropy
+from kcd_core.waiting import MAX_PENDING
 
 Tracker = kcd.KnowledgeValueTracker
 BACK_ENDS = pytest.mark.parametrize("device", [None, "cpu"], ids=["numpy", "torch"])
@@ -325,6 +325,7 @@ def test_what_waits_survives_a_failure_to_add_it(device: Any, monkeypatch: pytes
     tracker.record([0, 1], torch.tensor([1.0, 2.0]))
     with monkeypatch.context() as patch:
         patch.setattr(torch, "cat", fails)
+        patch.setattr("kcd_core.base.arrays.NumPy.join", staticmethod(fails))
         for _ in range(2):
             with pytest.raises(MemoryError):
                 tracker.value  # noqa: B018
@@ -760,9 +761,9 @@ def test_tensors_without_memory_are_refused_at_once(device: Any) -> None:
     tracker = Tracker(4, device=device)
     tracker.record([0], [1.0])
     for logits in (torch.zeros(2, 3).as_subclass(Wrapper), torch.zeros(2, 3).to_sparse()):
-        with pytest.raises(TypeError, match=r"must be plain tensors, got a (Wrapper|Tensor)"):
+        with pytest.raises(TypeError, match=r"student_logits must be a plain tensor, got a (Wrapper|Tensor)"):
             tracker.update([1, 2], logits)
-    with pytest.raises(TypeError, match="must be plain tensors"):
+    with pytest.raises(TypeError, match="values must be a plain tensor"):
         tracker.record([1, 2], torch.zeros(2).as_subclass(Wrapper))
     assert number(tracker.count).tolist() == [1, 0, 0, 0]
 
