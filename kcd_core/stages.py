@@ -251,11 +251,16 @@ class Condensation:
         RuntimeError
             If a stage is due and nothing was ever recorded; or if ranks disagree in their settings, or one
             is gone.
+        ValueError
+            With ``on_nonfinite="raise"`` and values on a device, if some were not finite in this epoch. Where no
+            stage is due, only the rank that recorded them raises; the others wait for it at the next stage.
 
         Warns
         -----
         UserWarning
             Once, if nothing was recorded in an epoch.
+        RuntimeWarning
+            Once, if values were not finite.
         """
         due = self.schedule.due(self.epoch)
         if due or not self._agreed:
@@ -266,6 +271,8 @@ class Condensation:
         try:
             if decision is not None:
                 entry = self._entry(decision)
+            else:
+                self.tracker.report()  # a stage has read the values already
             self._warn(decision)  # before anything is changed, since a warning may be an error
         except Exception as error:
             problem = error

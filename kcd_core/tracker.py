@@ -51,7 +51,8 @@ class KnowledgeValueTracker:
     on_nonfinite : {"skip", "raise"}
         What to do with a value that is not finite, or larger than 2**20 in size: do not record it
         (counted in `skipped`, warned of once), or raise ValueError. On a device, where looking would
-        stall the step, both come when `value`, `count` or `sums` is read.
+        stall the step, both come when `value`, `count` or `sums` is read, and at each `report`: a run's
+        ``end_epoch`` makes one.
 
     Raises
     ------
@@ -336,6 +337,22 @@ class KnowledgeValueTracker:
         self._flush()
         self._report()
         return self._sums
+
+    def report(self) -> None:
+        """Say what was skipped since the last report, as reading does. Two numbers are copied from a device.
+
+        Warns
+        -----
+        RuntimeWarning
+            Once, if values were not finite; and once, if indices on a device were out of range.
+
+        Raises
+        ------
+        ValueError, IndexError
+            With ``on_nonfinite="raise"``, in place of the warnings, and not only once.
+        """
+        with self._lock:
+            self._read()
 
     def to(self, device: Any) -> KnowledgeValueTracker:
         """Move V and F to a torch device, or to NumPy with None. Returns self."""

@@ -405,3 +405,30 @@ def test_a_state_of_version_1_is_refused_with_a_sentence(kind: str) -> None:
         ValueError, match="is of version 1, and this kcd_core reads version 2: finish the run"
     ):
         run.load_state_dict({**state, "version": 1})
+
+
+# -- values that are not finite -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_values_that_are_not_finite_are_told_in_their_epoch(device: Any) -> None:
+    """Also where no stage is due, and nothing else has looked at what a device holds: once, and of each kind."""
+    run = by_hand(schedule=kcd.CondensationSchedule(0.7, 6, 40), device=device)
+    for epoch in (1, 2, 3):
+        run.record(torch.full((4, 5), torch.nan if epoch > 1 else 0.0), indices=range(4))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run.end_epoch()
+        assert [str(w.message)[:24] for w in caught] == ["4 values were not finite"] * (epoch == 2)
+        assert run.epoch == epoch + 1
+    assert run.tracker.skipped["nonfinite"] == 8
+
+
+def test_values_on_a_device_that_are_not_finite_raise_at_their_epochs_end() -> None:
+    run = by_hand(schedule=kcd.CondensationSchedule(0.7, 6, 40), device="cpu", on_nonfinite="raise")
+    run.record(torch.full((4, 5), torch.nan), indices=range(4))
+    with pytest.raises(ValueError, match="4 values were not finite"):
+        run.end_epoch()
+    assert run.epoch == 1  # nothing was changed
+    run.end_epoch()  # what was told is told once
+    assert run.epoch == 2
