@@ -167,6 +167,13 @@ class EpochSampler(ABC):
             Global position to start from: samples that all ranks together have drawn already.
         """
 
+    def places(self, indices: Indices, epoch: int) -> Indices:
+        """Where in an epoch's global order these samples are: int64 [n]; num_samples for those that are not drawn.
+
+        0 where a sampler doesn't say.
+        """
+        return np.zeros(len(indices), np.int64)
+
     def order(self, epoch: int | None = None) -> Indices:
         """This rank's indices of an epoch as one array: int64 [len(self)], as iterating gives them.
 

@@ -135,6 +135,18 @@ class CondensedSampler(EpochSampler):
                 places = permute(places, size, key)
             yield (places if kept is None else kept[places]), padding
 
+    def places(self, indices: Indices, epoch: int) -> Indices:
+        """See `EpochSampler.places`."""
+        kept, size = self.in_force.kept, self.num_kept
+        places = indices.astype(np.int64)
+        drawn = np.ones(len(places), bool)
+        if kept is not None:
+            places = np.searchsorted(kept, indices) % size
+            drawn = kept[places] == indices
+        if self.shuffle:
+            places = permute(places, size, round_keys(self.seed, epoch), inverse=True)
+        return np.where(drawn, places, self.num_samples)
+
     def fingerprint(self, in_force: InForce | None = None) -> str:
         """A short name of set and recipes, by default those in force: equal on two ranks if these are."""
         _, stage, kept, recipes = in_force or self.in_force

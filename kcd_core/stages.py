@@ -26,9 +26,16 @@ from .skipped import OnNonfinite
 from .tracker import KnowledgeValueTracker
 from .values import Value, ValueName
 
-__all__ = ["Condensation"]
+__all__ = ["Condensation", "one_of"]
 
 STATE_VERSION = 2
+
+
+def one_of(student_logits: Any, values: Any) -> Any:
+    """What is recorded of a batch."""
+    if (student_logits is None) == (values is None):
+        raise TypeError("record() needs one of student_logits and values=, and not both")
+    return student_logits if values is None else values
 
 
 class Condensation:
@@ -187,7 +194,13 @@ class Condensation:
     # -- recording ---------------------------------------------------------------------------------
 
     def record(
-        self, student_logits: Any, *, indices: Any, teacher_logits: Any = None, targets: Any = None
+        self,
+        student_logits: Any = None,
+        *,
+        indices: Any,
+        values: Any = None,
+        teacher_logits: Any = None,
+        targets: Any = None,
     ) -> int:
         """E-step: record the values of one batch.
 
@@ -195,6 +208,8 @@ class Condensation:
         ----------
         student_logits : floating array [B, C]
             The student's, before ``backward()`` or after it; no ``detach()`` needed.
+        values : real array [B]
+            Values of your own in their place, for losses that make no logits.
         indices : integer array [B]
             Which samples these are. -1, in host memory, is padding: its row is left out.
         teacher_logits, targets : optional
@@ -207,29 +222,48 @@ class Condensation:
 
         Raises
         ------
+        TypeError
+            If not exactly one of ``student_logits`` and ``values`` is given.
         ValueError, TypeError, IndexError
-            As `KnowledgeValueTracker.update` does. Nothing is recorded then.
+            As `KnowledgeValueTracker.update` and `record` do. Nothing is recorded then.
         """
-        rows = without_padding(indices, student_logits, teacher_logits, targets)
+        rows = without_padding(indices, student_logits, values, teacher_logits, targets)
         return self._update(self.tracker.update, *rows)
 
     def record_drawn(
-        self, indices: Any, student_logits: Any, teacher_logits: Any = None, targets: Any = None
+        self,
+        indices: Any,
+        student_logits: Any,
+        *,
+        values: Any = None,
+        teacher_logits: Any = None,
+        targets: Any = None,
     ) -> int:
         """`record` for indices that this run's sampler drew, int64 in host memory: they are not checked again."""
+        rows = (indices, student_logits, values, teacher_logits, targets)
         if self._layout.ranks > 1:
-            rows = without_padding(indices, student_logits, teacher_logits, targets)
-            indices, student_logits, teacher_logits, targets = rows
-        return self._update(self.tracker.update_drawn, indices, student_logits, teacher_logits, targets)
+            rows = without_padding(*rows)
+        return self._update(self.tracker.update_drawn, *rows)
 
     def _update(
-        self, update: Callable[..., None], indices: Any, logits: Any, teacher_logits: Any, targets: Any
+        self,
+        update: Callable[..., None],
+        indices: Any,
+        logits: Any,
+        values: Any,
+        teacher_logits: Any,
+        targets: Any,
     ) -> int:
+        given = one_of(logits, values)
         if self._choose_device:
             self._choose_device = False
-            if is_tensor(logits) and logits.is_cuda:  # values are kept where no copy stalls the step
-                self.tracker.to(logits.device)
-        update(self._layout.rows(indices), logits, teacher_logits=teacher_logits, targets=targets)
+            if is_tensor(given) and given.is_cuda:  # values are kept where no copy stalls the step
+                self.tracker.to(given.device)
+        rows = self._layout.rows(indices)
+        if values is None:
+            update(rows, logits, teacher_logits=teacher_logits, targets=targets)
+        else:
+            self.tracker.record(rows, values)
         return len(indices)
 
     # -- stages ------------------------------------------------------------------------------------

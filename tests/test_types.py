@@ -39,8 +39,7 @@ def train(loader: DataLoader[tuple[torch.Tensor, torch.Tensor]], student: torch.
 """
 
 WRONG = {
-    'loader.record("hello")': 'incompatible type "str"; expected "Tensor"',
-    "loader.record()": 'Missing positional argument "student_logits"',
+    'loader.record("hello")': 'incompatible type "str"; expected "Tensor | None"',
     "loader.record(logits, index=[0])": 'Unexpected keyword argument "index"',
     'kcd.wrap_loader(plain, schedule=schedule, mixing="cumulativ")': "incompatible type \"Literal['cumulativ']\"",
     'kcd.wrap_loader(plain, schedule=schedule, value="entropie")': "incompatible type \"Literal['entropie']\"",

@@ -20,6 +20,7 @@ from kcd_core.base.dataset_identity import dataset_identity
 from kcd_core.layout import WholeLayout
 from kcd_core.loading.keys import KeyBatches
 from kcd_core.loading.rebuild import rebuild, understand
+from kcd_core.loading.row_order import REORDERED
 from kcd_core.mixing import Mixer, default_mixer, mix_samples
 from kcd_core.recipes import Steps
 
@@ -210,7 +211,9 @@ class HostedLoader:
         if end_passes is not None and end_passes():
             now.size = self.sampler.num_kept
             batches = self._draw()
-        for indices, batch in self._rehearsed(batches):
+        for indices, _, reordered, batch in self._rehearsed(batches):
+            if reordered:
+                raise TypeError(REORDERED)
             targets = self._targets(batch)
             if targets is not None:
                 now.pending.append((indices, targets.clone()))  # the host may write to its own

@@ -34,8 +34,8 @@ def round_keys(seed: int, epoch: int) -> list[int]:
     return keys
 
 
-def permute(places: Indices, size: int, keys: list[int]) -> Indices:
-    """A permutation of ``range(size)``, evaluated at ``places``.
+def permute(places: Indices, size: int, keys: list[int], *, inverse: bool = False) -> Indices:
+    """A permutation of ``range(size)``, or its inverse, evaluated at ``places``.
 
     A Feistel network permutes ``range(2 ** bits)``, the power of two at or above ``size``; what lands
     outside ``range(size)`` goes through again until it is inside (cycle walking, Black & Rogaway,
@@ -44,21 +44,23 @@ def permute(places: Indices, size: int, keys: list[int]) -> Indices:
     bits = (size - 1).bit_length()
     if bits == 0:
         return places
-    x = _feistel(places.astype(np.uint64), bits, keys)
+    rounds = list(enumerate(keys))[:: -1 if inverse else 1]
+    x = _feistel(places.astype(np.uint64), bits, rounds)
     outside = np.flatnonzero(x >= size)
     while len(outside):
-        x[outside] = _feistel(x[outside], bits, keys)
+        x[outside] = _feistel(x[outside], bits, rounds)
         outside = outside[x[outside] >= size]
     return x.astype(np.int64)
 
 
-def _feistel(x: npt.NDArray[np.uint64], bits: int, keys: list[int]) -> npt.NDArray[np.uint64]:
-    """Alternately, each half is XORed with a keyed hash of the other: a bijection whatever the hash."""
+def _feistel(x: npt.NDArray[np.uint64], bits: int, rounds: list[tuple[int, int]]) -> npt.NDArray[np.uint64]:
+    """Alternately, each half is XORed with a keyed hash of the other: a bijection whatever the hash, and undone by the
+    same rounds in reverse."""
     low_bits = np.uint64(bits // 2)
     low_mask = np.uint64((1 << (bits // 2)) - 1)
     high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
     low, high = x & low_mask, x >> low_bits
-    for number, key in enumerate(keys):
+    for number, key in rounds:
         if number % 2:
             low = low ^ (_hash(high, key) & low_mask)
         else:

@@ -1,15 +1,15 @@
 """What goes into the rebuilt DataLoader: the index rides with the sample.
 
 Keys (the index, and the mix recipe if there is one) go through the worker queue, a batch at a time, and
-the indices with them; the data set returns (indices, samples), the collate function (indices, the user's
-batch), and `CondensedLoader` takes the two apart. Right for any number of workers, in any order, after
+the indices with them; the data set returns (indices, samples), the collate function `Fetched`, with the user's
+batch in it, and `CondensedLoader` takes that apart. Right for any number of workers, in any order, after
 worker errors, with `fork` and `spawn`, since nothing is remembered on the side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,9 @@ from ..base.padding import PADDING
 from ..epoch_sampler import Blocks, EpochSampler
 from ..mixing import Mixer
 from ..recipes import MixRecipes, Steps
+from .row_order import fields_of, reordered
 
-__all__ = ["IndexedCollate", "KeyBatches", "KeyedDataset"]
+__all__ = ["Fetched", "IndexedCollate", "KeyBatches", "KeyedDataset"]
 
 Key = int | tuple[int, Steps, bool]
 Indices = npt.NDArray[np.int64]
@@ -47,6 +48,7 @@ class KeyBatches:
     def __init__(self, sampler: EpochSampler, batch_size: int, drop_last: bool) -> None:
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
         self.start = 0
+        self.epoch: int | None = None  # default: the sampler's
         # Whether samples will be mixed one day. If so, the first sample of a pass goes through the mixer
         # from the start, mixed with itself: what can't be mixed is found now, and not in epoch 41.
         self.rehearse = False
@@ -54,7 +56,7 @@ class KeyBatches:
     def __iter__(self) -> Iterator[Keys]:
         # torch calls this more than once per epoch: it changes nothing, and reads everything now.
         recipes = self.sampler.recipes
-        blocks = self.sampler.blocks(start=self.start)
+        blocks = self.sampler.blocks(self.epoch, self.start)
         batches = self._batches(recipes, blocks, self.rehearse and not len(recipes))
         return self._lending(batches) if self.lends else batches
 
@@ -168,12 +170,41 @@ class KeyedDataset:
         return KeyedDataset, (self._kcd_dataset, self._kcd_mixer)
 
 
+class Fetched(NamedTuple):
+    """A batch on its way from a worker.
+
+    Attributes
+    ----------
+    indices : int64 array [B]
+        Of the samples that were there.
+    drawn : int
+        How many were drawn: those that the data set gave None for, too.
+    reordered : bool
+        Whether the batch's rows were seen to be in another order.
+    batch
+        The user's.
+    """
+
+    indices: Indices
+    drawn: int
+    reordered: bool
+    batch: Any
+
+
 class IndexedCollate:
-    """Collates (indices, samples) to (indices, the user's batch)."""
+    """Collates (indices, samples) to `Fetched`. In each process, the first batches are looked at for their order."""
 
     def __init__(self, collate: Any) -> None:
         self.collate = collate
+        self._looks = 8  # batches to look at: one alone may be in order by chance
 
-    def __call__(self, fetched: tuple[Indices, list[Any]]) -> tuple[Indices, Any]:
+    def __call__(self, fetched: tuple[Indices, list[Any]]) -> Fetched:
         indices, samples = fetched
-        return indices, self.collate(samples)
+        present = [sample is not None for sample in samples]
+        there, drawn = samples, len(samples)
+        if not all(present):  # they are left out, if the user's function takes them at all
+            indices, there = indices[present], [sample for sample in samples if sample is not None]
+        fields = fields_of(there) if self._looks > 0 and len(there) > 1 else {}
+        batch = self.collate(samples)
+        self._looks -= self._looks > 0
+        return Fetched(indices, drawn, bool(fields) and bool(reordered(fields, batch)), batch)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -13,38 +12,15 @@ from torch.utils.data import DataLoader
 from ..base.arrays import checked_int
 from ..history import CondensationHistory
 from ..schedule import CondensationSchedule
-from ..stages import Condensation
+from ..stages import Condensation, one_of
 from ..tracker import KnowledgeValueTracker
-from .alignment import Pass
+from .alignment import Place
 from .keys import KeyBatches
+from .reader import Reader
 
 __all__ = ["CondensedLoader"]
 
 Batch = TypeVar("Batch", covariant=True)
-
-
-@dataclass
-class Place:
-    """Where in an epoch a loader is. Positions are global: samples that all ranks together have drawn.
-
-    Attributes
-    ----------
-    epoch : int
-    position : int
-        Up to which it was yielded.
-    resume : int
-        Where the next pass starts.
-    recorded : int
-        Up to which it is recorded.
-    current : Pass or None
-        The pass begun last.
-    """
-
-    epoch: int
-    position: int = 0
-    resume: int = 0
-    recorded: int = 0
-    current: Pass | None = None
 
 
 class CondensedLoader(Generic[Batch]):
@@ -57,31 +33,44 @@ class CondensedLoader(Generic[Batch]):
     batches : KeyBatches
         Of the run's sampler.
     inner : DataLoader
-        The user's, rebuilt around ``batches``: it yields (indices, batch).
+        The user's, rebuilt around ``batches``.
     dataset
         The user's.
     return_index : bool
         See `wrap_loader`.
-
-    Attributes
-    ----------
-    dataset
-        The user's, untouched.
     """
 
     def __init__(
         self, run: Condensation, batches: KeyBatches, inner: DataLoader[Any], dataset: Any, return_index: bool
     ) -> None:
-        self.dataset = dataset
-        self._run, self._batches, self._inner = run, batches, inner
-        self._return_index = return_index
-        self._last = Place(run.epoch)
-        self._iterator: weakref.ref[_Iterator] | None = None  # of the pass begun last
+        self._run = run
+        self._reader = Reader(run, batches, inner, dataset, return_index)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(type(self), name) or name in inspect.signature(DataLoader.__init__).parameters:
+            raise AttributeError(
+                f"{name} can't be set on a wrapped loader, which would not follow: make a DataLoader with it, wrap that "
+                "with wrap_loader(), and take over the run with load_state_dict()"
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def dataset(self) -> Any:
+        """The user's, untouched."""
+        return self._reader.dataset
 
     @property
     def sampler(self) -> Any:
-        """A `CondensedSampler`; with ``sharded``, a `ShardedSampler`."""
+        """A `CondensedSampler`; with ``sharded``, a `ShardedSampler`.
+
+        Its `set_epoch`, which trainers call, changes nothing of what the loader draws.
+        """
         return self._run.sampler
+
+    @property
+    def batch_sampler(self) -> KeyBatches:
+        """What the batches are drawn by: ``sampler``, ``batch_size`` and ``drop_last`` in one, for trainers that ask."""
+        return self._reader.batches
 
     @property
     def tracker(self) -> KnowledgeValueTracker:
@@ -103,41 +92,43 @@ class CondensedLoader(Generic[Batch]):
         """From 1; moved on by `end_epoch` alone."""
         return self._run.epoch
 
-    @property
-    def _place(self) -> Place:
-        """Of an epoch that was ended since, nothing is left: so an end is whole as soon as the run's is."""
-        if self._last.epoch != self._run.epoch:
-            self._last = Place(self._run.epoch)
-        return self._last
+    def set_epoch(self, epoch: int) -> None:
+        """Changes nothing, whatever a trainer counts: the epoch is the run's, and `end_epoch` moves it on."""
 
     # -- drawing -----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass over the current epoch, from its start.
 
-        After `load_state_dict`, the first pass continues at the saved position instead.
+        After `load_state_dict`, passes continue at the saved position instead, until something is recorded. A pass
+        begins with its first batch: an iterator that is only made, to see whether it can be, takes nothing up.
+
+        Raises
+        ------
+        RuntimeError
+            At the first batch, if the data set has another length than when it was wrapped.
         """
-        # A pass that nobody holds any more, as after next(iter(loader)), can confuse nothing.
-        alive = self._iterator is not None and self._iterator() is not None
-        place = self._place
-        owed = alive and place.current is not None and place.current.owes
-        start, place.resume = place.resume, 0
-        self._batches.start = start
-        place.current = Pass(start, ambiguous=owed)
-        # Made here, at the call: what this pass draws is settled, whatever is installed meanwhile.
-        iterator = _Iterator(self, place.current, iter(self._inner))
-        self._iterator = weakref.ref(iterator)
-        return iterator
+        return iter(self._reader)
 
     def __len__(self) -> int:
         """Number of batches of the current epoch (all of it, also after a resume within it)."""
-        return self._batches.steps(self.sampler.num_kept)
+        return self._reader.left(0)
 
-    def steps(self, epoch: int) -> int:
+    @property
+    def batches_done(self) -> int:
+        """Number of batches of the current epoch that are done, also before a resume within it.
+
+        Within a pass, those it has yielded, so that ``loader.batches_done == len(loader)`` is true in the last one's
+        step; between passes, those that a resumed run would not draw again.
+        """
+        return len(self) - self._reader.left(self._reader.drawn)
+
+    def steps(self, epoch: int, *, accumulate: int = 1) -> int:
         """Number of batches of any epoch (from 1), past or future, before training starts.
 
         Exact, since the schedule alone fixes every size. For epochs from the present one on it starts
-        from the set in force, whoever installed it.
+        from the set in force, whoever installed it. With ``accumulate`` batches to a step of the optimizer, the
+        number of such steps; what is left over at an epoch's end is a step.
 
         Raises
         ------
@@ -154,33 +145,46 @@ class CondensedLoader(Generic[Batch]):
             )
         else:
             size = next((stage["kept"] for stage in reversed(self.history) if stage["epoch"] < epoch), n)
-        return self._batches.steps(size)
+        return -(-self.batch_sampler.steps(size) // checked_int(accumulate, "accumulate", 1))
 
-    def total_steps(self, epochs: int) -> int:
-        """Number of batches in epochs 1 .. ``epochs``: what a per-step LR schedule needs to know."""
-        return sum(self.steps(epoch) for epoch in range(1, checked_int(epochs, "epochs", 0) + 1))
+    def total_steps(self, epochs: int, *, accumulate: int = 1) -> int:
+        """Number of steps in epochs 1 .. ``epochs``: what a per-step LR schedule needs to know."""
+        each = range(1, checked_int(epochs, "epochs", 0) + 1)
+        return sum(self.steps(epoch, accumulate=accumulate) for epoch in each)
 
     @property
     def batch_size(self) -> int:
         """Samples in a batch."""
-        return self._batches.batch_size
+        return self.batch_sampler.batch_size
 
     @property
     def drop_last(self) -> bool:
         """Whether a last batch that is not full is left out."""
-        return self._batches.drop_last
+        return self.batch_sampler.drop_last
 
     @property
     def num_workers(self) -> int:
         """Worker processes."""
-        return self._inner.num_workers
+        return self._reader.inner.num_workers
 
     # -- recording ---------------------------------------------------------------------------------
 
+    @property
+    def indices(self) -> torch.Tensor | None:
+        """Of the batch yielded last: int64 [B], -1 for what only pads; None before the epoch's first. A copy.
+
+        Raises
+        ------
+        RuntimeError
+            If ``collate_fn`` was seen to put samples in another order.
+        """
+        return self._reader.indices
+
     def record(
         self,
-        student_logits: torch.Tensor,
+        student_logits: torch.Tensor | None = None,
         *,
+        values: Any = None,
         indices: Any = None,
         teacher_logits: Any = None,
         targets: Any = None,
@@ -191,9 +195,11 @@ class CondensedLoader(Generic[Batch]):
         ----------
         student_logits : floating tensor [B, C]
             The student's, before ``backward()`` or after it; no ``detach()`` needed.
+        values : real array [B]
+            Values of your own in their place, for losses that make no logits.
         indices : integer array [B], optional
             Which samples these are. Needed where the last batch is not the one the logits belong to
-            (prefetchers that look ahead); always wins. See ``return_index``. -1 is padding.
+            (prefetchers that look ahead). See ``return_index``. -1 is padding.
         teacher_logits, targets : optional
             For values that use them.
 
@@ -202,30 +208,45 @@ class CondensedLoader(Generic[Batch]):
         RuntimeError
             Without ``indices``, whenever it is not certain which batch the logits belong to: nothing
             was yielded since the last record; more than one batch was yielded before a pass's first
-            record; another pass, still in use, owed a record when this one was started, or is read in
-            turns with it; or this part of the epoch was recorded before.
+            record; more than one since the last record, and an earlier one is still held by somebody (one that
+            nobody holds was skipped); another thread fetched it; another pass, still in use, owes a record of another
+            batch; a whole pass over this epoch was recorded before; or ``collate_fn`` was seen to put samples in
+            another order.
+        ValueError
+            If ``indices``, in host memory, has a sample that no batch has held yet. Told until an epoch with
+            recordings has ended: from then on, all of the data was drawn.
         ValueError, TypeError, IndexError
-            As `KnowledgeValueTracker.update` does. Nothing is recorded then.
+            As `KnowledgeValueTracker.update` and `record` do. Nothing is recorded then.
+
+        Warns
+        -----
+        UserWarning
+            Once an epoch, if it is recorded again from its start after a pass that was broken off.
+
+        Notes
+        -----
+        A loop that begins to look ahead after its first record, and copies each batch to a device at once, looks
+        like one that skips a batch. It is told at the pass's end, when it records once more than batches were left.
         """
-        place, current = self._place, None
-        if indices is None:
-            current = place.current
-            if current is None or current.yielded == 0:
-                raise RuntimeError(
-                    "record() was called before this pass yielded a batch: iterate the loader first"
-                )
-            current.check(place.recorded, place.epoch)
-        drawn = indices if current is None else current.indices
-        if len(drawn) != len(student_logits):
+        reader = self._reader
+        given = one_of(student_logits, values)
+        drawn = reader.drawn_last() if indices is None else None
+        samples = indices if drawn is None else drawn.indices
+        if len(samples) != len(given):
+            name = "student_logits" if values is None else "values"
             raise ValueError(
-                f"student_logits has {len(student_logits)} rows for a batch of {len(drawn)} samples; pass "
-                "only the rows of the samples themselves, or indices="
+                f"{name} has {len(given)} rows for a batch of {len(samples)} samples; pass only the rows of the samples "
+                "themselves (collate_fn may leave out samples that are None, and none else), or indices="
             )
-        if current is None:
-            self._run.record(student_logits, indices=indices, teacher_logits=teacher_logits, targets=targets)
+        others = {"values": values, "teacher_logits": teacher_logits, "targets": targets}
+        if drawn is None:
+            owed = reader.drawn_of(indices)
+            self._run.record(student_logits, indices=indices, **others)
+            if owed is not None:
+                owed[0].note_record(owed[1], by_indices=True)
         else:
-            self._run.record_drawn(drawn, student_logits, teacher_logits, targets)
-            place.recorded = current.note_record()
+            self._run.record_drawn(samples, student_logits, **others)
+            reader.note_last(drawn)
 
     def end_epoch(self) -> Any:
         """End the epoch: condense if the schedule says a stage ends, and move on to the next.
@@ -251,10 +272,14 @@ class CondensedLoader(Generic[Batch]):
     # -- state -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on at this very batch, as plain numbers and tensors.
+        """Everything needed to go on within the epoch, as plain numbers and tensors.
 
-        Save it after ``record``. Under DDP every rank saves its own. Reads back under
-        ``torch.load(weights_only=True)``. Copies.
+        Under DDP every rank saves its own. Reads back under ``torch.load(weights_only=True)``. Copies.
+
+        The position in the epoch is that of the pass that recorded last; one that records nothing moves nothing. It is
+        the end of the last batch, or its begin, if the batch owes its record still: a resumed run draws it again. A
+        batch that was skipped is not, once the next was drawn. Where records come with ``indices``, the position is the
+        end of the last batch that was recorded, however far ahead others were fetched.
 
         Raises
         ------
@@ -262,8 +287,8 @@ class CondensedLoader(Generic[Batch]):
             Within an epoch, if worker processes may deliver batches out of order (``in_order=False``):
             one position can't say then which were drawn.
         """
-        out_of_order = self.num_workers > 0 and not getattr(self._inner, "in_order", True)
-        place = self._place
+        out_of_order = self.num_workers > 0 and not getattr(self._reader.inner, "in_order", True)
+        place = self._reader.place
         if out_of_order and 0 < place.position < self.sampler.num_kept:
             raise RuntimeError(
                 "the state can't be saved within an epoch of a loader with in_order=False: save between epochs, "
@@ -272,9 +297,9 @@ class CondensedLoader(Generic[Batch]):
         return {**self._run.state_dict(), "position": place.position, "recorded": place.recorded}
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-        """Go on where a state was saved: the next iteration continues after the last batch yielded.
+        """Go on where a state was saved: see `state_dict`. Passes begin there until something is recorded.
 
-        Saved after the last batch of an epoch, that iteration is empty, and `end_epoch` goes on.
+        Saved after the last batch of an epoch, they are empty, and `end_epoch` goes on.
 
         Parameters
         ----------
@@ -294,49 +319,10 @@ class CondensedLoader(Generic[Batch]):
         """
         checked = self._run.check_state(state, needs=("position", "recorded"), within="position")
         self._run.apply(checked)
-        position, recorded = checked.also["position"], checked.also["recorded"]
-        self._last = Place(checked.epoch, position, position, recorded)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy in another process has no part in a pass that is under way here.
-        return {**self.__dict__, "_iterator": None, "_last": replace(self._place, current=None)}
+        self._reader.go_to(Place(checked.epoch, checked.also["position"], checked.also["recorded"]))
 
     def __repr__(self) -> str:
         return (
             f"CondensedLoader({type(self.dataset).__name__}, kept={self.sampler.num_kept} of "
             f"{self.sampler.num_samples}, epoch={self.epoch}, stage={self.sampler.stage})"
         )
-
-
-class _Iterator:
-    """Yields the user's batches and keeps the pass up to date.
-
-    No generator, which would end at a worker's exception: a DataLoader's iterator goes on after it.
-    """
-
-    def __init__(self, loader: CondensedLoader[Any], current: Pass, batches: Iterator[Any]) -> None:
-        self._loader, self._pass, self._batches = loader, current, batches
-
-    def __iter__(self) -> _Iterator:
-        return self
-
-    def __next__(self) -> Any:
-        loader, current = self._loader, self._pass
-        per_position = loader.sampler.num_replicas
-        try:
-            indices, batch = next(self._batches)
-        except StopIteration:
-            raise
-        except Exception as error:
-            if str(error).startswith("DataLoader timed out"):
-                raise  # the batch comes with the next call
-            current.note_loss(loader.batch_size * per_position)
-            raise
-        current.note_batch(indices, len(indices) * per_position)
-        place = loader._place
-        if place.current is current:
-            place.position = current.end
-        elif place.current is not None:
-            place.current.ambiguous = True
-        # A copy of the caller's own: what is recorded must not change in its hands.
-        return (torch.from_numpy(indices.copy()), batch) if loader._return_index else batch

@@ -51,7 +51,10 @@ def wrap_loader(
     ----------
     loader : torch.utils.data.DataLoader
         Map-style, batched, with torch's own random, sequential or distributed sampler. It is not
-        changed. Workers, pinning, collate function and the rest are carried over.
+        changed. Workers, pinning, collate function and the rest are carried over. Its ``collate_fn`` must keep the
+        samples in the same order: the batch's rows are told by it. Samples that are None may be left out, and none
+        else. What it does is compared with the first samples of each process, and ``record`` refuses what is seen to
+        be in another order; soft targets, say, show none.
     schedule : CondensationSchedule
     value, on_nonfinite
         See `KnowledgeValueTracker`.
@@ -68,7 +71,8 @@ def wrap_loader(
         ``functools.partial(mix_samples, fields=[...])``, or use ``mixing=None``.
     return_index : bool
         Yield ``(indices, batch)``, int64 [B] and your batch, instead of your batch alone. The index
-        of a sample that only pads a rank's length is -1: pass it to ``record`` as it is.
+        of a sample that only pads a rank's length is -1: pass it to ``record`` as it is. Without it, those of the
+        batch yielded last are ``loader.indices``.
     device : torch device, optional
         Where values are kept. Default: where the first recorded logits are.
     seed : int

@@ -170,7 +170,7 @@ class CondensedStream(StreamFilter):
         slots = self.slots_of(ids)
         if len(slots) != len(student_logits):
             raise ValueError(f"student_logits has {len(student_logits)} rows for {len(slots)} ids")
-        self._run.record_drawn(slots, student_logits, teacher_logits, targets)
+        self._run.record_drawn(slots, student_logits, teacher_logits=teacher_logits, targets=targets)
 
     def end_epoch(self) -> CondensedSet | None:
         """End the epoch: condense if the schedule says a stage ends, and move on to the next.

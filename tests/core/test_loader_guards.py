@@ -56,8 +56,19 @@ def test_twice_for_one_batch():
         with pytest.raises(RuntimeError, match=r"twice for one batch.*indices="):
             record(loader, batch)
     assert (loader.tracker.count == 1).all()
-    with pytest.raises(RuntimeError, match="twice"):
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_that_are_replayed(workers):
+    """`itertools.cycle` keeps what it was given first, and draws nothing any more."""
+    loader = wrap(Plain(N), num_workers=workers)
+    batches = itertools.cycle(loader)
+    for _ in range(5):
+        record(loader, next(batches))
+    batch = next(batches)
+    with pytest.raises(RuntimeError, match=r"had ended.*end_epoch\(\).*itertools.cycle replays"):
         record(loader, batch)
+    assert (loader.tracker.count == 1).all()
 
 
 def test_before_any_batch():
@@ -163,10 +174,11 @@ def test_a_look_at_one_batch_confuses_nothing():
 
 def test_two_passes_at_once():
     loader = wrap(Plain(N), schedule=kcd.CondensationSchedule(period=9))
-    for batch, _ in zip(loader, loader, strict=True):
-        with pytest.raises(RuntimeError, match="read in turns"):
-            record(loader, batch)
-    assert loader.tracker.count.sum() == 0
+    for batch, twin in zip(loader, loader, strict=True):
+        assert index_of(batch) == index_of(twin)
+        record(loader, batch)  # which of the two doesn't matter
+    assert (loader.tracker.count == 1).all()
+    assert_right(loader)
 
     loader = wrap(Plain(N), schedule=kcd.CondensationSchedule(period=9))
     first, second = iter(loader), iter(loader)
@@ -232,28 +244,42 @@ def test_the_same_epoch_twice():
     assert len(run_epoch(loader)) == 5
 
 
-def test_the_same_part_of_an_epoch_twice():
+@pytest.mark.parametrize("stop", [1, 3, 4])
+@pytest.mark.parametrize("owing", [False, True])
+def test_an_epoch_that_was_broken_off_is_run_again(stop, owing):
+    """By an error, or Ctrl-C in a notebook: the cell is run again, which is said once."""
     loader = wrap(Plain(N))
-    for batch in loader:
+    for number, batch in enumerate(loader):
+        if owing and number == stop:
+            break
         record(loader, batch)
-        break
+        if number == stop - 1 and not owing:
+            break
+    with pytest.warns(UserWarning, match="epoch 1 is recorded again.*end_epoch") as told:
+        run_epoch(loader, end=False)
+    assert [len(told), told[0].filename] == [1, run_epoch.__code__.co_filename]
+    assert sorted(loader.tracker.count) == [1] * (N - 8 * stop) + [2] * 8 * stop
+    assert_right(loader)
     with pytest.raises(RuntimeError, match="recorded before"):
         run_epoch(loader)
-    assert loader.tracker.count.sum() == 8
+    loader.end_epoch()
+    assert len(run_epoch(loader)) == 5
 
 
 # -- explicit indices -------------------------------------------------------------------------------------
 
 
-def test_explicit_indices_always_win():
+def test_explicit_indices():
     loader = wrap(Plain(N))
-    loader.record(logits_of([5, 6], 1), indices=[5, 6])  # before any batch
+    loader.record(logits_of([5, 6], 1), indices=[5, 6])  # of a loop that draws in another way
     batch = next(iter(loader))
-    loader.record(logits_of([7], 1), indices=torch.tensor([7]))
-    loader.record(logits_of([8], 1), indices=np.array([8], np.int32))
-    record(loader, batch)  # and the batch still has its own record
-    assert loader.tracker.count.sum() == 12
+    first, second, *_ = index_of(batch)
+    loader.record(logits_of([first], 1), indices=torch.tensor([first]))
+    loader.record(logits_of([second], 1), indices=np.array([second], np.int32))
+    assert loader.tracker.count.sum() == 4
     assert_right(loader)
+    with pytest.raises(RuntimeError, match="twice for one batch"):
+        record(loader, batch)  # that batch had its record
 
 
 def test_explicit_indices_that_are_wrong():
@@ -384,14 +410,11 @@ def test_a_copy_records_for_no_pass_of_the_original(copied):
     owed = index_of(next(iterator))
     other = copied(loader)
     before = other.state_dict()
-    assert (before["position"], before["recorded"]) == (16, 8)
+    assert (before["position"], before["recorded"]) == (8, 8)
     with pytest.raises(RuntimeError, match="before this pass yielded a batch"):
         other.record(logits_of(owed, 1))
     assert identical_state(other.state_dict(), before)
-    again = iter(other)
-    assert index_of(next(again)) != owed
-    with pytest.raises(RuntimeError, match="this part of epoch 1 was recorded before"):
-        other.record(logits_of(owed, 1))
+    assert index_of(next(iter(other))) == owed  # it goes on as a resumed run does
     loader.record(logits_of(owed, 1))  # a pass of the copy takes nothing from the original's
     for batch in iterator:
         loader.record(logits_of(index_of(batch), 1))

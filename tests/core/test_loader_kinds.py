@@ -33,9 +33,9 @@ N = 22
 ONCE = kcd.CondensationSchedule(ratio=0.5, stages=2, period=1)
 
 
-def collate_last_first(samples):
+def collate_with_size(samples):
     """A collate function of the user's own: not what default_collate would give."""
-    return {"batch": default_collate(samples[::-1]), "size": len(samples)}
+    return {"batch": default_collate(samples), "size": len(samples)}
 
 
 def assert_as_plain(dataset, mixing="cumulative", **options):
@@ -65,8 +65,8 @@ def test_batches_through_workers(kind):
 
 
 def test_custom_collate():
-    assert_as_plain(Plain(N), collate_fn=collate_last_first)
-    assert_as_plain(Plain(N), collate_fn=collate_last_first, num_workers=1)
+    assert_as_plain(Plain(N), collate_fn=collate_with_size)
+    assert_as_plain(Plain(N), collate_fn=collate_with_size, num_workers=1)
 
 
 def test_arrays_tensors_and_subsets():
@@ -217,20 +217,20 @@ def test_every_setting_is_carried_over():
     known = set(every_setting()) | set(OWN_ARGUMENTS)
     assert accepted() <= known, "DataLoader has a new keyword: is it carried over?"
     options = {name: value for name, value in every_setting().items() if name in accepted()}
-    loader = Marked(Plain(N), shuffle=True, batch_size=4, collate_fn=collate_last_first, **options)
-    inner = kcd.wrap_loader(loader, schedule=ONCE)._inner
+    loader = Marked(Plain(N), shuffle=True, batch_size=4, collate_fn=collate_with_size, **options)
+    inner = kcd.wrap_loader(loader, schedule=ONCE)._reader.inner
     for name in options:
         assert getattr(inner, name) == getattr(loader, name), name
         default = inspect.signature(DataLoader.__init__).parameters[name].default
         assert getattr(inner, name) != default, f"{name} was not put to the test"
-    assert inner.collate_fn.collate is collate_last_first
+    assert inner.collate_fn.collate is collate_with_size
     assert loader.batch_size == 4  # and the user's loader is as it was
     assert type(loader.sampler) is RandomSampler
 
 
 def test_settings_of_a_loader_without_workers():
     loader = DataLoader(Plain(N), batch_size=4)
-    inner = kcd.wrap_loader(loader, schedule=ONCE)._inner
+    inner = kcd.wrap_loader(loader, schedule=ONCE)._reader.inner
     for name in accepted() - set(OWN_ARGUMENTS):
         assert getattr(inner, name) == getattr(loader, name), name
 

@@ -4,6 +4,7 @@ import inspect
 import io
 import pickle
 from collections import OrderedDict
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -176,14 +177,124 @@ def test_saved_at_the_start_of_an_epoch():
     assert run_epoch(fresh) == run_epoch(loader)
 
 
-def test_only_the_first_pass_after_loading_is_shortened():
+# -- what a saved position means ---------------------------------------------------------------------------
+
+
+def rest_of(state):
+    """What a run that was resumed from this state draws of its epoch."""
+    fresh = make()
+    fresh.load_state_dict(through_a_file(state))
+    iter(fresh)  # as trainers do to look whether it works
+    next(iter(fresh), None)
+    return [index_of(batch) for batch in fresh]
+
+
+@given(
+    skipped=st.sets(st.integers(1, 5)),
+    stop=st.integers(0, 5),
+    owing=st.booleans(),
+    workers=st.sampled_from([0, 0, 0, 1]),
+)
+def test_a_batch_that_owes_its_record_is_drawn_again_and_one_that_was_skipped_is_not(
+    skipped, stop, owing, workers
+):
+    loader, order = make(num_workers=workers), [index_of(batch) for batch in make()]
+    for number, batch in enumerate(loader):
+        if number == stop and owing:
+            break
+        if number not in skipped:
+            loader.record(logits_of(index_of(batch), 1))
+        if number == stop:
+            break
+    again = owing or stop in skipped  # the last batch drawn, unless the next was asked for
+    recorded = bool(set(range(stop + (not owing))) - skipped)
+    state = loader.state_dict()
+    assert rest_of(state) == (order[stop + (not again) :] if recorded else order)
+    assert state["position"] == (min(7 * (stop + (not again)), N) if recorded else 0)
+
+
+@examples(40)
+@given(
+    ahead=st.integers(0, 7), stop=st.integers(1, 6), moved=st.booleans(), skipped=st.sets(st.integers(0, 5))
+)
+def test_with_indices_the_position_is_what_was_recorded_however_far_ahead_others_were_fetched(
+    ahead, stop, moved, skipped
+):
+    loader, order = make(kcd_options={"return_index": True}), [index_of(batch) for batch in make()]
+    iterator = iter(loader)
+    waiting = [indices for indices, _ in islice(iterator, ahead)]
+    for number in range(stop):
+        waiting += [indices for indices, _ in islice(iterator, 1)]
+        indices = waiting.pop(0)
+        if number not in skipped:
+            indices = indices.flip(0) if moved else indices
+            loader.record(logits_of(indices, 1), indices=indices)
+    done = max(set(range(stop)) - skipped, default=-1) + 1
+    assert rest_of(loader.state_dict()) == order[done:]
+
+
+def test_a_last_batch_that_was_skipped_ends_the_epoch():
+    loader = make()
+    for number, batch in enumerate(loader):
+        if number < 5:
+            loader.record(logits_of(index_of(batch), 1))
+    assert rest_of(loader.state_dict()) == []
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("batches", [1, 3, 6])
+def test_a_pass_in_which_nothing_is_recorded_moves_nothing(passes, batches):
+    loader = make()
+    run_epoch(loader)
+    before, order = loader.state_dict(), [index_of(batch) for batch in loader]
+    for _ in range(passes):
+        list(islice(loader, batches))
+    assert identical_state(before, loader.state_dict())
+    assert rest_of(before) == order
+    assert run_epoch(loader) == order
+
+
+def test_a_pass_begins_with_its_first_batch():
+    """One that is made before a state is loaded, or before an epoch's end, is of what is there then."""
+    loader, other = make(), make()
+    go_on(loader, stop=3)
+    iterator = iter(other)
+    other.load_state_dict(loader.state_dict())
+    first = index_of(next(iterator))
+    assert first == rest_of(loader.state_dict())[0]
+    other.record(logits_of(first, 1))
+    iterator = iter(other)
+    other.end_epoch()
+    assert other.batches_done == 0
+    assert index_of(next(iterator)) == index_of(next(iter(other)))
+    assert other.batches_done == 1
+
+
+def test_batches_done_after_a_resume():
+    loader = make()
+    for expected in range(1, len(loader) + 1):
+        for batch in loader:
+            loader.record(logits_of(index_of(batch), 1))
+            break
+        assert loader.batches_done == expected
+        loader = resumed(loader)
+        assert loader.batches_done == expected
+    assert list(loader) == []
+
+
+def test_passes_go_on_at_the_saved_position_until_something_is_recorded():
     loader = make()
     iterator = iter(loader)
     for _ in range(2):
         loader.record(logits_of(index_of(next(iterator)), 1))
     loader = resumed(loader)
     assert len(loader) == 6  # of the whole epoch
-    assert [len(list(loader)) for _ in range(3)] == [4, 6, 6]
+    assert loader.batches_done == 2
+    assert [len(list(loader)) for _ in range(2)] == [4, 4]
+    for batch in loader:
+        loader.record(logits_of(index_of(batch), 1))
+    assert loader.batches_done == 6
+    assert len(list(loader)) == 6  # for the training accuracy, say
 
 
 def test_state_holds_still_and_is_a_copy():
@@ -399,7 +510,7 @@ def test_another_number_of_ranks_that_leave_out_the_end(n, worlds, steps):
     assert sum(loader.tracker.count for loader in ranks.loaders).sum() == len(drawn)
 
 
-def test_a_part_recorded_before_is_not_recorded_again_on_other_ranks():
+def test_a_part_recorded_before_is_not_drawn_again_on_other_ranks():
     """The ranks have recorded the epoch, and have begun to read it again."""
     run = Ranks(2)
     run.steps()
@@ -408,8 +519,7 @@ def test_a_part_recorded_before_is_not_recorded_again_on_other_ranks():
         next(iterator)
     ranks = run.resumed(3, range(4))
     assert ranks.loaders[0].epoch == 1
-    with pytest.raises(RuntimeError, match="was recorded before"):
-        ranks.steps(1)
+    assert ranks.steps(1) == []
 
 
 def test_what_only_one_rank_recorded_and_skipped_is_taken_over():
@@ -417,7 +527,7 @@ def test_what_only_one_rank_recorded_and_skipped_is_taken_over():
     batches = [index_of(next(iterator)) for iterator in run.iterators]
     logits = logits_of(batches[1], 1)
     logits[0] = torch.nan
-    run.loaders[1].record(logits, indices=batches[1])
+    run.loaders[1].tracker.update(batches[1], logits)
     with pytest.warns(RuntimeWarning, match="not finite"):
         run.loaders[1].tracker.sums()
     new = run.resumed(2, range(4)).loaders
@@ -715,10 +825,11 @@ def test_a_state_within_an_epoch_needs_batches_in_order():
     loader = wrap(Plain(N), num_workers=1, in_order=False)
     loader.state_dict()
     iterator = iter(loader)
-    next(iterator)
+    loader.record(logits_of(index_of(next(iterator)), 1))
     with pytest.raises(RuntimeError, match="in_order=False"):
         loader.state_dict()
-    list(iterator)
+    for batch in iterator:
+        loader.record(logits_of(index_of(batch), 1))
     loader.state_dict()
 
 
@@ -726,7 +837,7 @@ def test_batches_are_in_order_where_nothing_is_fetched_ahead():
     if "in_order" not in inspect.signature(torch.utils.data.DataLoader.__init__).parameters:
         pytest.skip("this torch always yields batches in order")
     loader = wrap(Plain(N), in_order=False)
-    next(iter(loader))
+    loader.record(logits_of(index_of(next(iter(loader))), 1))
     assert loader.state_dict()["position"] == loader.batch_size
 
 

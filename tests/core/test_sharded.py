@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 from contextlib import suppress
 from typing import Any
@@ -751,7 +752,8 @@ def test_states_that_do_not_belong_together() -> None:
             new.load_state_dict(wrong)
     with pytest.raises(ValueError, match="rank 2 has another epoch than rank 0, 2 against 1"):
         new.load_state_dict([states[0], states[1], {**states[2], "epoch": 2}])
-    next(iter(old[0]))
+    (batch,) = itertools.islice(old[0], 1)
+    old[0].record(torch.zeros(len(batch[1]), 3))
     states[0] = old[0].state_dict()
     for loader in (new, *loaders(3, None)):
         before = loader.state_dict()
@@ -767,9 +769,9 @@ def test_states_that_do_not_belong_together() -> None:
         with pytest.raises(ValueError, match="damaged"):
             new.load_state_dict([damaged, *between[1:]])
     new.load_state_dict(between)
-    iterators = [iter(loader) for loader in old]
-    for iterator in iterators:
-        next(iterator)
+    for loader in old[1:]:
+        (batch,) = itertools.islice(loader, 1)
+        loader.record(torch.zeros(len(batch[1]), 3))
     within = [loader.state_dict() for loader in old]
     with pytest.raises(ValueError, match="between epochs only"):
         new.load_state_dict(within)

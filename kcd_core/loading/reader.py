@@ -1,0 +1,212 @@
+"""Reads an epoch: passes over the rebuilt DataLoader, and the place in the epoch that they are at."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from ..base.arrays import is_tensor, to_numpy
+from ..base.padding import PADDING
+from ..stages import Condensation
+from .alignment import Drawn, Pass, Place
+from .keys import Fetched, KeyBatches
+from .row_order import REORDERED
+
+__all__ = ["PassIterator", "Reader"]
+
+
+class Reader:
+    """What `CondensedLoader` reads by.
+
+    Parameters
+    ----------
+    run : Condensation
+    batches : KeyBatches
+        Of the run's sampler.
+    inner : DataLoader
+        The user's, rebuilt around ``batches``: it yields `Fetched`.
+    dataset
+        The user's.
+    with_indices : bool
+        Whether to yield (indices, batch).
+    """
+
+    def __init__(
+        self, run: Condensation, batches: KeyBatches, inner: DataLoader[Any], dataset: Any, with_indices: bool
+    ) -> None:
+        self.batches, self.inner, self.dataset = batches, inner, dataset
+        self._run, self._with_indices = run, with_indices
+        self._place = Place(run.epoch)
+        self._iterators: list[weakref.ref[PassIterator]] = []
+        self._reordered = self._recorded_before = False
+
+    @property
+    def place(self) -> Place:
+        """Of an epoch that was ended since, nothing is left: so an end is whole as soon as the run's is."""
+        if self._place.epoch != self._run.epoch:
+            self.go_to(Place(self._run.epoch))
+        return self._place
+
+    def go_to(self, place: Place) -> None:
+        """Be at another place; what earlier passes still owe is nobody's business there."""
+        self._place = place
+        for one in self._held():
+            one.owed.clear()
+
+    def _held(self) -> list[Pass]:
+        """The passes that have begun and that somebody still holds."""
+        return [
+            one.current for ref in self._iterators if (one := ref()) is not None and one.current is not None
+        ]
+
+    def begin(self) -> tuple[Pass, Iterator[Fetched]]:
+        """A pass, at its first batch."""
+        samples = self._run.sampler.num_samples
+        if len(self.dataset) != samples:
+            raise RuntimeError(
+                f"the data set has {len(self.dataset)} samples now, and had {samples} when its loader was wrapped: a run "
+                "is of one data set. Wrap a DataLoader over the one of now with wrap_loader()"
+            )
+        now = Pass(self.place)
+        self.batches.start, self.batches.epoch = now.end, self._run.epoch
+        return now, iter(self.inner)
+
+    def note(self, now: Pass, fetched: Fetched) -> Any:
+        """What is yielded for a batch that was fetched."""
+        self._reordered |= fetched.reordered
+        now.note_batch(fetched.indices, fetched.drawn * self._run.sampler.num_replicas, fetched.batch)
+        return (self.indices, fetched.batch) if self._with_indices else fetched.batch
+
+    @property
+    def indices(self) -> torch.Tensor | None:
+        """Of the batch yielded last in this epoch. A copy: what is recorded must not change in the caller's hands."""
+        self._check_order()
+        last = self.place.last
+        return None if last is None else torch.from_numpy(last.copy())
+
+    def left(self, position: int) -> int:
+        """Batches of the epoch from a position on."""
+        return self.batches.steps(max(0, self._run.sampler.num_kept - position))
+
+    @property
+    def drawn(self) -> int:
+        """Up to which the pass under way has yielded; between passes, where the next would begin."""
+        place = self.place
+        passes = [one for one in self._held() if one.place is place]
+        if not passes:
+            return place.position
+        return (place.current if place.current in passes else passes[0]).end
+
+    # -- which batch a record is of ----------------------------------------------------------------
+
+    def drawn_last(self) -> Drawn:
+        """The batch yielded last; RuntimeError unless it is certain that it is what is recorded now."""
+        self._check_order()
+        current = self.place.current
+        if current is None:
+            raise RuntimeError(
+                "record() was called before this pass yielded a batch: iterate the loader first"
+            )
+        return current.check(self._held(), self.left)
+
+    def note_last(self, drawn: Drawn) -> None:
+        """The batch yielded last was recorded."""
+        current = self._place.current
+        assert current is not None
+        current.note_record(drawn, by_indices=False)
+        for other in self._held():
+            if other is not current:
+                other.owed.clear()
+
+    def drawn_of(self, indices: Any) -> tuple[Pass, Drawn] | None:
+        """The batch that a record with explicit indices is of, if it owes one; the newest, if it is of several.
+
+        Raises
+        ------
+        ValueError
+            If no batch held one of the samples. Not looked at on a device.
+        """
+        place = self.place
+        passes = [one for one in (place.current, place.recording) if one is not None and one.owed]
+        if is_tensor(indices) and not indices.is_cpu:
+            return (passes[0], passes[0].owed[0]) if passes else None
+        host = to_numpy(indices)
+        samples = self._run.sampler.num_samples
+        if host.ndim != 1 or host.dtype.kind not in "iu" or not len(host):
+            return None  # the tracker says what is wrong
+        if len(passes) and np.array_equal(host, passes[0].owed[-1].indices):
+            return passes[0], passes[0].owed[-1]
+        host = host[host != PADDING]
+        if not len(host) or host.min() < 0 or host.max() >= samples:
+            return None
+        self._check_drawn(host)
+        found = ((one, one.holding(int(host[-1]))) for one in passes)
+        return next(((one, drawn) for one, drawn in found if drawn is not None), None)
+
+    def _check_drawn(self, indices: Any) -> None:
+        """ValueError if samples are recorded that no batch can have held."""
+        place = self.place
+        if not place.reached:
+            return  # a loop that draws in another way
+        if place.epoch > 1:
+            self._recorded_before = self._recorded_before or bool((self._run.tracker.count > 0).any())
+            if self._recorded_before:
+                return  # all of the data was drawn, and may be recorded again, as from a replay buffer
+        strangers = indices[self._run.sampler.places(indices, place.epoch) >= place.reached]
+        if len(strangers):
+            raise ValueError(
+                f"indices has samples that no batch has held yet, {strangers[:5].tolist()} for instance: it must be "
+                "positions in the wrapped data set (of a Subset: in the Subset, not in what it is of; see return_index). "
+                "What was not drawn from this loader is recorded by loader.tracker.update(indices, logits)"
+            )
+
+    def _check_order(self) -> None:
+        if self._reordered:
+            raise RuntimeError(REORDERED)
+
+    def __iter__(self) -> PassIterator:
+        iterator = PassIterator(self)
+        self._iterators = [*(ref for ref in self._iterators if ref() is not None), weakref.ref(iterator)]
+        return iterator
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy in another process has no part in a pass that is under way here: it goes on as a resumed run does.
+        place = self.place
+        copied = Place(place.epoch, place.position, place.recorded)
+        return {**self.__dict__, "_place": copied, "_iterators": []}
+
+
+class PassIterator:
+    """Yields the user's batches and keeps the pass up to date. The pass begins at the first batch.
+
+    No generator, which would end at a worker's exception: a DataLoader's iterator goes on after it.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._batches: Iterator[Fetched] = iter(())
+        self.current: Pass | None = None
+
+    def __iter__(self) -> PassIterator:
+        return self
+
+    def __next__(self) -> Any:
+        reader = self._reader
+        if self.current is None:
+            self.current, self._batches = reader.begin()
+        current = self.current
+        try:
+            fetched = next(self._batches)
+        except StopIteration:
+            current.exhausted = True
+            raise
+        except Exception as error:
+            if not str(error).startswith("DataLoader timed out"):  # then, the batch comes with the next call
+                current.note_loss(reader.batches.batch_size * reader.batches.sampler.num_replicas)
+            raise
+        return reader.note(current, fetched)
