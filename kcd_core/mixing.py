@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .base.arrays import dtype_name, is_floating, is_tensor
+from .base.arrays import dtype_name, is_floating, is_tensor, to_numpy
 from .recipes import Steps, carry_out
 
-__all__ = ["Mixer", "default_mixer", "has_arrays", "is_built_in", "mix_arrays", "mix_samples"]
+__all__ = [
+    "Mixer",
+    "default_mixer",
+    "field_of",
+    "has_arrays",
+    "holds_pixels",
+    "is_array",
+    "is_built_in",
+    "mix_arrays",
+    "mix_samples",
+    "unwrap",
+]
 
 #: ``mixer(dataset, index, steps) -> sample``: the sample ``dataset[index]``, mixed as ``steps`` say.
 Mixer = Callable[[Any, int, Steps], Any]
@@ -32,8 +43,9 @@ def mix_arrays(dataset: Any, index: int, steps: Steps) -> Any:
     Parameters
     ----------
     dataset
-        Has an attribute ``data``, a NumPy array or torch tensor with one entry per sample, and reads
-        its image as ``self.data[index]`` (torchvision's MNIST and CIFAR families do).
+        Has an attribute ``data``, a NumPy array or torch tensor with one entry per sample, floating
+        point, uint8, uint16 or int16, and reads its image as ``self.data[index]`` (torchvision's MNIST
+        and CIFAR families do). Integers must be intensities: ids and labels have no mixture.
     index : int
     steps : tuple of (target, source, weight)
 
@@ -45,21 +57,23 @@ def mix_arrays(dataset: Any, index: int, steps: Steps) -> Any:
     Raises
     ------
     TypeError
-        If there is no such ``data``, or ``__getitem__`` did not read its image from it.
+        If there is no such ``data``, or ``__getitem__`` did not read its image from it, or writes to it.
+    RuntimeError
+        If the image of a source can't be read.
 
     Notes
     -----
     Mixed in float32 and truncated back to the images' dtype, which reproduces the authors' images to
     the bit.
     """
-    chain, base, locate = _unwrap(dataset)
+    chain, base, locate = unwrap(dataset)
     if not has_arrays(dataset):
         raise TypeError(
             "mix_arrays needs a data set with one image (floating point, or integers of at most 16 bits) per sample "
             f"in .data, and {type(base).__name__} has none; use mixer=mix_samples, or mixing=None"
         )
     data = base.data
-    image = carry_out(index, steps, lambda i: data[locate(i)])
+    image = carry_out(index, steps, lambda i: _read(lambda j: data[locate(j)], i, index))
     overlay = _Overlay(data, locate(index), image)
     view = _clone_with(base, "data", overlay)
     for subset in reversed(chain):
@@ -67,13 +81,13 @@ def mix_arrays(dataset: Any, index: int, steps: Steps) -> Any:
     sample = view[index]
     if not overlay.was_read:
         raise TypeError(
-            f"{type(base).__name__}.__getitem__ did not read its image as self.data[index], so the mixed image "
-            "was not used; use mixer=mix_samples, or mixing=None"
+            f"{type(base).__name__}.__getitem__ did not read its image as self.data[index] (has it a cache?), so the "
+            "mixed image was not used; use mixer=mix_samples, or mixing=None"
         )
     return sample
 
 
-def mix_samples(dataset: Any, index: int, steps: Steps, *, fields: Sequence[Any] | None = None) -> Any:
+def mix_samples(dataset: Any, index: int, steps: Steps, *, fields: Collection[Any] | None = None) -> Any:
     """Mix samples as the data set returns them, after its transform: for any data set.
 
     Parameters
@@ -81,32 +95,46 @@ def mix_samples(dataset: Any, index: int, steps: Steps, *, fields: Sequence[Any]
     dataset
     index : int
     steps : tuple of (target, source, weight)
-    fields : sequence, optional
-        The places of a tuple, or the keys of a dict, that are mixed; the other fields are those of
-        ``dataset[index]``. Default: the first element of a tuple or list, or the sample itself if it is an
-        array; a dict has no default. Set it with ``functools.partial(mix_samples, fields=["image"])``.
+    fields : collection, optional
+        The places of a tuple (-1 is the last), or the keys of a dict, that are mixed; the other fields are
+        those of ``dataset[index]``. Default: the first element of a tuple or list, or the sample itself if
+        it is an array; a dict has no default. Set it with
+        ``functools.partial(mix_samples, fields=["image"])``.
+
+    Returns
+    -------
+    Whatever ``dataset[index]`` returns. uint8 images are mixed as `mix_arrays` does it. None, which some
+    data sets return for a broken sample, stays None.
 
     Raises
     ------
     TypeError
-        If a field is not a floating-point tensor or array (integers and targets are never mixed), or
-        a dict comes without ``fields``.
+        If a field is not a floating-point tensor or array, nor a uint8 image of two dimensions or more
+        (other integers and targets are never mixed), or a dict comes without ``fields``.
     ValueError
-        If two samples differ in shape.
+        If two samples differ in shape, or ``fields`` names none, or one that a sample does not have.
+    RuntimeError
+        If a source can't be read, or is None.
     """
+    if fields is not None and (isinstance(fields, str) or not isinstance(fields, Collection)):
+        raise TypeError(f"fields must be a list of places or keys, as in fields=[0], got {fields!r}")
+    if fields is not None and not len(fields):
+        raise ValueError("fields is empty, so nothing would be mixed: name a field, or use mixing=None")
     samples: dict[int, Any] = {}
 
     def sample(i: int) -> Any:
         if i not in samples:
-            samples[i] = dataset[i]
+            samples[i] = _read(lambda j: dataset[j], i, index)
         return samples[i]
 
     def field(f: Any, i: int) -> Any:
-        return _mixable(sample(i)[f], f"field {f!r}")
+        return _mixable(sample(i)[field_of(sample(i), f)], f"field {f!r}", i)
 
     own = sample(index)
-    if _is_array(own):
-        return carry_out(index, steps, lambda i: _mixable(sample(i), "the sample"))
+    if own is None:
+        return None
+    if fields is None and is_array(own):
+        return carry_out(index, steps, lambda i: _mixable(sample(i), "the sample", i))
     if fields is None:
         if not isinstance(own, (tuple, list)):
             raise TypeError(
@@ -114,7 +142,7 @@ def mix_samples(dataset: Any, index: int, steps: Steps, *, fields: Sequence[Any]
                 "mixer=functools.partial(mix_samples, fields=[...]) to name it, or mixing=None"
             )
         fields = (0,)
-    mixed = {f: carry_out(index, steps, partial(field, f)) for f in fields}
+    mixed = {field_of(own, f): carry_out(index, steps, partial(field, f)) for f in fields}
     if isinstance(own, tuple):
         values = [mixed.get(place, x) for place, x in enumerate(own)]
         return type(own)(*values) if hasattr(own, "_fields") else tuple(values)
@@ -124,9 +152,33 @@ def mix_samples(dataset: Any, index: int, steps: Steps, *, fields: Sequence[Any]
     return result
 
 
+def field_of(sample: Any, field: Any) -> Any:
+    """The place or key that ``field`` is of a sample, counted from the front, or ValueError."""
+    try:
+        if is_array(sample):
+            raise TypeError
+        sample[field]
+    except (LookupError, TypeError):
+        known = "one array" if is_array(sample) else f"a {type(sample).__name__}"
+        if isinstance(sample, (tuple, list)):
+            known += f" of {len(sample)}"
+        elif hasattr(sample, "keys"):
+            known += f" with the keys {list(sample.keys())}"
+        raise ValueError(f"fields names {field!r}, which the samples do not have: each is {known}") from None
+    return range(len(sample))[field] if isinstance(sample, (tuple, list)) else field
+
+
 def default_mixer(dataset: Any) -> Mixer:
-    """`mix_arrays` where the data set keeps raw arrays in ``.data``, else `mix_samples`."""
-    return mix_arrays if has_arrays(dataset) else mix_samples
+    """`mix_arrays` where the data set keeps what are raw images beyond doubt in ``.data``, else `mix_samples`.
+
+    That is floating-point numbers, or uint8 of two dimensions or more a sample that `holds_pixels`.
+    """
+    if not has_arrays(dataset):
+        return mix_samples
+    data = unwrap(dataset)[1].data
+    some = range(0, len(data), max(1, len(data) // 64))
+    images = is_floating(data) or (_is_image(data[0]) and holds_pixels(data[i] for i in some))
+    return mix_arrays if images else mix_samples
 
 
 def is_built_in(mixer: Mixer) -> bool:
@@ -136,12 +188,24 @@ def is_built_in(mixer: Mixer) -> bool:
 
 def has_arrays(dataset: Any) -> bool:
     """Whether the data set (through ``Subset``, too) has one array or tensor entry per sample in ``.data``."""
-    base = _unwrap(dataset)[1]
+    base = unwrap(dataset)[1]
     data: Any = getattr(base, "data", None)
-    if not (isinstance(data, np.ndarray) or is_tensor(data)) or data.ndim < 2 or len(data) != len(base):
+    if not is_array(data) or data.ndim < 2 or not 0 < len(data) == len(base):
         return False
     # Wide integers are labels or tokens, which have no mixture.
     return is_floating(data) or dtype_name(data) in {"uint8", "uint16", "int16"}
+
+
+def holds_pixels(images: Iterable[Any]) -> bool:
+    """Whether these uint8 arrays hold intensities.
+
+    One-hot codes, label maps and ids have values of 0 .. 31 alone, and 255 for "ignore". An image of two
+    levels, 0 and 255, is an image.
+    """
+    levels = np.unique(np.concatenate([to_numpy(image).ravel() for image in images]))
+    if len(levels) > 2:
+        levels = levels[levels < 255]
+    return bool((levels >= 32).any())
 
 
 class _Overlay:
@@ -163,6 +227,12 @@ class _Overlay:
             return self._image
         return self._data[key]
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TypeError(
+            "mix_arrays needs a data set that only reads its .data, and this one writes to it (a cache?); use "
+            "mixer=mix_samples, or mixing=None"
+        )
+
     def __len__(self) -> int:
         return len(self._data)
 
@@ -172,7 +242,7 @@ class _Overlay:
         return getattr(self._data, name)
 
 
-def _unwrap(dataset: Any) -> tuple[list[Any], Any, Callable[[int], int]]:
+def unwrap(dataset: Any) -> tuple[list[Any], Any, Callable[[int], int]]:
     """The chain of subsets, the data set at its end, and where an index of the first lies in the last."""
     utils = sys.modules.get("torch.utils.data")
     chain: list[Any] = []
@@ -207,19 +277,42 @@ def _clone_with(obj: Any, name: str, value: Any) -> Any:
     return clone
 
 
-def _is_array(x: Any) -> bool:
+def _read(read: Callable[[int], Any], i: int, index: int) -> Any:
+    """What ``read`` gives of sample ``i``, which goes into ``index``; of another one, never a bare error."""
+    try:
+        image = read(i)
+        if image is None and i != index:
+            raise ValueError("it is None")
+    except Exception as error:
+        if i == index:
+            raise
+        raise RuntimeError(
+            f"sample {i} could not be read, to be mixed into sample {index}: {type(error).__name__}: {error}. While "
+            "mixing is on, dropped samples are read, too: bring it back, or pass mixer= a function that returns "
+            "dataset[index] where a source is gone"
+        ) from error
+    return image
+
+
+def is_array(x: Any) -> bool:
+    """A NumPy array or a torch tensor."""
     return isinstance(x, np.ndarray) or is_tensor(x)
 
 
-def _mixable(x: Any, what: str) -> Any:
-    if not _is_array(x):
+def _is_image(x: Any) -> bool:
+    return dtype_name(x) == "uint8" and x.ndim >= 2
+
+
+def _mixable(x: Any, what: str, index: int) -> Any:
+    way_out = f"in sample {index}; convert images in the transform, name other fields, or use mixing=None"
+    if not is_array(x):
         raise TypeError(
-            f"{what} can't be mixed: expected a floating-point tensor or array, got {type(x).__name__}; convert "
-            "it in the transform, name other fields, or use mixing=None"
+            f"{what} can't be mixed: expected a floating-point tensor or array, or a uint8 image, got "
+            f"{type(x).__name__} {way_out}"
         )
-    if not is_floating(x):
+    if not is_floating(x) and not _is_image(x):
         raise TypeError(
-            f"{what} can't be mixed: integers are never mixed, got dtype {dtype_name(x)}; convert images to "
-            "floating point in the transform, name other fields, or use mixing=None"
+            f"{what} can't be mixed: integers are never mixed, but for uint8 images of two dimensions or more, got "
+            f"dtype {dtype_name(x)} and shape {tuple(x.shape)} {way_out}"
         )
     return x

@@ -111,10 +111,10 @@ def carry_out(index: int, steps: Steps, read: Callable[[int], Any]) -> Any:
         if images[target].shape != images[source].shape:
             raise ValueError(
                 f"samples {target} and {source} can't be mixed: their shapes are "
-                f"{tuple(images[target].shape)} and {tuple(images[source].shape)}"
+                f"{tuple(images[target].shape)} and {tuple(images[source].shape)}; make them alike in the transform, or "
+                "use mixing=None"
             )
-        if target != source:  # else it is a rehearsal: the image is read, and stays as it is
-            images[target] = blend(images[target], images[source], weight)
+        images[target] = blend(images[target], images[source], weight)
     return images[index] if index in images else read(index)
 
 

@@ -34,7 +34,7 @@ LAYERS = (
         "kcd_core.values",
     ),
     ("kcd_core.epoch_sampler", "kcd_core.history", "kcd_core.mixing", "kcd_core.skipped", "kcd_core.waiting"),
-    ("kcd_core.sampler", "kcd_core.tracker"),
+    ("kcd_core.rehearsal", "kcd_core.sampler", "kcd_core.tracker"),
     ("kcd_core.em_step", "kcd_core.loss"),
     ("kcd_core.layout",),
     ("kcd_core.saved",),

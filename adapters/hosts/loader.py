@@ -22,7 +22,6 @@ from kcd_core.loading.keys import KeyBatches
 from kcd_core.loading.rebuild import rebuild, understand
 from kcd_core.loading.row_order import REORDERED
 from kcd_core.mixing import Mixer, default_mixer, mix_samples
-from kcd_core.recipes import Steps
 
 from ..profiles import Profile
 from ..settings import Settings
@@ -77,7 +76,7 @@ class HostedLoader:
         # Weakly: whether the host still has it tells whether it made another one instead.
         self._loader = weakref.ref(loader)
         self.dataset = loader.dataset
-        self.mixer = default_mixer(loader.dataset)
+        self.mixer: Mixer = default_mixer(loader.dataset)
         if self.mixer is mix_samples and self._profile.fields is not None:
             self.mixer = partial(mix_samples, fields=self._profile.fields)
         self.batches = KeyBatches(self.sampler, *batching)
@@ -189,9 +188,7 @@ class HostedLoader:
         if self._inner is None or not loader.persistent_workers:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of too many workers, say: the host's loader did
-                self._inner = rebuild(
-                    loader, self.batches, partial(_mix, self.mixer), dataset=self._dataset()
-                )
+                self._inner = rebuild(loader, self.batches, self.mixer, dataset=self._dataset())
         return iter(self._inner)  # called by start(): a DataLoader draws its base seed at iter()
 
     def renew(self) -> None:
@@ -222,12 +219,15 @@ class HostedLoader:
         now.exhausted = True
 
     def _rehearsed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The batches, also if the first sample can't be mixed: this may not be the student's loader."""
+        """The batches, also if the first can't be mixed: this may not be the student's loader."""
         if self.batches.rehearse:
             try:
                 first = next(batches, None)
             except Exception as error:  # if it is the host's own, it comes again
-                self.unmixable, self.batches.rehearse = error, False
+                self.unmixable = TypeError(
+                    f"{error}. With kcd run and kcd patch: give --mixing none, or let the profile name the images' `fields`"
+                )
+                self.unmixable.__cause__, self.batches.rehearse = error, False
                 batches = self._draw()
             else:
                 yield from () if first is None else (first,)
@@ -248,12 +248,3 @@ def _shuffled(loader: DataLoader[Any]) -> tuple[int, bool]:
     if not order["shuffle"]:
         raise TypeError("the loader does not shuffle")
     return batching
-
-
-def _mix(mixer: Mixer, dataset: Any, index: int, steps: Steps) -> Any:
-    try:
-        return mixer(dataset, index, steps)
-    except TypeError as error:
-        raise TypeError(
-            f"{error}. With kcd run and kcd patch: give --mixing none, or let the profile name the images' `fields`"
-        ) from error

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from kcd_core.base.padding import PADDING
-from kcd_core.loading.keys import Key
+from kcd_core.loading.keys import Key, Keys
 from kcd_core.mixing import default_mixer
 from kcd_core.recipes import Steps
+from kcd_core.rehearsal import rehearse
 
 __all__ = ["INDEX", "KCDDatasetWrapper"]
 
@@ -50,13 +52,18 @@ class KCDDatasetWrapper(Dataset[Any]):
         sample, target, supplement = view[index]
         return sample, target, {**supplement, INDEX: PADDING if padding else index}
 
+    def __getitems__(self, keys: Keys) -> list[Any]:
+        if keys.rehearse:
+            drawn = [index for index in keys.indices.tolist() if index != PADDING]
+            with _told():
+                rehearse(
+                    self.mixer, self.org_dataset, {index: self.org_dataset[index] for index in drawn[:2]}
+                )
+        return [self[key] for key in keys]
+
     def _mixed(self, index: int, steps: Steps) -> Any:
-        try:
+        with _told():
             return self.mixer(self.org_dataset, index, steps)
-        except TypeError as error:
-            raise TypeError(
-                f"{error}. In torchdistill: mixing: 'none' in KCDBatchSampler's kwargs"
-            ) from error
 
     def __len__(self) -> int:
         return len(self.org_dataset)
@@ -65,6 +72,14 @@ class KCDDatasetWrapper(Dataset[Any]):
         if name.startswith("__") or name == "org_dataset":
             raise AttributeError(name)
         return getattr(self.org_dataset, name)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error}. In torchdistill: mixing: 'none' in KCDBatchSampler's kwargs") from error
 
 
 class _Mixed:

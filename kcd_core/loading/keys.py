@@ -17,11 +17,12 @@ from torch.utils.data import MapDataPipe
 
 from ..base.padding import PADDING
 from ..epoch_sampler import Blocks, EpochSampler
-from ..mixing import Mixer
+from ..mixing import Mixer, is_built_in
 from ..recipes import MixRecipes, Steps
+from ..rehearsal import check_fetching, rehearse
 from .row_order import fields_of, reordered
 
-__all__ = ["Fetched", "IndexedCollate", "KeyBatches", "KeyedDataset"]
+__all__ = ["Fetched", "IndexedCollate", "Key", "KeyBatches", "KeyedDataset", "Keys"]
 
 Key = int | tuple[int, Steps, bool]
 Indices = npt.NDArray[np.int64]
@@ -31,15 +32,21 @@ class Keys(list[Key]):
     """The keys of a batch, and what is recorded for it: ``indices``, int64 [B], `PADDING` for what only pads.
 
     The indices stay an array on their way through the workers and back: neither a list nor a tensor, which
-    would be made anew for each batch, and would travel in shared memory of its own.
+    would be made anew for each batch, and would travel in shared memory of its own. ``rehearse`` is whether
+    mixing is tried on the samples, once they are fetched.
     """
 
-    def __init__(self, keys: Iterable[Key], indices: Indices) -> None:
+    def __init__(self, keys: Iterable[Key], indices: Indices, rehearse: bool = False) -> None:
         super().__init__(keys)
-        self.indices = indices
+        self.indices, self.rehearse = indices, rehearse
 
     def __reduce__(self) -> Any:
-        return Keys, (list(self), self.indices)
+        return Keys, (list(self), self.indices, self.rehearse)
+
+    def without_padding(self, samples: Iterable[Any]) -> dict[int, Any]:
+        """Index to sample."""
+        pairs = zip(self.indices.tolist(), samples, strict=True)
+        return {index: sample for index, sample in pairs if index != PADDING}
 
 
 class KeyBatches:
@@ -49,15 +56,16 @@ class KeyBatches:
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
         self.start = 0
         self.epoch: int | None = None  # default: the sampler's
-        # Whether samples will be mixed one day. If so, the first sample of a pass goes through the mixer
-        # from the start, mixed with itself: what can't be mixed is found now, and not in epoch 41.
+        # Whether samples will be mixed one day. If so, mixing is rehearsed on the first batch of an epoch: what
+        # can't be mixed is found now, and not in epoch 41. Not in the middle of an epoch: a run that is resumed
+        # there fetches what the first one did, and a data set's own random numbers are the same.
         self.rehearse = False
 
     def __iter__(self) -> Iterator[Keys]:
         # torch calls this more than once per epoch: it changes nothing, and reads everything now.
         recipes = self.sampler.recipes
         blocks = self.sampler.blocks(self.epoch, self.start)
-        batches = self._batches(recipes, blocks, self.rehearse and not len(recipes))
+        batches = self._batches(recipes, blocks, self.rehearse and not self.start and not len(recipes))
         return self._lending(batches) if self.lends else batches
 
     def _batches(self, recipes: MixRecipes, blocks: Blocks, rehearse: bool) -> Iterator[Keys]:
@@ -69,17 +77,15 @@ class KeyBatches:
             for place in np.flatnonzero(recipes.contains(indices) | padding).tolist():
                 index = int(indices[place])
                 new[place] = (index, recipes.steps(index), bool(padding[place]))
-            if rehearse and new:
-                index, rehearse = int(indices[0]), False
-                new[0] = (index, ((index, index, 1.0),), bool(padding[0]))
             keys += new
             left = np.concatenate([left, np.where(padding, PADDING, indices)])
             full = len(keys) - len(keys) % size
             for at in range(0, full, size):
-                yield Keys(keys[at : at + size], left[at : at + size])
+                yield Keys(keys[at : at + size], left[at : at + size], rehearse)
+                rehearse = False
             keys, left = keys[full:], left[full:]
         if keys and not self.drop_last:
-            yield Keys(keys, left)
+            yield Keys(keys, left, rehearse)
 
     @staticmethod
     def _lending(batches: Iterator[Keys]) -> Iterator[Keys]:
@@ -125,10 +131,18 @@ class KeyedDataset:
         return self._kcd_dataset[index]
 
     def __getitems__(self, keys: Keys) -> tuple[Indices, list[Any]]:
+        if keys.rehearse:
+            check_fetching(self._kcd_dataset)
+        samples = self._kcd_fetch_all(keys)
+        if keys.rehearse:
+            rehearse(self._kcd_mixer, self._kcd_dataset, keys.without_padding(samples))
+        return keys.indices, samples
+
+    def _kcd_fetch_all(self, keys: Keys) -> list[Any]:
         dataset = self._kcd_dataset
         together = getattr(dataset, "__getitems__", None)
         if not together:
-            return keys.indices, [dataset[key] if type(key) is int else self._kcd_fetch(key) for key in keys]
+            return [dataset[key] if type(key) is int else self._kcd_fetch(key) for key in keys]
         # The data set's own batched fetch for what is not mixed; order restored afterwards.
         plain = {place: key for place, key in enumerate(keys) if type(key) is int}
         fetched = together(list(plain.values())) if plain else []
@@ -138,14 +152,23 @@ class KeyedDataset:
                 f"{type(fetched).__name__} of length {len(fetched)} for {len(plain)} indices"
             )
         samples = dict(zip(plain, fetched, strict=True))
-        return keys.indices, [
-            samples[place] if place in plain else self._kcd_fetch(key) for place, key in enumerate(keys)
-        ]
+        return [samples[place] if place in plain else self._kcd_fetch(key) for place, key in enumerate(keys)]
 
     def _kcd_fetch(self, key: Any) -> Any:
         """A sample by a key that says more than the index."""
         index, steps, _ = key
-        return self._kcd_mixer(self._kcd_dataset, index, steps) if steps else self._kcd_dataset[index]
+        if not steps:
+            return self._kcd_dataset[index]
+        try:
+            return self._kcd_mixer(self._kcd_dataset, index, steps)
+        except Exception as error:
+            if is_built_in(self._kcd_mixer):
+                raise
+            sources = ", ".join(str(source) for _, source, _ in steps)
+            raise RuntimeError(
+                f"the mixer failed for sample {index}, into which {sources} (dropped, but still read) was to be mixed: "
+                f"{type(error).__name__}: {error}. Catch it in the mixer, and return dataset[{index}], if that will do"
+            ) from error
 
     def __len__(self) -> int:
         return len(self._kcd_dataset)

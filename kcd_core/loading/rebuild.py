@@ -98,6 +98,13 @@ def rebuild(
 
 def resolve_mixer(mixer: str | Mixer, dataset: Any) -> Mixer:
     if callable(mixer):
+        try:
+            inspect.signature(mixer).bind(dataset, 0, ())
+        except TypeError as error:
+            raise TypeError(f"mixer must be callable as mixer(dataset, index, steps): {error}") from None
+        except ValueError as error:  # a function without a signature, or a partial of wrong arguments
+            if hasattr(mixer, "func"):
+                raise TypeError(f"mixer has arguments that it can't take: {error}") from None
         return mixer
     if mixer == "auto":
         return default_mixer(dataset)

@@ -10,7 +10,7 @@ from ..base.dataset_identity import dataset_identity
 from ..base.states import value_name
 from ..em_step import Select
 from ..layout import Layout, WholeLayout
-from ..mixing import Mixer, is_built_in
+from ..mixing import Mixer
 from ..recipes import Mixing
 from ..sampler import CondensedSampler
 from ..schedule import CondensationSchedule
@@ -66,9 +66,16 @@ def wrap_loader(
     mixer : {"auto", "arrays", "samples"} or callable
         ``mix_arrays`` (raw images, before the transform, as the paper does), ``mix_samples`` (after
         it), or your own ``mixer(dataset, index, steps) -> sample``. Auto takes the first where the
-        data set keeps raw arrays in ``.data``. What can't be mixed is a TypeError at the first batch,
-        long before the first mixture: name the fields of a dict with
-        ``functools.partial(mix_samples, fields=[...])``, or use ``mixing=None``.
+        data set keeps raw images in ``.data``: floating point, or uint8 [N, H, W] or [N, H, W, C] whose
+        values are not those of masks, one-hot codes or label maps (below 32, and 255); other integers
+        are mixed there only if you say "arrays".
+
+        Until something is mixed, every epoch tries it on different samples of its first batch, for which
+        up to three are fetched once more. What can't be mixed is an error then: ids, shapes that differ,
+        a data set with a cache of its own. So is a tensor beside the image, like stored teacher logits,
+        which would stay those of the unmixed image (single numbers, integers and one-hot labels stay).
+        Say what is mixed with ``functools.partial(mix_samples, fields=[...])``, which dicts always
+        need, or use ``mixing=None``.
     return_index : bool
         Yield ``(indices, batch)``, int64 [B] and your batch, instead of your batch alone. The index
         of a sample that only pads a rank's length is -1: pass it to ``record`` as it is. Without it, those of the
@@ -90,7 +97,7 @@ def wrap_loader(
     ------
     TypeError
         If the loader can't be wrapped honestly: another type, an iterable-style or unsized data set,
-        ``batch_size=None``, a custom sampler or batch sampler.
+        ``batch_size=None``, a custom sampler or batch sampler. If ``mixer`` can't be called as above.
     ValueError
         If a setting is outside its range, or the data set is empty.
     """
@@ -129,6 +136,6 @@ def wrap_loader(
         alike={"batch_size": batches.batch_size},
     )
     drops = schedule.ratio < 1 or type(schedule) is not CondensationSchedule
-    batches.rehearse = mixing is not None and drops and is_built_in(mix)
+    batches.rehearse = mixing is not None and drops
     inner = rebuild(loader, batches, mix)
     return CondensedLoader(run, batches, inner, loader.dataset, bool(return_index))

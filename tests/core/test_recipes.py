@@ -124,14 +124,6 @@ def test_no_recipe_contains_nothing():
     ]
 
 
-def test_an_image_mixed_with_itself_is_read_and_stays_as_it_is():
-    """A rehearsal: float16 would not survive the arithmetic to the bit, and what can't be read is found now."""
-    read = []
-    image = carry_out(3, ((3, 3, 0.3),), lambda i: read.append(i) or np.array([0.1], np.float16))
-    assert (read, image) == ([3], np.array([0.1], np.float16))
-    assert carry_out(2, (), lambda i: i) == 2
-
-
 def test_images_of_two_shapes_are_named():
     with pytest.raises(
         ValueError, match=r"samples 2 and 7 can't be mixed: their shapes are \(2,\) and \(7,\)"

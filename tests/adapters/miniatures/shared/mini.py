@@ -41,6 +41,13 @@ class Points(torch.utils.data.Dataset):
     def __len__(self):
         return len(self.targets)
 
+    def drawn(self, labels):
+        """The indices of the batch with these labels. What was fetched besides, to rehearse mixing, is left out."""
+        labels = labels.tolist()
+        while [self.targets[i] for i in self.fetched[: len(labels)]] != labels:
+            self.fetched.pop(0)
+        return [self.fetched.pop(0) for _ in labels]
+
 
 def model():
     return on_device(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, CLASSES)))

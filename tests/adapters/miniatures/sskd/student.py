@@ -22,9 +22,9 @@ head = mini.model()
 t_model = mini.model()
 
 for epoch in range(args.t_epoch):
-    for x, _ in train_loader:
+    for x, labels in train_loader:
         batch = len(x)
-        index = [trainset.fetched.pop(0) for _ in range(batch)]
+        index = trainset.drawn(labels)
         rep = head(x.flatten(0, 1)).view(batch, 4, -1)
         simi = rep[:, 1:].flatten(0, 1) @ rep[:, 0].T
         target = torch.arange(batch).repeat_interleave(3)
@@ -37,7 +37,7 @@ optimizer = mini.optimizer(s_model)
 for epoch in range(args.epoch):
     for x, target in train_loader:
         batch = len(x)
-        index = [trainset.fetched.pop(0) for _ in range(batch)]
+        index = trainset.drawn(target)
         output = s_model(x.flatten(0, 1)).view(batch, 4, -1)
         loss = F.cross_entropy(output[:, 0], target)
         optimizer.zero_grad()

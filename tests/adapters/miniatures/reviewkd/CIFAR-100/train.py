@@ -36,7 +36,7 @@ def ahead(loader):
 
 for epoch in range(args.epochs):
     for images, labels in ahead(train_loader) if args.prefetch else train_loader:
-        index = [dataset.fetched.pop(0) for _ in labels]
+        index = dataset.drawn(labels)
         if len(images) == 1:
             raise ValueError("Expected more than 1 value per channel when training")
         pred = cnn(images)

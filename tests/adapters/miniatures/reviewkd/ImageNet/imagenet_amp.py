@@ -56,7 +56,7 @@ def train(loader, model, teacher, optimizer, epoch):
     prefetcher = Prefetcher(loader)
     images, target = prefetcher.next()
     while images is not None:
-        index = [dataset.points.fetched.pop(0) for _ in target]
+        index = dataset.points.drawn(target)
         images = images.float() / 255
         output = model(images)
         loss = criterion(output, target) + hcl(output, teacher(images).detach())

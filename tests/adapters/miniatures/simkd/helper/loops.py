@@ -12,7 +12,7 @@ def accuracy(output, target, topk=(1,)):
 def train_distill(epoch, train_loader, module_list, dataset, optimizer, opt):
     model_s, projector, model_t = module_list
     for images, labels in train_loader:
-        index = [dataset.fetched.pop(0) for _ in labels]
+        index = dataset.drawn(labels)
         if opt.distill == "semckd" and len(images) < opt.batch_size:
             mini.record("train", epoch, index, images)
             continue
