@@ -1,14 +1,16 @@
-"""What is said of values that were not recorded: an error at once, or one warning when the sums are read."""
+"""What is said of values that were not recorded, or are of no logits: an error at once, or one warning."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from .base.arrays import Array, backend
 from .sums import recordable
+from .values import are_probabilities
 
 __all__ = ["OnNonfinite", "SkipReport"]
 
@@ -16,12 +18,14 @@ OnNonfinite = Literal["skip", "raise"]
 
 
 class SkipReport:
-    """Says, once for each cause, what a tracker skipped.
+    """Says, once for each cause, what a tracker skipped, and whether it is given probabilities.
 
     Parameters
     ----------
     on_nonfinite : {"skip", "raise"}
         See `KnowledgeValueTracker`.
+    looks : bool
+        Whether `look` is to be called with the next batch: with the first one, of which logits are expected.
 
     Raises
     ------
@@ -29,11 +33,30 @@ class SkipReport:
         If ``on_nonfinite`` is neither of both.
     """
 
-    def __init__(self, on_nonfinite: OnNonfinite) -> None:
+    def __init__(self, on_nonfinite: OnNonfinite, looks: bool) -> None:
         if on_nonfinite not in ("skip", "raise"):
             raise ValueError(f"on_nonfinite must be 'skip' or 'raise', got {on_nonfinite!r}")
         self.raises = on_nonfinite == "raise"
+        self.looks = looks
+        self._found: Any = None  # by `look`, on a device
         self._told = np.zeros(2, np.int64)
+
+    def look(self, logits: Array) -> None:
+        """Warn if a batch [B, C] is one of probabilities: at once; of one on a device, with the next `tell`."""
+        if len(logits):
+            self.looks, self._found = False, are_probabilities(logits)
+            if backend(logits).on_host(logits):
+                self._tell_found()
+
+    def _tell_found(self) -> None:
+        found, self._found = self._found, None
+        if found is not None and found:
+            warnings.warn(
+                "student_logits looks like probabilities: in the first batch each row lies in [0, 1] and adds up to 1. "
+                "Pass what goes into the softmax; else the samples' values hardly differ",
+                UserWarning,
+                stacklevel=6,  # whoever calls the tracker
+            )
 
     def refuse(self, values: npt.NDArray[np.float64]) -> None:
         """Raise ValueError if one of these values cannot be recorded, before any of them is."""
@@ -46,7 +69,9 @@ class SkipReport:
         self._told = skipped.copy()
 
     def tell(self, skipped: npt.NDArray[np.int64], num_samples: int) -> None:
-        """Warn of what was skipped since the last call, where it is the first of its kind; or raise for it.
+        """Warn of what was skipped since the last call, where it is the first of its kind, or raise for it.
+
+        Waits for what `look` found on a device.
 
         Parameters
         ----------
@@ -58,6 +83,7 @@ class SkipReport:
         IndexError, ValueError
             With ``on_nonfinite="raise"``, if there are more of them than at the last call.
         """
+        self._tell_found()
         new, first = skipped - self._told, self._told == 0
         if not new.any():
             return

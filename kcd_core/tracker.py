@@ -26,7 +26,7 @@ from .base.cuda_streams import StreamOrder, refuse_capture
 from .base.states import check_same, value_name
 from .skipped import OnNonfinite, SkipReport
 from .sums import CheckedState, Sums, ValueSums, checked_sums, mean, summed
-from .values import Value, ValueName, check_logits, entropy, host_entropy, resolve, values_of
+from .values import Value, ValueName, check_logits, entropy, host_entropy, is_built_in, resolve, values_of
 from .waiting import MAX_PENDING, Step, alike, joined, may_wait
 
 __all__ = ["KnowledgeValueTracker"]
@@ -100,7 +100,7 @@ class KnowledgeValueTracker:
     ) -> None:
         self._num_samples = checked_int(num_samples, "num_samples", 1)
         self._function = resolve(value)
-        self._skips = SkipReport(on_nonfinite)
+        self._skips = SkipReport(on_nonfinite, looks=is_built_in(self._function))
         self._pending: list[Step] = []
         self.batches = 0  # recorded by this object so far, whoever called
         self._sums = ValueSums.zeros(self._num_samples)
@@ -139,8 +139,15 @@ class KnowledgeValueTracker:
         IndexError
             If an index lies outside ``0 .. N-1``. An index on a device is masked and counted instead,
             and reported when the values are read.
+
+        Warns
+        -----
+        UserWarning
+            If the first batch holds probabilities, where the value is one of `kcd_core.values`; on a device,
+            at the next `report`.
         """
-        self._append(self._checked_indices(indices), self._values(student_logits, teacher_logits, targets))
+        indices = self._checked_indices(indices)
+        self._append(indices, self._values(student_logits, teacher_logits, targets))
 
     @outside_of_graphs
     def update_drawn(
@@ -168,6 +175,8 @@ class KnowledgeValueTracker:
         device = self._sums.device
         if device is not None:
             refuse_capture(device)
+        if self._skips.looks:
+            self._skips.look(detached(self._sums.place(check_logits(student_logits, "student_logits"))))
         if self._function is entropy:
             logits = check_logits(student_logits, "student_logits")
             if may_wait(logits, device) and not (device is None and self._skips.raises):

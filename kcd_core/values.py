@@ -264,15 +264,46 @@ def like(values: Array, logits: Any) -> Array:
     return values
 
 
+def are_probabilities(logits: Array) -> Any:
+    """Whether all rows are probabilities rather than logits: a boolean, on the device that they are on.
+
+    Rows of 0 and 1 alone are not: they are what toy logits look like, and no softmax.
+    """
+    top = (logits.amax if is_tensor(logits) else logits.max)(-1)
+    adds_up = abs(logits.sum(-1) - 1).max() < 0.02  # a sum of bfloat16 is that coarse
+    return (logits.min() >= 0) & (top.min() < 1) & adds_up
+
+
+def refuse_output(output: Any, name: str) -> None:
+    """Raise a TypeError that says where the logits are, if ``output`` is what a model returns around them."""
+    what, how = type(output).__name__, ""
+    if hasattr(output, "logits"):
+        how = "pass its .logits"
+    elif isinstance(output, Mapping):
+        how = (
+            'pass its ["logits"]'
+            if "logits" in output
+            else f"pass the one entry of {[*output]} that they are"
+        )
+    elif isinstance(output, (tuple, list)) and any(getattr(x, "ndim", 0) > 1 for x in output):
+        what, how = f"{what} of {len(output)}", "pass the logits alone, e.g. output[0]"
+    if how:
+        raise TypeError(f"{name} must be logits [B, C], got a {what}: {how}")
+
+
 def check_logits(logits: Any, name: str) -> Array:
     """``logits`` as an array, or an error that says what is wrong with them."""
+    if not isinstance(logits, np.ndarray) and not is_tensor(logits):
+        refuse_output(logits, name)
     logits = in_memory(logits, name)
     if not is_floating(logits):
         raise TypeError(f"{name} must be floating-point logits, got dtype {dtype_name(logits)}")
     if logits.ndim != 2 or logits.shape[1] < 2:
+        advice = "a binary student's logit z [B, 1] stands for two: torch.cat([torch.zeros_like(z), z], 1)"
+        if logits.ndim > 2:
+            advice = "of a sequence or a map, record one value a sample, such as its mean entropy: record(values=...)"
         raise ValueError(
-            f"{name} must be [B, C] with C >= 2 classes, got shape {tuple(logits.shape)}; "
-            "reduce dense or multi-head predictions to one row per sample first"
+            f"{name} must be [B, C] with C >= 2 classes, got shape {tuple(logits.shape)}; {advice}"
         )
     return logits
 

@@ -30,6 +30,7 @@ Tracker = kcd.KnowledgeValueTracker
 STEPS, BATCH, CLASSES, N = 3 * MAX_PENDING, 64, 100, 1000
 MOST_OPERATIONS = 3  # that launch or copy, a step on average, with what was deferred
 MOST_WITH_INDICES = 4  # where indices lie on the device, they are copied, too
+MOST_ONCE = 12  # of a tracker's first batch: are they probabilities?
 # They make a tensor of memory that is there or was set aside: nothing is launched.
 LAUNCH_NOTHING = ("alias", "detach", "empty", "expand", "lift_fresh", "new_empty", "select", "split", "view")
 
@@ -101,7 +102,7 @@ def step_inputs(index_device: str, dtype: Any = torch.float32) -> tuple[Any, Any
 def no_wait(watch: Watch, index_device: str = "numpy") -> None:
     most = MOST_WITH_INDICES if index_device == "cuda:0" else MOST_OPERATIONS
     assert not watch.to_host
-    assert sum(watch.operations.values()) <= most * STEPS, watch.operations.most_common()
+    assert sum(watch.operations.values()) <= most * STEPS + MOST_ONCE, watch.operations.most_common()
     assert sum(watch.operations.values()) >= STEPS  # something was watched
 
 

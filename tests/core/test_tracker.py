@@ -655,6 +655,130 @@ def test_missing_argument_names_the_value() -> None:
     untouched(tracker)
 
 
+# -- what is no logits -----------------------------------------------------------------------------------------
+
+
+class Output(dict):
+    """As Hugging Face's are: a dict whose entries are attributes, too."""
+
+    logits = torch.zeros(8, 5)
+
+
+@BACK_ENDS
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ((torch.zeros(8, 5), torch.zeros(8, 64)), r"got a tuple of 2: .*output\[0\]"),
+        ([np.zeros((8, 5)), None, None], r"got a list of 3: .*output\[0\]"),
+        ((torch.tensor(0.5), torch.zeros(8, 5)), "got a tuple of 2"),
+        ((torch.zeros(8, 5),) * 8, "got a tuple of 8"),
+        (Output(loss=1), r"got a Output: pass its \.logits"),
+        ({"logits": torch.zeros(8, 5), "loss": 1}, r'got a dict: pass its \["logits"\]'),
+        ({"out": torch.zeros(8, 5), "aux": None}, r"one entry of \['out', 'aux'\]"),
+        (torch.zeros(8, 7, 5), r"got shape \(8, 7, 5\); .*record\(values=\.\.\.\)"),
+        (torch.zeros(8, 1), r"got shape \(8, 1\); a binary student's .*torch\.cat"),
+        (torch.zeros(8), r"got shape \(8,\); a binary student's"),
+    ],
+)
+@pytest.mark.parametrize("value", ["entropy", "margin", lambda z: z[:, 0]])
+def test_what_a_model_returns_around_its_logits(device: Any, output: Any, message: str, value: Any) -> None:
+    tracker = Tracker(8, device=device, value=value)
+    with pytest.raises((TypeError, ValueError), match=f"student_logits must be .*{message}"):
+        tracker.update(range(8), output)
+    untouched(tracker)
+
+
+def test_the_way_of_a_binary_student() -> None:
+    z = torch.randn(8, 1, dtype=torch.float64)
+    p = torch.sigmoid(z[:, 0])
+    tracker = Tracker(8)
+    tracker.update(range(8), torch.cat([torch.zeros_like(z), z], 1))
+    np.testing.assert_allclose(tracker.value, -(p * p.log() + (1 - p) * (1 - p).log()), atol=1e-12)
+
+
+PRECISIONS = [np.float32, np.float64, torch.float16, torch.bfloat16, torch.float32]
+
+
+def said_of(*batches: Any, **settings: Any) -> list[str]:
+    tracker = Tracker(64, **settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for logits in batches:
+            tracker.update(range(len(logits)), logits, targets=np.zeros(len(logits), int))
+        tracker.report()
+        tracker.report()
+    return [f"{w.category.__name__}: {w.message}" for w in caught if w.filename == __file__]
+
+
+def made(logits: torch.Tensor, dtype: Any) -> Any:
+    return logits.to(dtype) if isinstance(dtype, torch.dtype) else logits.numpy().astype(dtype)
+
+
+@BACK_ENDS
+@pytest.mark.parametrize("value", ["entropy", "cross_entropy", "margin"])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("classes", [2, 100, 20_000])
+def test_probabilities_in_the_place_of_logits_are_told_once(
+    device: Any, value: str, dtype: Any, classes: int
+) -> None:
+    logits = 3 * torch.randn(16, classes, generator=torch.Generator().manual_seed(0))
+    p = made(logits.softmax(-1), dtype)
+    said = said_of(p[:0], p, p, value=value, device=device)  # an empty batch is no batch
+    assert len(said) == 1
+    assert said[0].startswith("UserWarning: student_logits looks like probabilities")
+
+
+@BACK_ENDS
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize(
+    "logits_of",
+    [
+        lambda z: z,
+        lambda z: z.log_softmax(-1),  # of which the softmax is the probabilities
+        lambda z: z.relu(),
+        lambda z: z.sigmoid(),
+        lambda z: z * 0,
+        lambda z: torch.eye(16, 10)[:10],
+        lambda z: z.softmax(-1) * 10,
+        lambda z: torch.cat([z[:1], z[1:].softmax(-1)]),  # not all
+    ],
+)
+def test_logits_are_not_taken_for_probabilities(device: Any, dtype: Any, logits_of: Any) -> None:
+    z = 3 * torch.randn(16, 10, generator=torch.Generator().manual_seed(0))
+    assert said_of(made(logits_of(z), dtype), made(z.softmax(-1), dtype), device=device) == []
+
+
+def test_a_value_of_ones_own_may_be_one_of_probabilities() -> None:
+    p = torch.randn(16, 10).softmax(-1)
+    assert said_of(p, value=lambda z, targets: -(z * z.log()).sum(-1)) == []
+
+
+@BACK_ENDS
+def test_where_warnings_are_errors_probabilities_are_not_recorded(device: Any) -> None:
+    tracker = Tracker(16, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="looks like probabilities"):
+            tracker.update(range(16), torch.randn(16, 10).softmax(-1))
+    untouched(tracker)
+
+
+@pytest.mark.parametrize("read", ["value", "report"])
+def test_probabilities_on_a_device_are_told_when_it_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, read: str
+) -> None:
+    monkeypatch.setattr("kcd_core.base.arrays.Torch.on_host", lambda self, x: False)
+    tracker = Tracker(16, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2 * MAX_PENDING):
+            tracker.update(np.arange(16), torch.randn(16, 10).softmax(-1))
+    with pytest.warns(UserWarning, match="looks like probabilities") as caught:
+        tracker.report() if read == "report" else tracker.value
+    assert len(caught) == 1
+    assert number(tracker.count).tolist() == [2 * MAX_PENDING] * 16
+
+
 # -- torch's modes -------------------------------------------------------------------------------------
 
 
