@@ -24,7 +24,7 @@ from .saved import Saved, checked
 from .schedule import CondensationSchedule
 from .skipped import OnNonfinite
 from .tracker import KnowledgeValueTracker
-from .values import Value, ValueName
+from .values import Value, ValueName, refuse_output
 
 __all__ = ["Condensation", "one_of"]
 
@@ -32,10 +32,12 @@ STATE_VERSION = 2
 
 
 def one_of(student_logits: Any, values: Any) -> Any:
-    """What is recorded of a batch."""
+    """What is recorded of a batch, which has rows that can be counted."""
     if (student_logits is None) == (values is None):
         raise TypeError("record() needs one of student_logits and values=, and not both")
-    return student_logits if values is None else values
+    given, name = (student_logits, "student_logits") if values is None else (values, "values")
+    refuse_output(given, name)
+    return given
 
 
 class Condensation:

@@ -275,9 +275,13 @@ def are_probabilities(logits: Array) -> Any:
 
 
 def refuse_output(output: Any, name: str) -> None:
-    """Raise a TypeError that says where the logits are, if ``output`` is what a model returns around them."""
+    """Raise a TypeError that says where the logits are, if ``output`` is what a model returns around them, or has no rows."""
     what, how = type(output).__name__, ""
-    if hasattr(output, "logits"):
+    if isinstance(output, np.ndarray) or is_tensor(output):
+        if output.ndim:
+            return
+        how = "one row a sample is wanted, and not one number for all"
+    elif hasattr(output, "logits"):
         how = "pass its .logits"
     elif isinstance(output, Mapping):
         how = (
@@ -287,14 +291,15 @@ def refuse_output(output: Any, name: str) -> None:
         )
     elif isinstance(output, (tuple, list)) and any(getattr(x, "ndim", 0) > 1 for x in output):
         what, how = f"{what} of {len(output)}", "pass the logits alone, e.g. output[0]"
+    elif not hasattr(output, "__len__") and not hasattr(output, "__dlpack__"):
+        how = "pass the array or tensor"
     if how:
-        raise TypeError(f"{name} must be logits [B, C], got a {what}: {how}")
+        raise TypeError(f"{name} must have a row for each sample, got a {what}: {how}")
 
 
 def check_logits(logits: Any, name: str) -> Array:
     """``logits`` as an array, or an error that says what is wrong with them."""
-    if not isinstance(logits, np.ndarray) and not is_tensor(logits):
-        refuse_output(logits, name)
+    refuse_output(logits, name)
     logits = in_memory(logits, name)
     if not is_floating(logits):
         raise TypeError(f"{name} must be floating-point logits, got dtype {dtype_name(logits)}")

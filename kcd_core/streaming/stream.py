@@ -21,7 +21,7 @@ from ..em_step import Select
 from ..history import CondensationHistory
 from ..schedule import CondensationSchedule
 from ..skipped import OnNonfinite
-from ..stages import Condensation
+from ..stages import Condensation, one_of
 from ..tracker import KnowledgeValueTracker
 from ..values import Value, ValueName
 from .filter import Key, StreamFilter
@@ -168,7 +168,7 @@ class CondensedStream(StreamFilter):
             As `slots_of` and `KnowledgeValueTracker.update` do. Nothing is recorded then.
         """
         slots = self.slots_of(ids)
-        if len(slots) != len(student_logits):
+        if len(slots) != len(one_of(student_logits, None)):
             raise ValueError(f"student_logits has {len(student_logits)} rows for {len(slots)} ids")
         self._run.record_drawn(slots, student_logits, teacher_logits=teacher_logits, targets=targets)
 

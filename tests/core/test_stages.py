@@ -432,3 +432,30 @@ def test_values_on_a_device_that_are_not_finite_raise_at_their_epochs_end() -> N
     assert run.epoch == 1  # nothing was changed
     run.end_epoch()  # what was told is told once
     assert run.epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ((torch.zeros(4, 5), torch.zeros(4, 9)), r"got a tuple of 2: .*output\[0\]"),
+        (type("Output", (), {"logits": torch.zeros(4, 5)})(), r"got a Output: pass its \.logits"),
+        ({"logits": torch.zeros(4, 5)}, r'got a dict: pass its \["logits"\]'),
+        (torch.tensor(0.5), "got a Tensor: one row a sample"),  # the loss
+        (0.5, "got a float"),
+    ],
+)
+def test_a_models_whole_output_is_refused_before_its_rows_are_counted(output: Any, message: str) -> None:
+    run, loader = by_hand(), wrap(Plain(4), batch_size=4)
+    stream = kcd.CondensedStream(key=0, slots=8, schedule=SCHEDULE)
+    batches = iter(loader)
+    next(batches)
+    for record in (
+        lambda: stream.record(output, ids=range(4)),
+        lambda: run.record(output, indices=range(4)),
+        lambda: loader.record(output),
+        lambda: loader.record(output, indices=range(4)),
+    ):
+        with pytest.raises(TypeError, match=f"student_logits must have a row for each sample, {message}"):
+            record()
+    assert not run.seen
+    assert not loader.tracker.batches

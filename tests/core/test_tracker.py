@@ -683,7 +683,7 @@ class Output(dict):
 @pytest.mark.parametrize("value", ["entropy", "margin", lambda z: z[:, 0]])
 def test_what_a_model_returns_around_its_logits(device: Any, output: Any, message: str, value: Any) -> None:
     tracker = Tracker(8, device=device, value=value)
-    with pytest.raises((TypeError, ValueError), match=f"student_logits must be .*{message}"):
+    with pytest.raises((TypeError, ValueError), match=f"student_logits must .*{message}"):
         tracker.update(range(8), output)
     untouched(tracker)
 
