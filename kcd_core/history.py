@@ -13,6 +13,7 @@ import numpy as np
 from .algorithms.ranks import rank_scores
 from .base.arrays import checked_int, to_numpy
 from .history_plot import draw_ridges
+from .schedule import CondensationSchedule
 
 __all__ = ["MOST", "CondensationHistory", "StageSet"]
 
@@ -51,10 +52,13 @@ class CondensationHistory:
     ----------
     num_samples : int, at least 1
         N, all samples.
+    schedule : CondensationSchedule, optional
+        When stages end: said in the text while none has.
 
     Attributes
     ----------
     num_samples : int
+    schedule : CondensationSchedule or None
     records : list of dict
         Each has ``stage``; ``epoch``, at whose end it was decided; ``kept``, ``dropped`` and ``mixed``, numbers
         of samples; ``cut``, the ranking score of the lowest-ranked kept sample, or None if that was never
@@ -63,8 +67,9 @@ class CondensationHistory:
         score's histogram, as ``edges`` and ``counts``.
     """
 
-    def __init__(self, num_samples: int) -> None:
+    def __init__(self, num_samples: int, schedule: CondensationSchedule | None = None) -> None:
         self.num_samples = checked_int(num_samples, "num_samples", 1)
+        self.schedule = schedule
         self.records: list[dict[str, Any]] = []
 
     def append(
@@ -152,6 +157,9 @@ class CondensationHistory:
         return self.records[place]
 
     def __str__(self) -> str:
+        if not self.records:
+            first = "" if self.schedule is None else f"; the first is {self.schedule.next_stage(1)}"
+            return f"no stage ended yet{first}"
         lines = ["stage  epoch     kept   share  dropped  mixed       cut"]
         for r in self.records:
             cut = "       -" if r["cut"] is None else f"{r['cut']:8.4f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 
 from .base.arrays import checked_float, checked_int
 
-__all__ = ["CondensationSchedule"]
+__all__ = ["AHEAD", "CondensationSchedule"]
+
+AHEAD = 1000  # epochs that are looked through where no formula says when a stage ends
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class CondensationSchedule:
     Parameters
     ----------
     ratio : float, in (0, 1]
-        Share of the samples that is kept in the end. 1 never drops anything.
+        Share of the samples that is kept in the end. 1 never drops anything, whatever ``stages`` is: a stage's end
+        only ranks the samples anew.
     stages : int, at least 1
         Number of stages S in which the set shrinks.
     period : int, at least 1
@@ -47,7 +51,7 @@ class CondensationSchedule:
     uses, gives 28 and 999. In the published setting both agree.
 
     A floor can leave the last shrinking stage one or two later than S: N = 203, ratio 0.5, S = 2
-    gives 153, 103, 101.
+    gives 153, 103, 101. Of few samples it leaves nothing to drop: the default's step is 0 for N < 20.
 
     A subclass may override `due` and `target`. Everything else follows from the two: `size` and `size_from`,
     and with them a loader's ``total_steps``, are exact for whatever they return. The answers must depend on
@@ -93,6 +97,35 @@ class CondensationSchedule:
         """
         return checked_int(epoch, "epoch", 1) % self.period == 0 and epoch >= self.warmup
 
+    def next_due(self, epoch: int, ahead: int = AHEAD) -> int | None:
+        """The first epoch, from ``epoch`` on, with which a stage ends.
+
+        None where a subclass's own `due` names none of the ``ahead`` epochs that begin there.
+        """
+        first = checked_int(epoch, "epoch", 1)
+        if type(self).due is CondensationSchedule.due:
+            return -(-max(first, self.warmup) // self.period) * self.period
+        return next((each for each in range(first, first + ahead) if self.due(each)), None)
+
+    def next_stage(self, epoch: int) -> str:
+        """`next_due` in words: "due after epoch 40"."""
+        due = self.next_due(epoch)
+        return f"not due within {AHEAD} epochs" if due is None else f"due after epoch {due}"
+
+    def drops(self, num_samples: int) -> bool:
+        """Whether samples are ever dropped. Of a subclass's own `target`, True is assumed."""
+        own_target = type(self).target is not CondensationSchedule.target
+        return own_target or self.target(num_samples, num_samples) < num_samples
+
+    def why_idle(self, num_samples: int) -> str:
+        """Why nothing is dropped although the ratio says so; empty if something is."""
+        if self.ratio == 1 or self.drops(num_samples):
+            return ""
+        return (
+            f"the schedule will drop nothing of {num_samples} samples: a stage would drop {1 - self.ratio:g} / "
+            f"{self.stages} of them, which is less than one. Use fewer stages, or a lower ratio"
+        )
+
     def target(self, num_samples: int, previous: int) -> int:
         """The number of samples the next stage keeps.
 
@@ -121,6 +154,14 @@ class CondensationSchedule:
             As for `size_from`.
         """
         return self.size_from(num_samples, epoch, current=num_samples, current_epoch=1)
+
+    def sizes(self, num_samples: int, epochs: int) -> Iterator[int]:
+        """`size` of each epoch from 1 to ``epochs``."""
+        size = num_samples
+        for epoch in range(1, epochs + 1):
+            yield size
+            if self.due(epoch):
+                size = self._own_target(num_samples, size)
 
     def size_from(self, num_samples: int, epoch: int, *, current: int, current_epoch: int) -> int:
         """The size during ``epoch``, given that it is ``current`` during ``current_epoch``.

@@ -21,7 +21,7 @@ from .em_step import Condensable, Decision, Select, check_select
 from .history import CondensationHistory
 from .layout import Layout, WholeLayout, nothing_of
 from .saved import Saved, checked
-from .schedule import CondensationSchedule
+from .schedule import AHEAD, CondensationSchedule
 from .skipped import OnNonfinite
 from .tracker import KnowledgeValueTracker
 from .values import Value, ValueName, refuse_output
@@ -29,6 +29,7 @@ from .values import Value, ValueName, refuse_output
 __all__ = ["Condensation", "one_of"]
 
 STATE_VERSION = 2
+Tell = Callable[[int, Decision | None], Mapping[str, str]]
 
 
 def one_of(student_logits: Any, values: Any) -> Any:
@@ -128,6 +129,7 @@ class Condensation:
         layout = WholeLayout(sampler, tracker)
         own = {"dataset": None if dataset is None else dataset_identity(dataset)}
         self._begin(layout, schedule, alpha=alpha, min_weight=min_weight, select=select, own=own)
+        self.warn_once("drops nothing", schedule.why_idle(sampler.num_samples), stacklevel=3)
 
     @classmethod
     def over(
@@ -140,14 +142,19 @@ class Condensation:
         select: Select | None,
         own: Mapping[str, Any] | None = None,
         alike: Mapping[str, Any] | None = None,
+        tell: Tell | None = None,
     ) -> Condensation:
         """The run of a loader or a stream, which calls `end_epoch` for its user.
 
         ``own``: what can't change in the course of the run besides; ``alike``: what all ranks must have alike besides.
+        ``tell(epoch, decision)``: what else an epoch's end warns of, by kind; an epoch of which it tells something is not
+        said to lack recordings.
         """
         run = cls.__new__(cls)
         run._begin(layout, schedule, alpha=alpha, min_weight=min_weight, select=select, own=own or {})
-        run._alike, run._depth = dict(alike or {}), 4
+        run._alike, run._depth = dict(alike or {}), 5
+        if tell is not None:
+            run._tell = tell
         return run
 
     def _begin(
@@ -168,13 +175,14 @@ class Condensation:
         check_select(select)
         self.select = select
         self._own = dict(own)
-        self.history = CondensationHistory(layout.num_samples)
+        self.history = CondensationHistory(layout.num_samples, schedule)
         self.epoch = 1
         self._seen_before = False  # whether this epoch was recorded in before its state was saved
         self._batches = layout.tracker.batches  # that were recorded when this epoch began
         self._choose_device = layout.tracker.device is None
         self._alike: dict[str, Any] = {}
-        self._depth = 3  # of the user's call, which a warning is about
+        self._depth = 4  # of the user's call, which a warning is about
+        self._tell: Tell = _nothing
         self._agreed = False
         self._warned: set[str] = set()
 
@@ -338,18 +346,35 @@ class Condensation:
             entry["dropped"] = decision.previous - decision.chosen.num_kept
         return entry
 
+    def warn_once(self, kind: str, text: str, stacklevel: int) -> None:
+        """Warn of one ``kind`` of thing once in a run; of an empty text, not at all."""
+        if text and kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(text, UserWarning, stacklevel=stacklevel)
+
     def _warn(self, decision: Decision | None) -> None:
-        """Each kind of warning once."""
-        texts = {"decision": decision.warning if decision else ""}
-        if not self.seen and self._layout.call:
-            texts["nothing recorded"] = (
+        told = dict(self._tell(self.epoch, decision))
+        if not (self.seen or told) and self._layout.call:
+            told["nothing recorded"] = (
                 f"nothing was recorded in epoch {self.epoch}: call {self._layout.call} after the student's "
                 "forward pass"
             )
-        for kind, text in texts.items():
-            if text and kind not in self._warned:
-                self._warned.add(kind)
-                warnings.warn(text, UserWarning, stacklevel=self._depth)
+        for kind, text in {"decision": decision.warning if decision else "", **told}.items():
+            self.warn_once(kind, text, self._depth)
+
+    def why_plain(self, epochs: int) -> str:
+        """Why a run that ends with epoch ``epochs`` drops nothing; empty if it does, or has ended already."""
+        schedule = self.schedule
+        if epochs < self.epoch or len(self.history) or not schedule.drops(self._layout.num_samples):
+            return ""
+        due = schedule.next_due(self.epoch, max(epochs, AHEAD))
+        if due is not None and due < epochs:
+            return ""
+        when = schedule.next_stage(self.epoch)
+        return (
+            f"a run of {epochs} epochs drops nothing and is plain training: the first stage is {when}. Lower period "
+            "(or warmup), or leave this aside if the run is longer"
+        )
 
     def _move_on(self, decision: Decision | None, entry: dict[str, Any] | None) -> Any:
         """Change what an epoch's end changes, now that all that can fail is done; an interrupt puts it back."""
@@ -450,6 +475,7 @@ class Condensation:
         """Take over a checked state."""
         self._layout.apply(saved.recorded, saved.in_force)
         self.history, self.epoch = saved.history, saved.epoch
+        self.history.schedule = self.schedule
         self._seen_before, self._batches = saved.seen, self.tracker.batches
         self._agreed = False
 
@@ -476,5 +502,9 @@ class Condensation:
     def __repr__(self) -> str:
         return (
             f"Condensation(kept={self._layout.num_kept} of {self._layout.num_samples}, epoch={self.epoch}, "
-            f"stages={len(self.history)})"
+            f"stages={len(self.history)}, next stage {self.schedule.next_stage(self.epoch)})"
         )
+
+
+def _nothing(epoch: int, decision: Decision | None) -> Mapping[str, str]:
+    return {}

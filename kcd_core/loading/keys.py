@@ -117,6 +117,19 @@ class KeyBatches:
         length = self.sampler.length(size)
         return length // self.batch_size if self.drop_last else -(-length // self.batch_size)
 
+    def why_none(self, size: int) -> str:
+        """Why an epoch on ``size`` samples has no batch; empty if it has one."""
+        if self.steps(size):
+            return ""
+        ranks = self.sampler.num_replicas
+        among = f" on {ranks} ranks" if ranks > 1 else ""
+        return f"drop_last leaves nothing of {size} samples{among} in batches of {self.batch_size}"
+
+    def tell(self, epoch: int, decision: object) -> dict[str, str]:
+        """What the end of an epoch warns of: that it had no batch."""
+        why = self.why_none(self.sampler.num_kept)
+        return {"no batch": f"epoch {epoch} had no batch, so nothing was learned in it: {why}"} if why else {}
+
 
 class KeyedDataset:
     """Fetches by keys and returns (indices, samples). Looks like the user's data set in every other way."""

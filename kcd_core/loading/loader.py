@@ -148,9 +148,17 @@ class CondensedLoader(Generic[Batch]):
         return -(-self.batch_sampler.steps(size) // checked_int(accumulate, "accumulate", 1))
 
     def total_steps(self, epochs: int, *, accumulate: int = 1) -> int:
-        """Number of steps in epochs 1 .. ``epochs``: what a per-step LR schedule needs to know."""
-        each = range(1, checked_int(epochs, "epochs", 0) + 1)
-        return sum(self.steps(epoch, accumulate=accumulate) for epoch in each)
+        """Number of steps in epochs 1 .. ``epochs``: what a per-step LR schedule needs to know.
+
+        Warns
+        -----
+        UserWarning
+            Once, if that is a run in which no epoch follows the end of a stage, so that it drops nothing: asked of
+            the epochs to come, by a schedule that would drop something. `steps` never warns.
+        """
+        epochs = checked_int(epochs, "epochs", 0)
+        self._run.warn_once("plain", self._run.why_plain(epochs), stacklevel=3)
+        return sum(self.steps(epoch, accumulate=accumulate) for epoch in range(1, epochs + 1))
 
     @property
     def batch_size(self) -> int:
@@ -324,5 +332,6 @@ class CondensedLoader(Generic[Batch]):
     def __repr__(self) -> str:
         return (
             f"CondensedLoader({type(self.dataset).__name__}, kept={self.sampler.num_kept} of "
-            f"{self.sampler.num_samples}, epoch={self.epoch}, stage={self.sampler.stage})"
+            f"{self.sampler.num_samples}, epoch={self.epoch}, stage={self.sampler.stage}, "
+            f"next stage {self.schedule.next_stage(self.epoch)})"
         )

@@ -13,7 +13,7 @@ from ..layout import Layout, WholeLayout
 from ..mixing import Mixer
 from ..recipes import Mixing
 from ..sampler import CondensedSampler
-from ..schedule import CondensationSchedule
+from ..schedule import AHEAD, CondensationSchedule
 from ..sharded.layout import SliceLayout
 from ..sharded.sampler import ShardedSampler
 from ..skipped import OnNonfinite
@@ -100,6 +100,12 @@ def wrap_loader(
         ``batch_size=None``, a custom sampler or batch sampler. If ``mixer`` can't be called as above.
     ValueError
         If a setting is outside its range, or the data set is empty.
+
+    Warns
+    -----
+    UserWarning
+        If epochs will have no batch, since the set becomes so small that ``drop_last`` leaves nothing of it; or if
+        the schedule will drop nothing of so few samples.
     """
     if isinstance(loader, CondensedLoader):
         raise TypeError("loader is wrapped already")
@@ -134,8 +140,19 @@ def wrap_loader(
             "loader's drop_last": batches.drop_last,
         },
         alike={"batch_size": batches.batch_size},
+        tell=batches.tell,
     )
-    drops = schedule.ratio < 1 or type(schedule) is not CondensationSchedule
-    batches.rehearse = mixing is not None and drops
+    batches.rehearse = mixing is not None and schedule.drops(num_samples)
+    run.warn_once("drops nothing", schedule.why_idle(num_samples), stacklevel=3)
+    run.warn_once("no batch ahead", _without_batch(schedule, batches, num_samples), stacklevel=3)
     inner = rebuild(loader, batches, mix)
     return CondensedLoader(run, batches, inner, loader.dataset, bool(return_index))
+
+
+def _without_batch(schedule: CondensationSchedule, batches: KeyBatches, num_samples: int) -> str:
+    """What to say of a schedule with which an epoch has no batch; empty if each of the first has one."""
+    sizes = schedule.sizes(num_samples, AHEAD) if batches.why_none(1) else iter(())
+    for epoch, size in enumerate(sizes, 1):
+        if why := batches.why_none(size):
+            return f"epoch {epoch} will have no batch: {why}; use a smaller batch, a higher ratio, or drop_last=False"
+    return ""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from ..algorithms.permutation import mix_int
 from ..base.arrays import is_tensor, to_numpy
@@ -23,13 +23,21 @@ Key = Callable[[Any], Any]
 class StreamFilter(IterableDataset[Any]):
     """Which samples pass. Of a `CondensedStream`, this is all that a worker process gets.
 
-    ``dropped`` is shared memory: a process that was forked or spawned long ago sees a new set, too.
+    ``dropped`` and ``passes`` are shared memory: a process that was forked or spawned long ago sees a new set, too,
+    and the main process how often the data set was gone through.
     """
 
     def __init__(
-        self, dataset: Iterable[Any] | None, key: Key, slots: int, seed: int, dropped: torch.Tensor
+        self,
+        dataset: Iterable[Any] | None,
+        key: Key,
+        slots: int,
+        seed: int,
+        dropped: torch.Tensor,
+        passes: torch.Tensor,
     ) -> None:
         self.dataset, self.key, self.slots, self.seed = dataset, key, slots, seed
+        self.begun = passes  # over the data set, int64 []: all workers' together are one
         self._dropped = dropped  # bits, uint8 [ceil(slots / 8)], the lowest first
         self._read = dropped.numpy().data  # a memoryview: where one byte is read, far the fastest
         self._salt = hashlib.blake2b(str(seed).encode(), digest_size=16).digest()
@@ -39,6 +47,9 @@ class StreamFilter(IterableDataset[Any]):
         """The samples of ``dataset`` that `keep` lets pass, in its order."""
         if self.dataset is None:
             raise TypeError("this stream was given no dataset: it can only be used through keep()")
+        worker = get_worker_info()
+        if worker is None or worker.id == 0:
+            self.begun += 1
         return filter(self.keep, self.dataset)
 
     def keep(self, sample: Any) -> bool:
@@ -107,12 +118,12 @@ class StreamFilter(IterableDataset[Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker process has no use for the values, nor should it record.
-        return StreamFilter, (self.dataset, self.key, self.slots, self.seed, self._dropped)
+        return StreamFilter, (self.dataset, self.key, self.slots, self.seed, self._dropped, self.begun)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StreamFilter:
         # Of the same set in force: one of its own would never see a new one.
         dataset, key = copy.deepcopy((self.dataset, self.key), memo)
-        return StreamFilter(dataset, key, self.slots, self.seed, self._dropped)
+        return StreamFilter(dataset, key, self.slots, self.seed, self._dropped, self.begun)
 
     def _hash(self, sample_id: Any) -> int:
         """64 bits. Python's own hash() of text is another one in each process."""

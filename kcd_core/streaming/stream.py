@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..base.arrays import checked_int
+from ..base.arrays import checked_int, to_numpy
 from ..base.states import value_name
 from ..condense import CondensedSet
-from ..em_step import Select
+from ..em_step import Decision, Select
 from ..history import CondensationHistory
 from ..schedule import CondensationSchedule
 from ..skipped import OnNonfinite
@@ -26,6 +26,7 @@ from ..tracker import KnowledgeValueTracker
 from ..values import Value, ValueName
 from .filter import Key, StreamFilter
 from .layout import SlotLayout
+from .told import Drawn, why_repeated
 
 __all__ = ["CondensedStream"]
 
@@ -114,14 +115,21 @@ class CondensedStream(StreamFilter):
         if not callable(key) and (isinstance(key, bool) or not isinstance(key, (str, int))):
             raise TypeError(f"key must be a field's name, a place in a tuple or a function, got {key!r}")
         slots = checked_int(slots, "slots", 1)
-        dropped = torch.zeros(-(-slots // 8), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
         super().__init__(
-            dataset, key if callable(key) else itemgetter(key), slots, checked_int(seed, "seed", 0), dropped
+            dataset,
+            key if callable(key) else itemgetter(key),
+            slots,
+            checked_int(seed, "seed", 0),
+            _shared(-(-slots // 8), torch.uint8),
+            _shared((), torch.int64),
         )
         tracker = KnowledgeValueTracker(slots, value=value, on_nonfinite=on_nonfinite, device=device)
         named = repr(self.key) if isinstance(self.key, itemgetter) else value_name(self.key)
         self._layout = SlotLayout(self, tracker, named)
-        self._run = Condensation.over(self._layout, schedule, alpha=alpha, min_weight=1.0, select=select)
+        self._run = Condensation.over(
+            self._layout, schedule, alpha=alpha, min_weight=1.0, select=select, tell=self._tell
+        )
+        self._drawn = Drawn()
 
     @property
     def tracker(self) -> KnowledgeValueTracker:
@@ -171,6 +179,9 @@ class CondensedStream(StreamFilter):
         if len(slots) != len(one_of(student_logits, None)):
             raise ValueError(f"student_logits has {len(student_logits)} rows for {len(slots)} ids")
         self._run.record_drawn(slots, student_logits, teacher_logits=teacher_logits, targets=targets)
+        if self.stage:
+            self._drawn = self._drawn.during(self.epoch)
+            self._drawn.note(self.passes(slots))
 
     def end_epoch(self) -> CondensedSet | None:
         """End the epoch: condense if the schedule says a stage ends, and move on to the next.
@@ -192,9 +203,21 @@ class CondensedStream(StreamFilter):
         Warns
         -----
         UserWarning
-            Once, if nothing was recorded in an epoch; and once, if more than half the ids share a slot.
+            Each once: if nothing was recorded in an epoch; if more than half the ids share a slot; if ids were recorded
+            more than twice for each pass over the data set (at the end of the first epoch, and over all ranks at
+            that of the first stage), as those that begin anew in every shard are; and if dropped samples are
+            recorded still, two epochs in a row.
         """
         return self._run.end_epoch()  # type: ignore[no-any-return]
+
+    def _tell(self, epoch: int, decision: Decision | None) -> dict[str, str]:
+        """What the end of an epoch warns of."""
+        self._drawn = self._drawn.during(epoch)
+        told = {"unfiltered": self._drawn.why_unfiltered(1 - self.share)}
+        if not self.stage and (epoch == 1 or decision is not None):
+            count = to_numpy(self.tracker.count) if decision is None else decision.count
+            told["repeated"] = why_repeated(count, self.slots, epoch, int(self.begun))
+        return {kind: text for kind, text in told.items() if text}
 
     def is_kept(self, ids: Any) -> npt.NDArray[np.bool_]:
         """Which of these ids pass: bool [B]. Raises as `slots_of` does."""
@@ -237,5 +260,10 @@ class CondensedStream(StreamFilter):
     def __repr__(self) -> str:
         return (
             f"CondensedStream({type(self.dataset).__name__}, slots={self.slots}, share={self.share:.1%}, "
-            f"epoch={self.epoch}, stage={self.stage})"
+            f"epoch={self.epoch}, stage={self.stage}, next stage {self.schedule.next_stage(self.epoch)})"
         )
+
+
+def _shared(shape: Any, dtype: torch.dtype) -> torch.Tensor:
+    shared: torch.Tensor = torch.zeros(shape, dtype=dtype).share_memory_()  # type: ignore[no-untyped-call]
+    return shared

@@ -44,6 +44,8 @@ def sizes_of_batches(length, batch_size, drop_last, condensed):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.filterwarnings("ignore:nothing was recorded")
+@pytest.mark.filterwarnings("ignore:a run of 7 epochs")
+@pytest.mark.filterwarnings(r"ignore:epoch \d+ (will have|had) no batch")
 @given(
     n=st.integers(1, 60), batch_size=st.integers(1, 17), drop_last=st.booleans(), cut=st.booleans(),
     world=st.integers(1, 4), ratio=st.sampled_from([0.01, 0.29, 0.3, 0.5, 0.7, 0.999, 1.0]),

@@ -264,6 +264,7 @@ def test_generator_is_the_users():
     assert not torch.equal(mine.get_state(), torch.Generator().manual_seed(5).get_state())
 
 
+@pytest.mark.filterwarnings(r"ignore:epoch \d+ will have no batch")
 @pytest.mark.parametrize(
     ("batch_size", "drop_last", "sizes"),
     [(5, False, [5, 5, 5, 5, 2]), (5, True, [5] * 4), (100, False, [22]), (100, True, []), (22, True, [22]), (1, False, [1] * 22)],

@@ -263,7 +263,9 @@ def test_a_slot_is_a_function_of_id_seed_and_size_alone(ids, slots, seed):
     # Not the stream itself, whose table would be as large as it says.
     from kcd_core.streaming.stream import StreamFilter
 
-    stream = StreamFilter(None, len, slots, seed, torch.zeros(1, dtype=torch.uint8))
+    stream = StreamFilter(
+        None, len, slots, seed, torch.zeros(1, dtype=torch.uint8), torch.zeros((), dtype=torch.int64)
+    )
     assert stream.slots_of(ids).tolist() == [slot_of(i, slots, seed) for i in ids]
 
 
@@ -470,6 +472,159 @@ def test_a_stage_without_a_recording_raises_and_changes_nothing():
 def test_wrong_settings_raise(options, error, text):
     with pytest.raises(error, match=text):
         condensed(**options)
+
+
+# -- ids that look wrong ----------------------------------------------------------------------------------
+
+
+class Numbered(IterableDataset):
+    """Shards of samples that each worker reads all of, or its own; the whole ``times`` over."""
+
+    def __init__(self, shards, times=1, shared=True):
+        self.shards, self.times, self.shared = shards, times, shared
+
+    def __iter__(self):
+        worker = get_worker_info() if self.shared else None
+        mine = self.shards if worker is None else self.shards[worker.id :: worker.num_workers]
+        for _ in range(self.times):
+            for shard in mine:
+                yield from shard
+
+
+def draw(stream, workers=0, passes=1, batch_size=8):
+    """An epoch, with the warnings at its end."""
+    loader = DataLoader(
+        stream, batch_size, num_workers=workers, multiprocessing_context="fork" if workers else None
+    )
+    for _ in range(passes):
+        for ids in loader:
+            stream.record(torch.zeros(len(ids), 3), ids=ids)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stream.end_epoch()
+    assert all(one.filename == __file__ for one in caught)
+    return [str(one.message) for one in caught]
+
+
+def unique(shards=10, each=12):
+    return [[f"{shard}/{i}" for i in range(each)] for shard in range(shards)]
+
+
+def reused(shards=10, each=12):
+    return [[f"{i:06d}" for i in range(each)] for _ in range(shards)]
+
+
+LATE = kcd.CondensationSchedule(0.5, 1, 3)
+
+
+@pytest.mark.parametrize("schedule", [LATE, kcd.CondensationSchedule(0.5, 1, 1)])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shards", [3, 10, 100])
+def test_ids_that_begin_anew_in_every_shard_are_told_in_the_first_epoch(shards, workers, schedule):
+    stream = condensed(Numbered(reused(shards)), key=str, slots=10_000, schedule=schedule)
+    (text,) = draw(stream, workers)
+    assert (
+        f"{12 * shards} recordings were of about 12 ids: each was recorded {shards} times in one pass" in text
+    )
+    assert "sample['__url__']" in text
+    assert draw(stream, workers) == []  # once
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+def test_shards_that_every_worker_reads_are_told():
+    stream = condensed(Numbered(unique(), shared=False), key=str, slots=10_000, schedule=LATE)
+    (text,) = draw(stream, workers=3)
+    assert "each was recorded 3 times in one pass" in text
+    assert "every worker or every rank reads all shards" in text
+
+
+@pytest.mark.parametrize("n", [10, 1000, 20_000])
+@pytest.mark.parametrize("load", [0.01, 0.1, 0.6, 1.0, 5.0])
+def test_ids_that_share_a_slot_are_no_repeated_ids(n, load):
+    stream = condensed(slots=math.ceil(n / load), schedule=LATE)
+    stream.tracker.record(stream.slots_of([f"{i}.jpg" for i in range(n)]), np.zeros(n))
+    stream.end_epoch()
+
+
+def test_what_is_repeated_on_purpose_is_no_repeated_id():
+    schedule = kcd.CondensationSchedule(0.5, 1, 2)
+
+    def make():
+        return condensed(Numbered(unique()), key=str, slots=10_000, schedule=schedule)
+
+    for workers in (0, 2):
+        several = make()
+        assert [draw(several, workers, passes=4) for _ in range(2)] == [[], []]  # an epoch of four passes
+    two = condensed(Numbered(unique(), times=2), key=str, slots=10_000, schedule=schedule)
+    assert [draw(two), draw(two)] == [[], []]  # two views of each sample
+    parts = make()
+    batches = iter(DataLoader(parts, 8))
+    for _ in range(5):  # epochs that are parts of a pass
+        ids = next(batches)
+        parts.record(torch.zeros(len(ids), 3), ids=ids)
+        parts.end_epoch()
+    resumed = make()
+    first = make()
+    draw(first)
+    resumed.load_state_dict(first.state_dict())
+    assert [draw(resumed), draw(resumed)] == [[], []]
+
+
+def test_ranks_that_all_read_the_same_are_told_when_they_meet(monkeypatch):
+    stream = condensed(Numbered(unique()), key=str, slots=10_000, schedule=LATE)
+
+    def four_of_each(*arrays):
+        return tuple(4 * array for array in arrays)
+
+    monkeypatch.setattr(distributed, "sum_over_ranks", four_of_each)
+    assert [draw(stream), draw(stream)] == [[], []]
+    (text,) = draw(stream)
+    assert "each was recorded 4 times in one pass" in text
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.95])
+@pytest.mark.parametrize("mistake", ["no filter", "other ids"])
+def test_dropped_samples_that_are_recorded_still_are_told(mistake, ratio):
+    schedule = kcd.CondensationSchedule(ratio, 1, 2)
+    samples = Numbered([list(range(200))])
+    stream = condensed(samples, key=int, slots=10_000, schedule=schedule)
+    told = []
+    for _ in range(6):
+        read = samples if mistake == "no filter" else stream
+        for ids in DataLoader(read, 10):
+            stream.record(
+                torch.zeros(len(ids), 3),
+                ids=ids if mistake == "no filter" else [str(i) for i in ids.tolist()],
+            )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            stream.end_epoch()
+        told.append([str(one.message) for one in caught])
+    assert [len(texts) for texts in told] == [0, 0, 0, 1, 0, 0]
+    assert re.match(
+        r"\d+ of (200|19\d) recordings of this epoch were of samples that are dropped", told[3][0]
+    )
+
+
+def test_what_was_read_ahead_is_no_dropped_sample():
+    """A loader that reads a whole epoch ahead: what it yields is of the set before."""
+    stream = condensed(
+        Numbered(unique()), key=str, slots=10_000, schedule=kcd.CondensationSchedule(0.3, 3, 2)
+    )
+    ahead = None
+    for _ in range(10):
+        ahead = ahead or list(DataLoader(stream, 8))
+        now, ahead = ahead, list(DataLoader(stream, 8))
+        for ids in now:
+            stream.record(torch.arange(3.0 * len(ids)).reshape(-1, 3).square(), ids=ids)
+        stream.end_epoch()
+    assert stream.stage == 5
+
+
+def test_minus_one_is_an_id_like_any_other():
+    stream = condensed(slots=100)
+    stream.record(torch.zeros(3, 5), ids=[-1, 4, -1])
+    assert stream.tracker.count[stream.slots_of([-1, 4])].tolist() == [2, 1]
 
 
 # -- states and copies ------------------------------------------------------------------------------------
