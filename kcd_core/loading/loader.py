@@ -287,7 +287,8 @@ class CondensedLoader(Generic[Batch]):
         The position in the epoch is that of the pass that recorded last; one that records nothing moves nothing. It is
         the end of the last batch, or its begin, if the batch owes its record still: a resumed run draws it again. A
         batch that was skipped is not, once the next was drawn. Where records come with ``indices``, the position is the
-        end of the last batch that was recorded, however far ahead others were fetched.
+        end of the last batch that was recorded, however far ahead others were fetched. What is recorded through
+        `tracker` alone moves nothing.
 
         Raises
         ------

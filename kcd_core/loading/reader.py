@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -41,6 +42,9 @@ class Reader:
     ) -> None:
         self.batches, self.inner, self.dataset = batches, inner, dataset
         self._run, self._with_indices = run, with_indices
+        self._main = copy.copy(
+            inner
+        )  # with persistent workers, it has one iterator, which each pass begins anew
         self._place = Place(run.epoch)
         self._iterators: list[weakref.ref[PassIterator]] = []
         self._reordered = self._recorded_before = False
@@ -74,7 +78,8 @@ class Reader:
             )
         now = Pass(self.place)
         self.batches.start, self.batches.epoch = now.end, self._run.epoch
-        return now, iter(self.inner)
+        under_way = any(not one.exhausted for one in self._held())
+        return now, iter(copy.copy(self.inner) if under_way else self._main)
 
     def note(self, now: Pass, fetched: Fetched) -> Any:
         """What is yielded for a batch that was fetched."""
@@ -137,16 +142,23 @@ class Reader:
             return (passes[0], passes[0].owed[0]) if passes else None
         host = to_numpy(indices)
         samples = self._run.sampler.num_samples
+        if passes and np.array_equal(host, passes[0].owed[-1].indices):
+            return passes[0], passes[0].owed[-1]
         if host.ndim != 1 or host.dtype.kind not in "iu" or not len(host):
             return None  # the tracker says what is wrong
-        if len(passes) and np.array_equal(host, passes[0].owed[-1].indices):
-            return passes[0], passes[0].owed[-1]
         host = host[host != PADDING]
         if not len(host) or host.min() < 0 or host.max() >= samples:
             return None
-        self._check_drawn(host)
-        found = ((one, one.holding(int(host[-1]))) for one in passes)
-        return next(((one, drawn) for one, drawn in found if drawn is not None), None)
+        found = next(
+            ((one, drawn) for one in passes if (drawn := one.holding(int(host[-1]))) is not None), None
+        )
+        # As a rule one batch, or a few that are recorded together: then nothing has to be looked up.
+        if (
+            found is None
+            or not np.isin(host, np.concatenate([drawn.indices for drawn in found[0].owed])).all()
+        ):
+            self._check_drawn(host)
+        return found
 
     def _check_drawn(self, indices: Any) -> None:
         """ValueError if samples are recorded that no batch can have held."""
@@ -178,7 +190,7 @@ class Reader:
         # A copy in another process has no part in a pass that is under way here: it goes on as a resumed run does.
         place = self.place
         copied = Place(place.epoch, place.position, place.recorded)
-        return {**self.__dict__, "_place": copied, "_iterators": []}
+        return {**self.__dict__, "_place": copied, "_iterators": [], "_main": copy.copy(self.inner)}
 
 
 class PassIterator:

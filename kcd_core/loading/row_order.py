@@ -72,21 +72,34 @@ def _leaves(batch: Any, size: int, place: Place = ()) -> Iterator[tuple[Place, R
 
 def _rows(column: Any, size: int) -> Rows | None:
     """A comparable object for each of ``size`` rows, or None."""
-    if getattr(column, "ndim", 1) == 0 or len(column) != size:
+    if isinstance(column, (torch.Tensor, np.ndarray)):
+        return _heads(column, size) if column.ndim and len(column) == size else None
+    kinds = {type(row) for row in column}
+    if len(column) != size or len(kinds) != 1:
         return None
-    rows = [_comparable(row) for row in column]
-    return None if None in rows else rows
-
-
-def _comparable(row: Any) -> Any:
-    if isinstance(row, (str, bytes)):
-        return row
-    if isinstance(row, torch.Tensor):
-        if not row.is_cpu or row.layout != torch.strided or row.is_nested or row.is_complex():
-            return None
-        row = row.detach().reshape(-1)[:HEAD].float().numpy()
-    if isinstance(row, (bool, int, float, np.ndarray, np.generic)):
-        row = np.asarray(row)
-        # As float32: collate functions change the type.
-        return tuple(row.reshape(-1)[:HEAD].astype(np.float32).tolist()) if row.dtype.kind in "biuf" else None
+    (kind,) = kinds
+    if issubclass(kind, (str, bytes)):
+        return list(column)
+    if issubclass(kind, (int, float, np.generic)):
+        return _heads(np.asarray(column), size)
+    if issubclass(kind, (torch.Tensor, np.ndarray)):
+        heads = [_heads(row, 1) for row in column]
+        return None if None in heads else [head[0] for head in heads if head]
     return None
+
+
+def _heads(array: Any, rows: int) -> Rows | None:
+    """The first numbers of each row as float32, since collate functions change the type."""
+    if isinstance(array, torch.Tensor):
+        if (
+            not array.is_cpu
+            or array.layout != torch.strided
+            or array.is_nested
+            or array.is_complex()
+            or not array.numel()
+        ):
+            return None
+        array = array.detach().reshape(rows, -1)[:, :HEAD].float().numpy()
+    elif array.dtype.kind not in "biuf" or not array.size:
+        return None
+    return [tuple(row) for row in array.reshape(rows, -1)[:, :HEAD].astype(np.float32).tolist()]

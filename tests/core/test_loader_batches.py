@@ -180,12 +180,12 @@ def test_a_thread_that_fetches(level):
 # -- passes within an epoch -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [{}, {"num_workers": 1}, {"num_workers": 2, "persistent_workers": True}])
 @pytest.mark.parametrize(
     "accuracy", [lambda loader: next(iter(loader)), list, lambda loader: sum(1 for _ in loader)]
 )
 def test_looks_and_passes_between_batches(accuracy, workers):
-    loader, states = make(num_workers=workers), []
+    loader, states = make(**workers), []
     accuracy(loader)
     for number, batch in enumerate(loader):
         record(loader, batch)
