@@ -27,6 +27,7 @@ from torch.utils.data import (
 )
 
 import kcd_core as kcd
+from kcd_core.loading.keys import KeyedDataset
 from kcd_core.loading.rebuild import OWN_ARGUMENTS
 
 N = 22
@@ -140,9 +141,9 @@ class Copied(Plain):
 
 
 def test_what_has_the_type_of_the_users_data_set_is_copied_and_pickled_as_what_it_is():
-    inner = wrap(Copied(N)).__dict__["_inner"].dataset
+    inner = KeyedDataset(Copied(N), kcd.mix_samples)
     for twin in (copy.copy(inner), copy.deepcopy(inner), pickle.loads(pickle.dumps(inner))):
-        assert type(twin) is type(inner) is not Copied
+        assert type(twin) is KeyedDataset
         assert isinstance(twin, Copied)
         assert len(twin) == N
     for loader in (copy.deepcopy(wrap(Copied(N))), pickle.loads(pickle.dumps(wrap(Copied(N))))):
