@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .algorithms.ranks import rank_scores, rank_window, scores_at_ranks, top
+from .algorithms.ranks import Mask, Scores, around, rank_scores, rank_window, scores_at_ranks, top
 from .base.arrays import checked_float, checked_int, to_numpy
 
 __all__ = ["CondensedSet", "condense"]
@@ -161,27 +161,41 @@ def condense(
     (array([1, 2, 3]), array([0]), array([2]))
     """
     value, count = _checked_values(value, count)
-    n = len(value)
-    for name, size in (("previous", previous), ("target", target)):
-        if checked_int(size, name, 1) > n:
-            raise ValueError(f"{name} must be at most the number of samples, {n}, got {size}")
-    checked_int(stage, "stage", 1)
     alpha, min_weight = check_settings(alpha, min_weight)
-
-    num_dropped = max(0, previous - target)
-    num_mixed = min(num_dropped, target)
     score = rank_scores(value, count, alpha)
-    if num_dropped == 0:
-        (cut,) = scores_at_ranks(score, [target - 1])
-        kept, window = top(score, target, cut), no_indices()
-    else:
-        start, stop = target - num_mixed, target + num_dropped
-        high, cut, low = scores_at_ranks(score, [start, target - 1, stop - 1])
-        kept, window = top(score, target, cut), rank_window(score, start, stop, high, low)
+    parts = partition(score, previous, target)
+    del score, value, count
+    return set_of(*parts, min_weight=min_weight, stage=stage)
+
+
+def partition(score: Scores, previous: int, target: int) -> tuple[Mask, Indices, float]:
+    """Cut the ranking by scores: float64 [N], +inf where never recorded, nowhere NaN.
+
+    Which samples are kept; those around the cut, tail and then dropped ones, in ranking order; and the score at the cut.
+    """
+    for name, size in (("previous", previous), ("target", target)):
+        if checked_int(size, name, 1) > len(score):
+            raise ValueError(f"{name} must be at most the number of samples, {len(score)}, got {size}")
+    num_dropped = max(0, previous - target)
+    start, stop = target - min(max(1, num_dropped), target), target + num_dropped
+    some, before = around(score, start, stop - 1)
+    few = score[some]
+    high, cut, low = scores_at_ranks(few, [start - before, target - 1 - before, stop - 1 - before])
+    window = no_indices()
+    if num_dropped:
+        window = rank_window(few, start - before, stop - before, high, low)
+        window = window if isinstance(some, slice) else some[window]
+    return top(score, target, cut), window, cut
+
+
+def set_of(keep: Mask, window: Indices, cut: float, *, min_weight: float, stage: int) -> CondensedSet:
+    """The set that `partition` found."""
+    kept = np.flatnonzero(keep).astype(np.int64, copy=False)
+    num_mixed = min(len(window) // 2, len(kept))  # as many as are dropped, or all that are kept
     return CondensedSet._unchecked(
         kept=kept,
-        num_samples=n,
-        stage=stage,
+        num_samples=len(keep),
+        stage=checked_int(stage, "stage", 1),
         dropped=window[num_mixed:],
         tail=window[:num_mixed],
         weights=weights_of(num_mixed, min_weight),

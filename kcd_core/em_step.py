@@ -14,15 +14,19 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .algorithms.ranks import Scores, rank_scores
 from .base import distributed
 from .base.arrays import to_numpy
 from .base.states import value_name
-from .condense import CondensedSet, Indices, check_settings, condense
+from .condense import CondensedSet, Indices, check_settings, condense, partition, set_of
+from .history import MOST
 from .schedule import CondensationSchedule
 from .sums import Sums
 from .tracker import KnowledgeValueTracker
 
 __all__ = ["Condensable", "Decision", "Select", "check_select", "condense_step", "decide"]
+
+AT_ONCE = 1 << 18  # samples whose sums are copied, and sent to other ranks, together
 
 #: A user's own selection: ``select(value, count, kept, target, generator) -> CondensedSet``.
 Select = Callable[[Any, Any, Any, int, np.random.Generator], CondensedSet]
@@ -42,13 +46,14 @@ class Condensable(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What a stage decided, and the values of all ranks that it was decided from.
+    """What a stage decided, and values of all ranks that it was decided from.
 
     Attributes
     ----------
     chosen : CondensedSet or ShardedSet
     value : float64 array
     count : integer array
+        Of all samples, or of every k-th.
     unseen : int, optional
         Samples that were never recorded, where ``value`` and ``count`` are those of some samples alone.
     in_force : optional
@@ -161,16 +166,25 @@ def decide(
             "is initialised to sum the ranks' recordings: call torch.distributed.init_process_group() "
             "first, or merge the recordings yourself and use condense() and sampler.install()"
         )
+    previous, stage = size_of(sampler), int(getattr(sampler, "stage", 0)) + 1
+    target = schedule.target(n, previous)
+    if select is None:
+        score, value, count, unseen = scores_of_all(tracker, alpha)
+        parts = partition(score, previous, target)
+        del score
+        chosen = set_of(*parts, min_weight=min_weight, stage=stage)
+        return Decision(chosen, value, count, unseen)
     total, count = sums_of_all(tracker)
-    value, kept = tracker.mean(total, count), to_numpy(sampler.kept)
+    value = tracker.mean(total, count)
+    del total
     chosen = choose(
         value,
         count,
-        kept,
-        schedule.target(n, len(kept)),
+        to_numpy(sampler.kept),
+        target,
         alpha=alpha,
         min_weight=min_weight,
-        stage=int(getattr(sampler, "stage", 0)) + 1,
+        stage=stage,
         seed=int(getattr(sampler, "seed", 0)),
         select=select,
     )
@@ -192,6 +206,12 @@ def check_select(select: Any) -> None:
         raise TypeError(f"{wanted}, and {value_name(select)} takes other arguments ({error})") from None
 
 
+def size_of(sampler: Condensable) -> int:
+    """How many samples are in the set in force; without a list of them, where the sampler knows."""
+    size = getattr(sampler, "num_kept", None)
+    return len(sampler.kept) if size is None else int(size)
+
+
 def fingerprint_of(sampler: Condensable) -> str:
     """A short name of the set in force: equal on two ranks if that is."""
     if hasattr(sampler, "fingerprint"):
@@ -199,11 +219,41 @@ def fingerprint_of(sampler: Condensable) -> str:
     return hashlib.sha256(to_numpy(sampler.kept).astype(np.int64).tobytes()).hexdigest()
 
 
+def scores_of_all(
+    tracker: KnowledgeValueTracker, alpha: float
+) -> tuple[Scores, npt.NDArray[np.float64], npt.NDArray[np.int32], int]:
+    """`sums_of_all` as ranking scores, +inf where never recorded; made some at a time, so that these alone are held.
+
+    Beside them, for the history: value and count of every k-th sample, and how many samples were never recorded.
+    """
+    n, every = tracker.num_samples, -(-tracker.num_samples // MOST)
+    some = -(-n // every)
+    score, values, counts, unseen = np.empty(n), np.empty(some), np.empty(some, np.int32), 0
+    for start in range(0, n, AT_ONCE):
+        total, count = part_of_all(tracker, slice(start, start + AT_ONCE))
+        value = tracker.mean(total, count)
+        score[start : start + AT_ONCE] = rank_scores(value, count, alpha, first=start)
+        looked_at = slice(-(-start // every), -(-(start + len(value)) // every))
+        values[looked_at], counts[looked_at] = (x[-start % every :: every] for x in (value, count))
+        unseen += int(np.count_nonzero(count == 0))
+    if unseen == n:
+        raise nothing_recorded(tracker)
+    return score, values, counts, unseen
+
+
 def sums_of_all(tracker: KnowledgeValueTracker) -> Sums:
     """The tracker's sums over all ranks, or an error on every one of them."""
+    total, count = part_of_all(tracker, slice(None))
+    if not count.any():
+        raise nothing_recorded(tracker)
+    return total, count
+
+
+def part_of_all(tracker: KnowledgeValueTracker, part: slice) -> Sums:
+    """The sums of these samples over all ranks, or an error on every one of them."""
     problem: Exception | None = None
     try:
-        total, count = tracker.sums()
+        total, count = tracker.sums(part)
         if max(int(total.max()), -int(total.min())) > 2**63 // distributed.world_size() - 1:
             problem = ValueError(
                 "the recorded values are too large to be summed over the ranks: scale them down"
@@ -212,8 +262,6 @@ def sums_of_all(tracker: KnowledgeValueTracker) -> Sums:
         problem = error
     distributed.raise_together(problem)
     total, count = distributed.sum_over_ranks(total, count)
-    if not count.any():
-        raise nothing_recorded(tracker)
     return total, count
 
 

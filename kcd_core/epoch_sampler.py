@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .algorithms.ranks import blocks
 from .base import distributed
 from .base.arrays import checked_int, state_array, to_numpy
 from .recipes import MODES, Mixing, MixRecipes, Steps
@@ -235,11 +236,14 @@ def spans(start: int, stop: int) -> Iterator[Indices]:
         size = min(2 * size, 8192)
 
 
-def fingerprint(stage: int, kept: Indices | None, recipes: MixRecipes) -> str:
+def fingerprint(stage: int, kept: npt.NDArray[Any] | None, recipes: MixRecipes) -> str:
     """A short name of a set and its recipes."""
     digest = hashlib.sha256(str(stage).encode())
-    for array in (kept, recipes.target, recipes.source, recipes.weight):
-        digest.update(b"" if array is None else array.tobytes())
+    if kept is not None:
+        for block in blocks(len(kept)):
+            digest.update(kept[block].astype(np.int64).data)
+    for array in (recipes.target, recipes.source, recipes.weight):
+        digest.update(array.data)
     return digest.hexdigest()
 
 
@@ -274,17 +278,18 @@ def checked_recipes(state: Mapping[str, Any], num_samples: int, stage: int) -> M
     return recipes
 
 
-def checked_indices(x: Any, num_samples: int) -> Indices:
-    """Indices in a sampler's state."""
-    indices = _checked_vector(x)
+def checked_indices(x: Any, num_samples: int, *dtypes: type) -> npt.NDArray[Any]:
+    """Indices in a sampler's state: int64, or of another one of ``dtypes``."""
+    indices = _checked_vector(x, *dtypes)
     if len(indices) and not 0 <= indices.min() <= indices.max() < num_samples:
         raise ValueError("the sampler state is damaged: an index lies outside the data set")
     return indices
 
 
-def _checked_vector(x: Any) -> Indices:
-    x = to_numpy(x)
-    if x.ndim != 1 or x.dtype != np.int64:
-        raise ValueError(f"the sampler state is damaged: expected int64 vectors, got {x.dtype} {x.shape}")
-    vector: Indices = x
+def _checked_vector(x: Any, *dtypes: type) -> npt.NDArray[Any]:
+    vector = to_numpy(x)
+    if vector.ndim != 1 or vector.dtype not in (np.int64, *dtypes):
+        raise ValueError(
+            f"the sampler state is damaged: expected int64 vectors, got {vector.dtype} {vector.shape}"
+        )
     return vector

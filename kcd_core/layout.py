@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .base import distributed
-from .em_step import Condensable, Decision, Select, decide, fingerprint_of
+from .em_step import Condensable, Decision, Select, decide, fingerprint_of, size_of
 from .epoch_sampler import fingerprint
 from .history import CondensationHistory
 from .schedule import CondensationSchedule
@@ -142,8 +142,7 @@ class WholeLayout:
 
     @property
     def num_kept(self) -> int:
-        kept = getattr(self.sampler, "num_kept", None)
-        return len(self.sampler.kept) if kept is None else int(kept)
+        return size_of(self.sampler)
 
     def rows(self, indices: Any) -> Any:
         return indices

@@ -37,14 +37,14 @@ class InForce(NamedTuple):
     epoch : int
     stage : int
         How many sets were installed.
-    kept : int64 [n], ascending, or None
-        None is everything, without a list of it.
+    kept : int32 [n], ascending, or None
+        int64 where there are more than 2**31 samples. None is everything, without a list of it.
     recipes : MixRecipes
     """
 
     epoch: int = 1
     stage: int = 0
-    kept: Indices | None = None
+    kept: npt.NDArray[np.signedinteger[Any]] | None = None
     recipes: MixRecipes = MixRecipes()
 
 
@@ -100,7 +100,7 @@ class CondensedSampler(EpochSampler):
     def kept(self) -> Indices:
         """The set in force: int64, ascending. All indices before the first stage."""
         kept = self.in_force.kept
-        return np.arange(self.num_samples) if kept is None else kept.copy()
+        return np.arange(self.num_samples) if kept is None else kept.astype(np.int64)
 
     @property
     def num_kept(self) -> int:
@@ -114,9 +114,13 @@ class CondensedSampler(EpochSampler):
         everything = len(condensed_set.kept) == self.num_samples
         return self.in_force._replace(
             stage=self.stage + 1,
-            kept=None if everything else condensed_set.kept.copy(),
+            kept=None if everything else self._held(condensed_set.kept),
             recipes=self.recipes_after(condensed_set.tail, condensed_set.dropped, condensed_set.weights),
         )
+
+    def _held(self, kept: npt.NDArray[Any]) -> npt.NDArray[np.signedinteger[Any]]:
+        """A copy of a set's indices, as they are held."""
+        return kept.astype(np.int32 if self.num_samples <= 2**31 else np.int64)
 
     def blocks(self, epoch: int | None = None, start: int = 0) -> Blocks:
         """See `EpochSampler.blocks`."""
@@ -124,7 +128,7 @@ class CondensedSampler(EpochSampler):
         # All state is read here, at the call, and not at the first next().
         return self._blocks(self.in_force.kept, epoch, start)
 
-    def _blocks(self, kept: Indices | None, epoch: int, start: int) -> Blocks:
+    def _blocks(self, kept: npt.NDArray[Any] | None, epoch: int, start: int) -> Blocks:
         size = self.num_samples if kept is None else len(kept)
         ranks, key = self.num_replicas, round_keys(self.seed, epoch)
         for span in spans(0, self.length(max(0, size - start))):
@@ -133,7 +137,7 @@ class CondensedSampler(EpochSampler):
             places %= size
             if self.shuffle:
                 places = permute(places, size, key)
-            yield (places if kept is None else kept[places]), padding
+            yield (places if kept is None else kept[places].astype(np.int64, copy=False)), padding
 
     def places(self, indices: Indices, epoch: int) -> Indices:
         """See `EpochSampler.places`."""
@@ -159,7 +163,7 @@ class CondensedSampler(EpochSampler):
             **self.identity(),
             "epoch": epoch,
             "stage": stage,
-            "kept": state_array(np.empty(0, np.int64) if kept is None else kept),  # empty: everything
+            "kept": state_array(np.empty(0, np.int32) if kept is None else kept),  # empty: everything
             **recipe_state(recipes),
         }
 
@@ -177,13 +181,13 @@ class CondensedSampler(EpochSampler):
     def check_state(self, state: Mapping[str, Any]) -> InForce:
         """What `load_state_dict` would put in force. Changes nothing, and raises as it does."""
         check_same(state, self.identity(), "sampler", needs=("epoch", "stage", "kept", *RECIPE_ARRAYS))
-        kept = checked_indices(state["kept"], self.num_samples)
-        if (np.diff(kept) <= 0).any():
+        kept = checked_indices(state["kept"], self.num_samples, np.int32)
+        if (kept[1:] <= kept[:-1]).any():
             raise ValueError("the sampler state is damaged: kept is not ascending")
         stage = state_int(state, "stage", 0, "sampler")
         return InForce(
             epoch=state_int(state, "epoch", 0, "sampler"),
             stage=stage,
-            kept=kept.copy() if len(kept) else None,
+            kept=self._held(kept) if len(kept) else None,
             recipes=checked_recipes(state, self.num_samples, stage),
         )

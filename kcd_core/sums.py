@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .algorithms.ranks import blocks
 from .base.arrays import Array, backend, is_tensor, state_array, to_numpy, torch_backend
 from .base.padding import PADDING
 
@@ -55,17 +56,17 @@ class ValueSums:
         """Total, count and what was skipped, as they are held."""
         return self.total, self.count, self.skipped
 
-    def to(self, device: Any) -> ValueSums:
-        """A copy on a torch device, or in NumPy arrays with None."""
+    def to(self, device: Any, *, copy: bool = True) -> ValueSums:
+        """A copy on a torch device, or in NumPy arrays with None. Without ``copy``, these are used no more."""
         if device is None:
-            return ValueSums(*(to_numpy(x).copy() for x in self.arrays))
+            arrays = map(to_numpy, self.arrays)
+            return ValueSums(*(x.copy() if copy else x for x in arrays))
         import torch
 
         device = torch.device(device)
         with torch.inference_mode(False):  # else what is made in inference mode could not be added to
-            # copy=True: a tensor over NumPy memory, or the same tensor, must not be shared
             own = torch_backend().own
-            total, count, skipped = (own(x).to(device, copy=True) for x in self.arrays)
+            total, count, skipped = (own(x).to(device, copy=copy) for x in self.arrays)
         # Its own device, with its number: "cuda" would follow whichever device is current.
         return ValueSums(total, count, skipped, total.device)
 
@@ -222,7 +223,7 @@ def checked_sums(state: Mapping[str, Any], num_samples: int) -> CheckedState:
             f"the tracker state is damaged: total and count must be int64 and int32 of shape {shape}, got "
             f"{total.dtype} {total.shape} and {count.dtype} {count.shape}"
         )
-    if (count < 0).any() or total[count == 0].any():
+    if any(_contradict(total[block], count[block]) for block in blocks(num_samples)):
         raise ValueError("the tracker state is damaged: counts and sums contradict each other")
     skipped = state["skipped"]
     if not isinstance(skipped, list) or [type(x) for x in skipped] != [int, int] or min(skipped) < 0:
@@ -230,8 +231,13 @@ def checked_sums(state: Mapping[str, Any], num_samples: int) -> CheckedState:
     return total, count, np.array(skipped, np.int64)
 
 
+def _contradict(total: npt.NDArray[np.int64], count: npt.NDArray[np.int32]) -> bool:
+    """Whether these can't be sums and counts of the same recordings."""
+    return bool(count.min() < 0 or total[count == 0].any())
+
+
 def summed(states: Sequence[CheckedState]) -> CheckedState:
-    """What one tracker would hold that had recorded everything: new arrays.
+    """What one tracker would hold that had recorded everything; of one state, its own arrays.
 
     Raises
     ------
@@ -241,9 +247,10 @@ def summed(states: Sequence[CheckedState]) -> CheckedState:
     if not states:
         raise ValueError("not a tracker state: an empty list")
     total, count, skipped = zip(*states, strict=True)
-    if np.abs(sum(t.astype(np.float64) for t in total)).max() > MAX_REACH:
-        raise ValueError("the recorded values are too large to be summed over the ranks: scale them down")
-    return sum(total), sum(count), sum(skipped)
+    for block in blocks(len(total[0])):
+        if np.abs(sum(t[block].astype(np.float64) for t in total)).max() > MAX_REACH:
+            raise ValueError("the recorded values are too large to be summed over the ranks: scale them down")
+    return states[0] if len(states) == 1 else (sum(total), sum(count), sum(skipped))
 
 
 def _sums_by_index(indices: Array, values: Array) -> Array:

@@ -369,7 +369,7 @@ class KnowledgeValueTracker:
             return self
         with self._lock:
             self._flush()
-            self._sums, self._streams = self._sums.to(device), StreamOrder()
+            self._sums, self._streams = self._sums.to(device, copy=False), StreamOrder()
             self._join_stream()
         return self
 
@@ -410,12 +410,11 @@ class KnowledgeValueTracker:
 
     def apply_state(self, checked: CheckedState) -> None:
         """Take over what `check_state` (or the sum of several) gave. What waits is forgotten."""
-        sums = ValueSums(*map(np.array, checked))
         with self._lock:
             self._join_stream()
-            moved = sums if self._sums.device is None else sums.to(self._sums.device)
-            self._skips.told(sums.skipped)
-            self._sums, self._pending = moved, []
+            copies = ValueSums(*checked).to(self._sums.device)
+            self._skips.told(checked[2])
+            self._sums, self._pending = copies, []
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle is made of: the sums are copied at once, lest another thread adds to them."""

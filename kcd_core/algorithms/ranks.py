@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["blocks", "ordinal", "rank_scores", "rank_window", "scores_at_ranks", "top"]
+__all__ = ["around", "blocks", "ordinal", "rank_scores", "rank_window", "scores_at_ranks", "top"]
 
 Scores = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -23,7 +23,7 @@ _BLOCK = 1 << 16
 _TABLE = 1 << 20  # counts beyond this are no training run's
 
 
-def rank_scores(value: npt.NDArray[Any], count: npt.NDArray[Any], alpha: float) -> Scores:
+def rank_scores(value: npt.NDArray[Any], count: npt.NDArray[Any], alpha: float, first: int = 0) -> Scores:
     """The cost-aware ranking score ``V * F ** alpha`` (KCD, section 3.2), +inf where F is 0.
 
     Parameters
@@ -31,6 +31,8 @@ def rank_scores(value: npt.NDArray[Any], count: npt.NDArray[Any], alpha: float) 
     value : floating array [N]
     count : integer array [N], at least 0
     alpha : float, at least 0
+    first : int
+        Which sample the first is, for errors.
 
     Returns
     -------
@@ -63,26 +65,60 @@ def rank_scores(value: npt.NDArray[Any], count: npt.NDArray[Any], alpha: float) 
             if lowest == 0:
                 part[counted == 0] = np.inf
     if not finite:
-        _check_finite(value, count, score, alpha)
+        _check_finite(value, count, score, alpha, first)
     return score
 
 
-def _check_finite(value: npt.NDArray[Any], count: npt.NDArray[Any], score: Scores, alpha: float) -> None:
+def _check_finite(
+    value: npt.NDArray[Any], count: npt.NDArray[Any], score: Scores, alpha: float, first: int
+) -> None:
     wrong = ~np.isfinite(value)
     wrong &= count > 0
     if wrong.any():
         raise ValueError(
             f"value must be finite where count > 0; {int(wrong.sum())} samples are not, "
-            f"the first at index {int(wrong.argmax())}"
+            f"the first at index {first + int(wrong.argmax())}"
         )
     wrong = ~np.isfinite(score)
     wrong &= count > 0
     if wrong.any():
-        first = int(wrong.argmax())
+        place = int(wrong.argmax())
         raise ValueError(
             f"alpha = {alpha} is too large: value * count ** alpha is not finite at {int(wrong.sum())} samples, "
-            f"the first at index {first} (value {value[first]}, count {count[first]})"
+            f"the first at index {first + place} (value {value[place]}, count {count[place]})"
         )
+
+
+def around(score: Scores, first: int, last: int, some: int = 1 << 14) -> tuple[Indices | slice, int]:
+    """Samples among which those of ranks ``first .. last`` are, and how many rank before all of them.
+
+    Few where there are many samples: they lie between two scores of ``some`` samples at equal distances. All, if they
+    are not few, which is so where much is tied, or if those samples mislead.
+
+    Returns
+    -------
+    int64 array [n], ascending, or ``slice(None)`` for all
+    int
+    """
+    n = len(score)
+    everything = slice(None), 0
+    if n < 16 * some:
+        return everything
+    ordered = np.sort(score[:: -(-n // some)])
+    share, slack = len(ordered) / n, 2 * int(len(ordered) ** 0.5)  # four standard deviations at most
+    below, above = len(ordered) - 1 - int(last * share) - slack, len(ordered) - 1 - int(first * share) + slack
+    low = ordered[below] if below >= 0 else -np.inf
+    high = ordered[above] if above < len(ordered) else np.inf
+    places: list[Indices] = []
+    found = before = 0
+    for block in blocks(n):
+        part = score[block]
+        before += int(np.count_nonzero(part > high))
+        places.append(np.flatnonzero((part >= low) & (part <= high)) + block.start)
+        found += len(places[-1])
+        if found > n // 4:
+            return everything
+    return (np.concatenate(places), before) if before <= first and last < before + found else everything
 
 
 def scores_at_ranks(score: Scores, ranks: list[int]) -> list[float]:
@@ -95,13 +131,25 @@ def scores_at_ranks(score: Scores, ranks: list[int]) -> list[float]:
     return [float(ordered[n - 1 - rank]) for rank in ranks]
 
 
-def top(score: Scores, size: int, cut: float) -> Indices:
-    """The indices of ranks ``0 .. size-1``, ascending. ``cut`` is the score at rank ``size-1``."""
-    keep = score >= cut
-    surplus = int(np.count_nonzero(keep)) - size
-    if surplus:
-        keep[np.flatnonzero(score == cut)[-surplus:]] = False
-    return np.flatnonzero(keep).astype(np.int64, copy=False)
+def top(score: Scores, size: int, cut: float) -> Mask:
+    """Which samples have ranks ``0 .. size-1``. ``cut`` is the score at rank ``size-1``."""
+    keep = np.empty(len(score), bool)
+    for block, above in _above(score, size, cut):
+        keep[block] = above
+    return keep
+
+
+def _above(score: Scores, size: int, cut: float) -> Iterator[tuple[slice, Mask]]:
+    """Block by block, which samples have ranks ``0 .. size-1``; ``cut`` is the score at rank ``size-1``, or ``size``."""
+    ties = size - sum(int(np.count_nonzero(score[block] > cut)) for block in blocks(len(score)))
+    for block in blocks(len(score)):
+        part = score[block]
+        above = part > cut
+        if ties:
+            tied = np.flatnonzero(part == cut)[:ties]
+            above[tied] = True
+            ties -= len(tied)
+        yield block, above
 
 
 def rank_window(score: Scores, start: int, stop: int, high: float, low: float) -> Indices:
@@ -110,21 +158,6 @@ def rank_window(score: Scores, start: int, stop: int, high: float, low: float) -
     ``high`` and ``low`` are the scores at ranks ``start`` and ``stop-1``. Samples tied with one of
     them but outside the window are taken out by index and never sorted, so a crowd of equal scores
     costs little.
-    """
-    inside = np.empty(len(score), bool)
-    for block in blocks(len(score)):
-        np.logical_and(score[block] >= low, score[block] <= high, out=inside[block])
-    surplus = int(np.count_nonzero(inside)) - (stop - start)
-    if surplus:
-        before = start - int(np.count_nonzero(score > high))  # ties with ``high`` ranked before it
-        inside[np.flatnonzero(score == high)[:before]] = False
-        if surplus > before:
-            inside[np.flatnonzero(score == low)[before - surplus :]] = False
-    return _in_ranking_order(score, inside, stop - start, high, low)
-
-
-def _in_ranking_order(score: Scores, inside: Mask, size: int, high: float, low: float) -> Indices:
-    """The indices where ``inside`` is set, in ranking order. ``high`` and ``low``: the ends of their scores.
 
     Sorts integers, which hold the score's distance from ``high`` in their upper bits and the index in
     the lower ones: several times faster than an ``argsort``, and stable. Where the distance has not
@@ -133,10 +166,10 @@ def _in_ranking_order(score: Scores, inside: Mask, size: int, high: float, low: 
     first, last = (int(ordinal(np.array([x]))[0]) for x in (high, low))
     index_bits = (len(score) - 1).bit_length()
     lost_bits = max(0, (first - last).bit_length() + index_bits - 64)
-    keys = np.empty(size, np.uint64)
+    keys = np.empty(stop - start, np.uint64)
     filled = 0
-    for block in blocks(len(score)):
-        places = np.flatnonzero(inside[block])
+    for (block, inner), (_, outer) in zip(_above(score, start, high), _above(score, stop, low), strict=True):
+        places = np.flatnonzero(outer > inner)
         key = (first - ordinal(score[block][places])).view(np.uint64)
         key >>= np.uint64(lost_bits)
         key <<= np.uint64(index_bits)
@@ -150,7 +183,7 @@ def _in_ranking_order(score: Scores, inside: Mask, size: int, high: float, low: 
     order: Indices = keys.view(np.int64)
     if lost_bits:
         same = level[1:] == level[:-1]
-        again = np.zeros(size, bool)
+        again = np.zeros(len(keys), bool)
         again[1:] = same
         again[:-1] |= same
         places = np.flatnonzero(again)

@@ -32,15 +32,16 @@ __all__ = ["choose_sharded", "condense_shard", "condense_sharded", "for_history"
 class TrackerScores:
     """The ranking scores of a tracker's samples, made block by block as they are read."""
 
-    def __init__(self, tracker: KnowledgeValueTracker, alpha: float) -> None:
-        self._tracker, self._alpha = tracker, alpha
+    def __init__(self, tracker: KnowledgeValueTracker, alpha: float, first: int = 0) -> None:
+        self._tracker, self._alpha, self._first = tracker, alpha, first
 
     def __len__(self) -> int:
         return self._tracker.num_samples
 
     def __getitem__(self, block: slice) -> Scores:
         total, count = self._tracker.sums(block)
-        return rank_scores(self._tracker.mean(total, count), count, self._alpha)
+        value = self._tracker.mean(total, count)
+        return rank_scores(value, count, self._alpha, first=self._first + block.start)
 
     def recorded(self) -> int:
         """How many samples were ever recorded."""
@@ -213,7 +214,7 @@ def choosing(
             f"the sampler draws for rank {sampler.rank} of {sampler.num_replicas}, and the process group has "
             f"{distributed.world_size()} ranks"
         )
-    score = TrackerScores(tracker, alpha)
+    score = TrackerScores(tracker, alpha, sampler.start)
     if not (yield np.array([score.recorded()])).any():
         raise nothing_recorded(tracker)
     return (

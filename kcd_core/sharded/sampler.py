@@ -210,15 +210,18 @@ class ShardedSampler(EpochSampler):
         check_same(state, self.identity(), "sharded sampler", needs=needs)
         bits, sizes = to_numpy(state["bits"]), to_numpy(state["sizes"])
         length = self.stop - self.start
-        if len(bits) and (bits.dtype != np.uint8 or bits.shape != (-(-length // 8),)):
+        if bits.dtype != np.uint8 or bits.shape not in ((0,), (-(-length // 8),)):
             raise ValueError(f"the sharded sampler state is damaged: bits are {bits.dtype} {bits.shape}")
         members = Members(bits, length) if len(bits) else None
-        own = length if members is None else len(members.indices())
+        own = length if members is None else len(members)
         if sizes.dtype != np.int64 or sizes.shape != (self.num_replicas,) or sizes.min() < 1:
             raise ValueError(
                 "the sharded sampler state is damaged: sizes are not one number of samples a rank"
             )
-        if sizes[self.rank] != own or (members is not None and len(members) != own):
+        beyond = len(bits) and bits[-1] & 0xFF >> (
+            length % 8 or 8
+        )  # the last byte's bits that stand for no sample
+        if sizes[self.rank] != own or beyond:
             raise ValueError("the sharded sampler state is damaged: bits and sizes contradict each other")
         stage = state_int(state, "stage", 0, "sharded sampler")
         return ShardInForce(

@@ -88,9 +88,10 @@ class ShardedSet:
         return int(self.sizes.sum())
 
     def __repr__(self) -> str:
+        mixed = f"mixed={len(self.tail)}, " if len(self.tail) else ""
         return (
             f"ShardedSet(stage={self.stage}, kept={self.num_kept} of {self.num_samples}, {len(self.members)} "
-            f"of them on rank {self.rank} of {len(self.sizes)}, mixed={len(self.tail)}, cut={self.cut:.4f})"
+            f"of them on rank {self.rank} of {len(self.sizes)}, {mixed}cut={self.cut:.4f})"
         )
 
 

@@ -563,3 +563,22 @@ def test_an_order_needs_an_epoch_that_is_a_number() -> None:
         sampler.order(1.5)
     with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
         sampler.order(-1)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_kept_indices_are_public_in_64_bits_and_held_in_32(dtype: Any) -> None:
+    sampler = Sampler(6)
+    sampler.install(STAGE_1)
+    kept, order = sampler.kept, sampler.order()
+    assert kept.dtype == order.dtype == np.int64
+    held = sampler.in_force.kept
+    assert held is not None
+    assert held.dtype == np.int32
+    state = sampler.state_dict()
+    state["kept"] = np.asarray(state["kept"]).astype(dtype)  # 64 bits: as they were saved once
+    again = Sampler(6)
+    again.load_state_dict(state)
+    assert again.fingerprint() == sampler.fingerprint()
+    state["kept"][:] = 0  # the state was copied
+    np.testing.assert_array_equal(again.kept, kept)
+    np.testing.assert_array_equal(again.order(), order)

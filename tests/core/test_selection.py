@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kcd_core import condense
 from kcd_core.algorithms import radix_select
 from kcd_core.algorithms import ranks as selection
 
@@ -32,9 +33,9 @@ def test_window_and_top(scores: list[float], data: st.DataObject) -> None:
     assert (high, cut, low) == tuple(score[order[[start, size - 1, stop - 1]]])
     window = selection.rank_window(score, start, stop, high, low)
     np.testing.assert_array_equal(window, order[start:stop])
-    kept = selection.top(score, size, cut)
-    np.testing.assert_array_equal(kept, np.sort(order[:size]))
-    assert window.dtype == kept.dtype == np.int64
+    keep = selection.top(score, size, cut)
+    np.testing.assert_array_equal(np.flatnonzero(keep), np.sort(order[:size]))
+    assert window.dtype == np.int64
     np.testing.assert_array_equal(score, before)  # the scores are only read
 
 
@@ -48,7 +49,49 @@ def test_large(n: int) -> None:
     for start, size, stop in [(crowd + 5, crowd + 9, crowd + 50), (crowd - 7, crowd + 3, n), (0, 1, n)]:
         high, cut, low = selection.scores_at_ranks(score, [start, size - 1, stop - 1])
         np.testing.assert_array_equal(selection.rank_window(score, start, stop, high, low), order[start:stop])
-        np.testing.assert_array_equal(selection.top(score, size, cut), np.sort(order[:size]))
+        keep = selection.top(score, size, cut)
+        np.testing.assert_array_equal(np.flatnonzero(keep), np.sort(order[:size]))
+
+
+@pytest.mark.parametrize("kind", ["random", "tied", "sorted", "periodic", "unseen"])
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (0, 300), (700, 900), (5000, 5000), (9990, 10006)])
+def test_around(kind: str, first: int, last: int) -> None:
+    """Whatever the scores, those of the wanted ranks are among them; they are few where the scores allow."""
+    n, some = 10007, 625
+    score = np.random.default_rng(first).random(n)
+    if kind == "tied":
+        score = score.round(1)
+    elif kind == "sorted":
+        score.sort()
+    elif kind == "periodic":  # all that is looked at lies at one end
+        score[:: -(-n // some)] = 2
+    elif kind == "unseen":
+        score[score < 0.6] = np.inf
+    order = full_sort(score)
+    places, before = selection.around(score, first, last, some)
+    found = np.arange(n)[places]
+    assert (np.diff(found) > 0).all()
+    np.testing.assert_array_equal(order[before : before + len(found)], found[full_sort(score[found])])
+    assert before <= first
+    assert last < before + len(found)
+    if kind in ("random", "sorted"):
+        assert len(found) <= n / 4
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("previous", "target"), [(0.95, 0.9), (1.0, 0.3), (0.5, 0.5), (0.4, 0.6)])
+def test_of_many_samples_the_set_is_that_of_a_full_sort(tied: bool, previous: float, target: float) -> None:
+    n = 300_001
+    rng = np.random.default_rng(0)
+    value, count = rng.random(n), np.ones(n, np.int32)
+    if tied:
+        value, count[rng.random(n) < 0.2] = value.round(2), 0
+    size, dropped = int(target * n), max(0, int(previous * n) - int(target * n))
+    order = full_sort(np.where(count > 0, value, np.inf))
+    chosen = condense(value, count, previous=int(previous * n), target=size)
+    np.testing.assert_array_equal(chosen.kept, np.sort(order[:size]))
+    np.testing.assert_array_equal(chosen.dropped, order[size : size + dropped])
+    np.testing.assert_array_equal(chosen.tail, order[size - min(dropped, size) : size])
 
 
 @given(

@@ -272,6 +272,8 @@ def test_sampler_state() -> None:
         ({"bits": np.zeros(2, np.uint8)}, "bits are uint8"),
         ({"bits": np.zeros((3, 1), np.uint8)}, "bits are uint8"),
         ({"bits": np.zeros(3, np.int64)}, "bits are int64"),
+        ({"bits": None}, "bits are object"),
+        ({"sizes": None}, "not one number of samples a rank"),
         ({"bits": np.full(3, 255, np.uint8)}, "contradict each other"),  # beyond the end of the slice
         ({"bits": np.array([15, 255, 255], np.uint8)}, "contradict each other"),  # more than 15
         ({"bits": np.array([7, 255, 241], np.uint8)}, "contradict each other"),  # 15, one beyond the end
