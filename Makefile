@@ -27,6 +27,7 @@ bench: $(VENV)/.done ## what kcd costs, into benchmarks/results; needs 6 GB of m
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/streams.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/memory.py
 
 # Needs no environment: where nothing can be installed, it runs with what is there.
 gpu: ## all that needs a GPU, in five minutes; without one, ARGS='--device cpu --quick'

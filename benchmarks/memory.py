@@ -25,6 +25,9 @@ from _common.report import Report, bounded, named, parser
 from torch.utils.data import DataLoader, Dataset
 
 import kcd_core as kcd
+from kcd_core.algorithms.ranks import blocks
+from kcd_core.base.arrays import to_numpy
+from kcd_core.sums import SCALE
 
 SCHEDULE = kcd.CondensationSchedule(ratio=0.7, stages=6, period=1)
 SAMPLES = 3e7
@@ -57,10 +60,13 @@ def wrapped(kind: str, samples: int) -> kcd.CondensedLoader:
 
 
 def record(loader: kcd.CondensedLoader, samples: int) -> None:
-    rng = np.random.default_rng(loader.epoch)
-    for start in range(0, samples, 1 << 12):
-        indices = np.arange(start, min(start + (1 << 12), samples))
-        loader.tracker.record(indices, rng.random(len(indices)) * 4.6)
+    """As after an epoch more; but for one sample, filled in place, which is faster."""
+    loader.tracker.record([0], [1.0])
+    sums, rng = loader.tracker._sums, np.random.default_rng(loader.epoch)
+    total, count = to_numpy(sums.total), to_numpy(sums.count)
+    for block in blocks(samples):
+        total[block] += rng.integers(0, int(4.6 * SCALE), len(total[block]))
+        count[block] += 1
     loader.tracker.skipped  # noqa: B018  (adds what waits)
 
 

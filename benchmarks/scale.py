@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _common.memory import resident, restart_peak
 from _common.report import Report, duration, named, parser
 
 import kcd_core as kcd
@@ -42,7 +43,7 @@ SCHEDULE = kcd.CondensationSchedule(ratio=0.7, stages=6, period=40)
 ALPHA = 0.03
 SIZES = [1e6, 1e7, 1e8, 3e8, 1e9]
 COUNTS = 14  # bytes a sample that real processes take at least, all together
-COPIES = 60  # bytes a sample that gathering takes on every rank, about: what fits is decided by it
+COPIES = 40  # bytes a sample that gathering takes on every rank, about: what fits is decided by it
 GB = 2**30
 
 
@@ -84,14 +85,6 @@ def checksum(kept: Any) -> int:
 # -- real processes ---------------------------------------------------------------------------------------
 
 
-def resident(key: str) -> int:
-    """``VmRSS`` or ``VmHWM`` (its peak) in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("needs Linux")
-
-
 def one_rank(rank: int, world: int, folder: Path, n: int, how: str, rounds: int) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -110,7 +103,7 @@ def one_rank(rank: int, world: int, folder: Path, n: int, how: str, rounds: int)
     torch.distributed.barrier()
     before = resident("VmRSS")
     tracker = tracker_of(start, stop)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
+    restart_peak()
     seconds = []
     for _ in range(rounds):
         sampler: Any = None

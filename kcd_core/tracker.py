@@ -63,6 +63,10 @@ class KnowledgeValueTracker:
 
     Notes
     -----
+    The 12 bytes are those of V and F at rest. A run takes more: 16 with a set in force, and 32 while a stage
+    ends without mixing, or while a state is saved or loaded, which lies beside the run until it is let go
+    (``benchmarks/memory.py``).
+
     V is kept as an int64 sum of ``round(value * 2**40)``. A sample whose values add up to more than 2**22,
     which no entropy reaches, is not recorded any further (counted in `skipped`); with ``device``, the values
     that wait for one sample are refused together if they would carry its sum beyond 1.5 * 2**22.

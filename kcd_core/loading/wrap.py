@@ -85,9 +85,9 @@ def wrap_loader(
     seed : int
         Of the order of the samples. A DistributedSampler's own seed is taken over instead.
     sharded : bool
-        For data sets too large for 12 bytes a sample on every rank: each rank keeps the values of a slice
-        of the data set, and draws from that slice alone. Same sets; see `ShardedSampler` for what else
-        changes.
+        For data sets too large for 12 bytes a sample on every rank (32 at the peak of a stage, and more with
+        mixing: ``benchmarks/memory.py``): each rank keeps the values of a slice of the data set, and draws from
+        that slice alone. Same sets; see `ShardedSampler` for what else changes.
 
     Returns
     -------
