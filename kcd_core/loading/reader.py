@@ -85,11 +85,14 @@ class Reader:
         """What is yielded for a batch that was fetched."""
         self._reordered |= fetched.reordered
         now.note_batch(fetched.indices, fetched.drawn * self._run.sampler.num_replicas, fetched.batch)
-        return (self.indices, fetched.batch) if self._with_indices else fetched.batch
+        if not self._with_indices:
+            return fetched.batch
+        self._check_order()
+        return torch.from_numpy(fetched.indices.copy()), fetched.batch  # the caller's own
 
     @property
     def indices(self) -> torch.Tensor | None:
-        """Of the batch yielded last in this epoch. A copy: what is recorded must not change in the caller's hands."""
+        """Of the batch yielded last in this epoch. A copy."""
         self._check_order()
         last = self.place.last
         return None if last is None else torch.from_numpy(last.copy())

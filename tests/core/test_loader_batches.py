@@ -107,6 +107,17 @@ def test_look_ahead_with_indices(ahead):
     assert_right(loader)
 
 
+def test_a_pass_that_was_seen_to_look_ahead_needs_indices():
+    loader = make()
+    copies = (tuple(x.clone() for x in batch) for batch in loader)
+    batches = generator_that_looks_ahead(copies, 0)
+    batch = next(batches)
+    record(loader, batch, indices=index_of(batch))
+    batch = next(batches)
+    with pytest.raises(RuntimeError, match="a prefetcher"):
+        record(loader, batch)
+
+
 def test_look_ahead_whose_batches_are_copied_is_told_at_the_end():
     loader = make()
     copies = (tuple(x.clone() for x in batch) for batch in loader)
@@ -405,6 +416,21 @@ def test_a_collate_function_that_moves_rows(kind, order, workers):
     assert_right(loader)
 
 
+def test_rows_that_are_in_order_by_chance_at_first():
+    loader = make(Sequences(N, "pair"), collate_fn=ByLabel(), shuffle=False, batch_size=8)
+    with pytest.raises(RuntimeError, match="collate_fn puts"):
+        [loader.record(torch.zeros(8, 5)) for _ in loader]
+    assert loader.tracker.count.sum() == 8
+
+
+class ByLabel:
+    """Moves nothing in the first batch."""
+
+    def __call__(self, samples):
+        first = samples[0][0][0] == 0
+        return packed(samples if first else samples[::-1], "pair")
+
+
 def mixed_up(samples):
     images, targets = default_collate(samples)
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
@@ -457,6 +483,19 @@ def test_indices_of_the_batch_yielded_last():
     assert_right(loader)
     loader.end_epoch()
     assert loader.indices is None
+
+
+def test_a_pass_that_goes_on_after_the_epochs_end_knows_its_indices():
+    loader = make(kcd_options={"return_index": True})
+    passes = iter(loader)
+    for number, (indices, batch) in enumerate(passes):
+        assert indices.tolist() == index_of(batch)
+        if number == 2:
+            loader.record(logits_of(indices, 1), indices=indices)
+            loader.end_epoch()
+            next(iter(loader))
+    assert number == 7
+    assert loader.state_dict()["position"] == 0
 
 
 def test_values_of_ones_own():
