@@ -10,7 +10,7 @@ import torch
 
 from .base.arrays import dtype_name, is_integer, to_numpy
 from .base.cuda_streams import refuse_capture
-from .base.padding import PADDING, without_padding
+from .base.padding import PADDING
 from .tracker import KnowledgeValueTracker
 
 if TYPE_CHECKING:
@@ -182,8 +182,7 @@ class CondensedLoss(torch.nn.Module):
                 "use reduction='none' (and .sum(1) for losses [B, C])"
             )
         if record:
-            recorded = without_padding(indices, student_logits, teacher_logits, targets)
-            self.tracker.update(*recorded[:2], teacher_logits=recorded[2], targets=recorded[3])
+            self.tracker.update(indices, student_logits, teacher_logits=teacher_logits, targets=targets)
         kept_losses = losses.where(keep, 0)  # not a product, which an infinite loss would make NaN
         if self.reduction == "none":
             return kept_losses

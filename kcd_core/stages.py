@@ -14,7 +14,6 @@ from typing import Any
 from .base import distributed
 from .base.arrays import is_tensor
 from .base.dataset_identity import dataset_identity
-from .base.padding import without_padding
 from .base.states import value_name
 from .condense import check_settings
 from .em_step import Condensable, Decision, Select, check_select
@@ -221,14 +220,14 @@ class Condensation:
         values : real array [B]
             Values of your own in their place, for losses that make no logits.
         indices : integer array [B]
-            Which samples these are. -1, in host memory, is padding: its row is left out.
+            Which samples these are. -1 is padding: its row is not recorded.
         teacher_logits, targets : optional
             For values that use them.
 
         Returns
         -------
         int
-            How many rows were samples, and not padding.
+            How many rows were samples, and not padding; that of indices on a device is not looked at.
 
         Raises
         ------
@@ -237,44 +236,15 @@ class Condensation:
         ValueError, TypeError, IndexError
             As `KnowledgeValueTracker.update` and `record` do. Nothing is recorded then.
         """
-        rows = without_padding(indices, student_logits, values, teacher_logits, targets)
-        return self._update(self.tracker.update, *rows)
-
-    def record_drawn(
-        self,
-        indices: Any,
-        student_logits: Any,
-        *,
-        values: Any = None,
-        teacher_logits: Any = None,
-        targets: Any = None,
-    ) -> int:
-        """`record` for indices that this run's sampler drew, int64 in host memory: they are not checked again."""
-        rows = (indices, student_logits, values, teacher_logits, targets)
-        if self._layout.ranks > 1:
-            rows = without_padding(*rows)
-        return self._update(self.tracker.update_drawn, *rows)
-
-    def _update(
-        self,
-        update: Callable[..., None],
-        indices: Any,
-        logits: Any,
-        values: Any,
-        teacher_logits: Any,
-        targets: Any,
-    ) -> int:
-        given = one_of(logits, values)
+        given = one_of(student_logits, values)
         if self._choose_device:
             self._choose_device = False
             if is_tensor(given) and given.is_cuda:  # values are kept where no copy stalls the step
                 self.tracker.to(given.device)
         rows = self._layout.rows(indices)
         if values is None:
-            update(rows, logits, teacher_logits=teacher_logits, targets=targets)
-        else:
-            self.tracker.record(rows, values)
-        return len(indices)
+            return self.tracker.update(rows, given, teacher_logits=teacher_logits, targets=targets)
+        return self.tracker.record(rows, given)
 
     # -- stages ------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from .base.arrays import (
     to_numpy,
 )
 from .base.cuda_streams import StreamOrder, refuse_capture
+from .base.padding import PADDING, without_padding
 from .base.states import check_same, value_name
 from .skipped import OnNonfinite, SkipReport
 from .sums import CheckedState, Sums, ValueSums, checked_sums, mean, summed
@@ -90,6 +91,7 @@ class KnowledgeValueTracker:
     >>> import numpy as np
     >>> tracker = KnowledgeValueTracker(4)
     >>> tracker.update([2, 0], np.array([[0.0, 0.0], [50.0, -60.0]]))
+    2
     >>> tracker.value.round(4), tracker.count
     (array([0.    ,    nan, 0.6931,    nan]), array([1, 0, 1, 0], dtype=int32))
     """
@@ -118,18 +120,23 @@ class KnowledgeValueTracker:
     @outside_of_graphs
     def update(
         self, indices: Any, student_logits: Any, *, teacher_logits: Any = None, targets: Any = None
-    ) -> None:
+    ) -> int:
         """Record the values of one batch, computed from the student's logits.
 
         Parameters
         ----------
         indices : integer array [B]
-            A sample may occur more than once; each counts.
+            A sample may occur more than once; each counts. -1 is padding: its row is not recorded.
         student_logits : floating array [B, C], C >= 2
             float16 and bfloat16 (AMP) are reduced in float32. Needs no ``detach()``.
         teacher_logits : floating array [B, C], optional
         targets : integer array [B], optional
             For values that use them.
+
+        Returns
+        -------
+        int
+            How many rows were samples, and not padding; that of indices on a device is not looked at.
 
         Raises
         ------
@@ -141,7 +148,7 @@ class KnowledgeValueTracker:
             is sparse, or a wrapper of other tensors (a DTensor); or if the logits or indices are on a device
             and this tracker is in host memory.
         IndexError
-            If an index lies outside ``0 .. N-1``. An index on a device is masked and counted instead,
+            If an index lies outside ``0 .. N-1``, and is not -1. An index on a device is masked and counted instead,
             and reported when the values are read.
 
         Warns
@@ -150,39 +157,18 @@ class KnowledgeValueTracker:
             If the first batch holds probabilities, where the value is one of `kcd_core.values`; on a device,
             at the next `report`.
         """
-        indices = self._checked_indices(indices)
-        self._append(indices, self._values(student_logits, teacher_logits, targets))
+        logits = check_logits(student_logits, "student_logits")
+        indices, *rows = self._samples(indices, logits, teacher_logits, targets)
+        return self._append(indices, self._values(*rows))
 
-    @outside_of_graphs
-    def update_drawn(
-        self,
-        indices: npt.NDArray[np.int64],
-        student_logits: Any,
-        *,
-        teacher_logits: Any = None,
-        targets: Any = None,
-    ) -> None:
-        """`update` for indices that a sampler of this package drew, and nobody will write to.
-
-        They are neither checked nor copied.
-
-        Parameters
-        ----------
-        indices : int64 array [B] in host memory, in 0 .. N-1
-        student_logits, teacher_logits, targets
-            As in `update`.
-        """
-        self._append(indices, self._values(student_logits, teacher_logits, targets))
-
-    def _values(self, student_logits: Any, teacher_logits: Any, targets: Any) -> Array:
+    def _values(self, logits: Array, teacher_logits: Any, targets: Any) -> Array:
         """Values [B], or logits [B, C] to be reduced later, that nobody else holds."""
         device = self._sums.device
         if device is not None:
             refuse_capture(device)
         if self._skips.looks:
-            self._skips.look(detached(self._sums.place(check_logits(student_logits, "student_logits"))))
+            self._skips.look(detached(self._sums.place(logits)))
         if self._function is entropy:
-            logits = check_logits(student_logits, "student_logits")
             if may_wait(logits, device) and not (device is None and self._skips.raises):
                 return self._placed_copy(logits)
             return self._sums.place(host_entropy(detached(logits)))
@@ -191,7 +177,7 @@ class KnowledgeValueTracker:
             given["teacher_logits"] = detached(teacher_logits)
         if targets is not None:
             given["targets"] = targets
-        return self._sums.place(values_of(self._function, detached(student_logits), given))
+        return self._sums.place(values_of(self._function, detached(logits), given))
 
     def _placed_copy(self, x: Array) -> Array:
         """A copy where it is to be added: the caller may reuse the buffer."""
@@ -199,13 +185,19 @@ class KnowledgeValueTracker:
         return backend(x).copy(x)
 
     @outside_of_graphs
-    def record(self, indices: Any, values: Any) -> None:
+    def record(self, indices: Any, values: Any) -> int:
         """Record values computed elsewhere.
 
         Parameters
         ----------
         indices : integer array [B]
+            -1 is padding.
         values : real array [B]
+
+        Returns
+        -------
+        int
+            As `update` does.
 
         Raises
         ------
@@ -218,14 +210,11 @@ class KnowledgeValueTracker:
         if not is_real(values):
             raise TypeError(f"values must be real numbers, got dtype {dtype_name(values)}")
         refuse_capture(self.device)
-        self._append(self._checked_indices(indices), self._placed_copy(values))
+        indices, values = self._samples(indices, values)
+        return self._append(indices, self._placed_copy(values))
 
-    def _append(self, indices: Array, values: Array) -> None:
+    def _append(self, indices: Array, values: Array) -> int:
         """Let checked indices wait with ``values`` [B], or logits [B, C], where they are to be added."""
-        if len(indices) != len(values):
-            raise ValueError(
-                f"indices and the batch must have one length, got {len(indices)} indices for {len(values)} samples"
-            )
         if self.device is None and self._skips.raises:
             self._skips.refuse(values.astype(np.float64, copy=False))
         step = indices, values
@@ -237,20 +226,33 @@ class KnowledgeValueTracker:
             self.batches += 1
             if len(self._pending) >= MAX_PENDING:
                 self._flush()
+        return len(indices)
 
-    def _checked_indices(self, indices: Any) -> Array:
-        """A copy of ``indices``: int64 in host memory, or a tensor if it is on this tracker's device."""
+    def _in_range(self, indices: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        return checked_range(
+            indices, "indices", self._num_samples, outcome="; nothing of this batch was recorded"
+        )
+
+    def _samples(self, indices: Any, *rows: Any) -> tuple[Any, ...]:
+        """A copy of ``indices``, and what has a row for each of them: in host memory, without those that only pad.
+
+        On this tracker's device, padding is left out when it is added.
+        """
         indices = as_indices(indices, "indices")
-        if isinstance(indices, np.ndarray):
-            return checked_range(
-                indices, "indices", self._num_samples, outcome="; nothing of this batch was recorded"
+        if len(indices) != len(rows[0]):
+            raise ValueError(
+                f"indices and the batch must have one length, got {len(indices)} indices for {len(rows[0])} samples"
             )
+        if isinstance(indices, np.ndarray):
+            if len(indices) and indices.item(indices.argmin()) < 0:
+                return self._in_range(indices[indices != PADDING]), *without_padding(indices, *rows)
+            return self._in_range(indices), *rows
         if self.device is None:
             raise TypeError(
                 f"indices are on {indices.device} but the tracker is in host memory: pass indices in host "
                 f"memory, or use tracker.to({indices.device.type!r})"
             )
-        return backend(indices).to_int64(self._placed_copy(indices))
+        return backend(indices).to_int64(self._placed_copy(indices)), *rows
 
     # -- adding ------------------------------------------------------------------------------------
 

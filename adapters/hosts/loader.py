@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -119,11 +118,7 @@ class HostedLoader:
 
     def record(self, one: Pass, indices: Any, logits: torch.Tensor, targets: torch.Tensor) -> None:
         """Record the prediction for a batch of the pass ``one``."""
-        # An array came straight from the sampler; what a host collated may lie on a device.
-        if isinstance(indices, np.ndarray):
-            one.observed += self.run.record_drawn(indices, logits, targets=targets)
-        else:
-            one.observed += self.run.record(logits, indices=indices, targets=targets)
+        one.observed += self.run.record(logits, indices=indices, targets=targets)
 
     def follow(self, loader: DataLoader[Any]) -> bool:
         """Go on with a loader that the host made in the place of the one it let go of, if it is over the same data.

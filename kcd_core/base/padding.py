@@ -8,24 +8,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import is_tensor, to_numpy
+from .arrays import is_tensor
 
 __all__ = ["PADDING", "without_padding"]
 
 PADDING = -1  # the index of such a sample
 
 
-def without_padding(indices: Any, *others: Any) -> tuple[Any, ...]:
-    """``indices`` [B] and what has a row for each of them (or is None), without the rows that only pad.
+def without_padding(indices: npt.NDArray[Any], *others: Any) -> tuple[Any, ...]:
+    """What has a row for each of ``indices`` [B], or is None: without the rows that only pad.
 
-    Indices on a device are not looked at.
+    Raises
+    ------
+    ValueError
+        If one has another number of rows.
     """
-    unseen = is_tensor(indices) and not indices.is_cpu
-    padding = None if unseen else to_numpy(indices) == PADDING
-    if padding is None or not padding.any():
-        return indices, *others
-    rows = np.flatnonzero(~padding)
-    return tuple(None if x is None else _take(x, rows) for x in (indices, *others))
+    rows = np.flatnonzero(indices != PADDING)
+    for x in others:
+        if x is not None and len(x) != len(indices):
+            raise ValueError(f"each index must have one row, got {len(x)} rows for {len(indices)} indices")
+    return tuple(None if x is None else _take(x, rows) for x in others)
 
 
 def _take(x: Any, rows: npt.NDArray[np.int64]) -> Any:

@@ -253,7 +253,7 @@ class CondensedLoader(Generic[Batch]):
             if owed is not None:
                 owed[0].note_record(owed[1], by_indices=True)
         else:
-            self._run.record_drawn(samples, student_logits, **others)
+            self._run.record(student_logits, indices=samples, **others)
             reader.note_last(drawn)
 
     def end_epoch(self) -> Any:

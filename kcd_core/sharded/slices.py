@@ -41,13 +41,14 @@ def within(indices: Any, start: int, stop: int) -> Any:
             return shifted.sub((shifted < 0).long()).where(indices != PADDING, PADDING)
         indices = indices.numpy()
     indices = indices.astype(np.int64)
-    outside = indices[(indices < start) | (indices >= stop)]
+    padding = indices == PADDING
+    outside = indices[((indices < start) | (indices >= stop)) & ~padding]
     if len(outside):
         raise IndexError(
             f"this rank records samples {start} .. {stop - 1}, got {outside[:5].tolist()}; nothing of this batch "
             "was recorded"
         )
-    return indices - start
+    return np.where(padding, PADDING, indices - start)
 
 
 @dataclass(frozen=True, eq=False)

@@ -178,7 +178,7 @@ class CondensedStream(StreamFilter):
         slots = self.slots_of(ids)
         if len(slots) != len(one_of(student_logits, None)):
             raise ValueError(f"student_logits has {len(student_logits)} rows for {len(slots)} ids")
-        self._run.record_drawn(slots, student_logits, teacher_logits=teacher_logits, targets=targets)
+        self._run.record(student_logits, indices=slots, teacher_logits=teacher_logits, targets=targets)
         if self.stage:
             self._drawn = self._drawn.during(self.epoch)
             self._drawn.note(self.passes(slots))

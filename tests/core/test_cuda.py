@@ -348,7 +348,7 @@ def test_host_indices_are_checked_at_once() -> None:
     with fake_cuda():
         tracker = Tracker(N, device="cuda:0")
         _, logits = step_inputs("numpy")
-        for wrong in (-1, N):
+        for wrong in (-2, N):
             with pytest.raises(IndexError, match="must lie in"):
                 tracker.update([0] * (BATCH - 1) + [wrong], logits)
         with pytest.raises(ValueError, match="one length"):

@@ -355,7 +355,7 @@ def test_indices_within_a_slice(indices: Any, expected: list[int]) -> None:
     assert inside.dtype == np.int64
 
 
-@pytest.mark.parametrize("indices", [[4, 5], [5, 10], torch.tensor([-1]), np.array([200], np.uint8)])
+@pytest.mark.parametrize("indices", [[4, 5], [5, 10], torch.tensor([-1, -2]), np.array([200], np.uint8)])
 def test_indices_outside_a_slice(indices: Any) -> None:
     with pytest.raises(
         IndexError, match=r"this rank records samples 5 \.\. 9, got \[-?\d+\]; nothing of this batch"

@@ -241,12 +241,12 @@ def test_what_is_read_is_a_copy(device: Any) -> None:
 @pytest.mark.parametrize(
     ("indices", "error", "message"),
     [
-        ([0, -1], IndexError, r"must lie in 0 .. 9, got \[-1\]"),
+        ([0, -2], IndexError, r"must lie in 0 .. 9, got \[-2\]"),
         ([0, 10], IndexError, r"must lie in 0 .. 9, got \[10\]"),
         ([10**15, -(10**15)], IndexError, "nothing of this batch was recorded"),
         (np.array([2**63, 1], np.uint64), IndexError, "must lie in"),
         (torch.tensor([0, 10]), IndexError, "must lie in"),
-        (torch.tensor([-1, 0], dtype=torch.int8), IndexError, "must lie in"),
+        (torch.tensor([-2, -1], dtype=torch.int8), IndexError, "must lie in"),
         ([0.0, 1.0], TypeError, "indices must be integers, got dtype float64"),
         (torch.tensor([0.0, 1.0]), TypeError, "indices must be integers, got dtype float32"),
         ([True, False], TypeError, "indices must be integers, got dtype bool"),
@@ -655,6 +655,51 @@ def test_missing_argument_names_the_value() -> None:
     untouched(tracker)
 
 
+# -- padding -----------------------------------------------------------------------------------------------
+
+
+@BACK_ENDS
+@pytest.mark.parametrize(
+    "convert", [list, np.array, torch.tensor, lambda x: torch.tensor(x, dtype=torch.int32)]
+)
+@pytest.mark.parametrize("value", ["entropy", "cross_entropy", "kd_divergence", lambda z, **given: z[:, 0]])
+@pytest.mark.parametrize("indices", [[3, -1, 0, -1], [-1, 2], [-1, -1, -1], [1, 0], []])
+def test_padding_is_not_recorded(device: Any, convert: Any, value: Any, indices: list[int]) -> None:
+    """Its rows may hold anything: NaN, and targets that are no class."""
+    rng = np.random.default_rng(0)
+    padding = np.array(indices, int) == -1
+    student, teacher = (rng.normal(size=(len(indices), 5)) for _ in range(2))
+    targets = rng.integers(0, 5, len(indices))
+    want = Tracker(4, device=device, value=value)
+    rows = ~padding
+    want.update(
+        np.array(indices, int)[rows], student[rows], teacher_logits=teacher[rows], targets=targets[rows]
+    )
+    student[padding], teacher[padding], targets[padding] = math.nan, math.inf, -100
+    for made in (np.asarray, torch.from_numpy):
+        got = Tracker(4, device=device, value=value, on_nonfinite="raise")
+        given = {"teacher_logits": made(teacher), "targets": made(targets)}
+        index = convert(indices) if indices else []
+        assert got.update(index, made(student), **given) == rows.sum()
+        assert sums(got) == sums(want)
+        again = Tracker(4, device=device, on_nonfinite="raise")
+        assert again.record(index, made(np.where(padding, math.nan, 1.0))) == rows.sum()
+        assert number(again.count).tolist() == number(want.count).tolist()
+
+
+@BACK_ENDS
+def test_padding_hides_no_row_too_many(device: Any) -> None:
+    for wrong in (
+        {"student_logits": np.zeros((3, 5))},
+        {"student_logits": np.zeros((2, 5)), "targets": [0, 1, 2]},
+        {"student_logits": np.zeros((2, 5)), "teacher_logits": np.zeros((1, 5))},
+    ):
+        tracker = Tracker(4, device=device, value=lambda z, **_: z[:, 0])
+        with pytest.raises(ValueError, match="2 indices"):
+            tracker.update([0, -1], **wrong)
+        untouched(tracker)
+
+
 # -- what is no logits -----------------------------------------------------------------------------------------
 
 
@@ -846,7 +891,7 @@ def test_recording_in_a_compiled_step(device: Any, classes: int, backend: str) -
         doubled = logits * 2
         tracker.update(indices, doubled)
         tracker.record(indices, doubled[:, 0])
-        tracker.update_drawn(drawn, doubled)
+        tracker.update(drawn, doubled)
         return doubled.sum()
 
     torch._dynamo.reset()
