@@ -68,7 +68,11 @@ class CondensedSet:
         checked_int(self.stage, "stage", 1)
         for name in ("kept", "dropped", "tail"):
             object.__setattr__(self, name, _checked_indices(getattr(self, name), name, self.num_samples))
-        weights = np.asarray(self.weights, np.float32)
+        object.__setattr__(self, "cut", checked_float(self.cut, "cut", "a number"))
+        given = to_numpy(self.weights)
+        if given.ndim != 1 or (len(given) and given.dtype.kind not in "fiu"):
+            raise TypeError(f"weights must be a one-dimensional array of numbers, got {self.weights!r}")
+        weights = given.astype(np.float32, copy=False)
         object.__setattr__(self, "weights", weights)
         if len(self.kept) == 0:
             raise ValueError("kept must hold at least one sample")
@@ -161,7 +165,7 @@ def condense(
     >>> chosen.kept, chosen.dropped, chosen.tail
     (array([1, 2, 3]), array([0]), array([2]))
     """
-    value, count = _checked_values(value, count)
+    value, count = checked_values(value, count)
     alpha, min_weight = check_settings(alpha, min_weight)
     score = rank_scores(value, count, alpha)
     parts = partition(score, previous, target)
@@ -227,7 +231,8 @@ def weights_of(length: int, min_weight: float) -> npt.NDArray[np.float32]:
     return weights
 
 
-def _checked_values(value: Any, count: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def checked_values(value: Any, count: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """V and F in host memory, or an error that says what is wrong with them."""
     value, count = to_numpy(value), to_numpy(count)
     if value.ndim != 1 or value.shape != count.shape or len(value) == 0:
         raise ValueError(

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from .algorithms.ranks import Scores, rank_scores
 from .base import distributed
+from .base.arguments import check_callable, check_kind
 from .base.arrays import to_numpy
 from .base.states import value_name
 from .condense import CondensedSet, Indices, check_settings, condense, partition, set_of
@@ -24,7 +24,7 @@ from .schedule import CondensationSchedule
 from .sums import Sums
 from .tracker import KnowledgeValueTracker
 
-__all__ = ["Condensable", "Decision", "Select", "check_select", "condense_step", "decide"]
+__all__ = ["Condensable", "Decision", "Select", "check_sampler", "check_select", "condense_step", "decide"]
 
 AT_ONCE = 1 << 18  # samples whose sums are copied, and sent to other ranks, together
 
@@ -116,10 +116,11 @@ def condense_step(
         is gone; or if the sampler draws for several ranks and no process group is initialised. Nothing is
         changed then.
     TypeError
-        If the sampler draws from a slice: see `condense_sharded`.
+        If one of the arguments is of another type, or the sampler draws from a slice: see `condense_sharded`.
     """
     alpha, min_weight = check_settings(alpha, min_weight)
     check_select(select)
+    check_parts(tracker, sampler, schedule)
     if distributed.world_size() > 1:
         settings = {
             "num_samples": tracker.num_samples,
@@ -157,8 +158,6 @@ def decide(
         raise ValueError(
             f"tracker and sampler must be of one size, got num_samples = {n} and {sampler.num_samples}"
         )
-    if hasattr(sampler, "sizes"):
-        raise TypeError("the sampler draws from one slice of the index range: use condense_sharded()")
     replicas = getattr(sampler, "num_replicas", 1)
     if replicas > 1 and distributed.world_size() == 1:
         raise RuntimeError(
@@ -191,19 +190,33 @@ def decide(
     return Decision(chosen, value, count)
 
 
+def check_parts(tracker: Any, sampler: Any, schedule: Any) -> None:
+    """TypeError unless these are what a stage is decided with."""
+    check_kind(tracker, "tracker", KnowledgeValueTracker)
+    check_sampler(sampler)
+    check_kind(schedule, "schedule", CondensationSchedule)
+
+
+def check_sampler(sampler: Any) -> None:
+    """TypeError unless a set can be installed in ``sampler``."""
+    lacking = [name for name in ("num_samples", "kept", "install") if not hasattr(sampler, name)]
+    if lacking or hasattr(sampler, "sizes"):
+        why = (
+            f"it has no {', '.join(lacking)}"
+            if lacking
+            else "it draws from a slice: use condense_sharded(), or wrap_loader(sharded=True)"
+        )
+        raise TypeError(
+            f"sampler must be a CondensedSampler, a CondensedLoss, or have num_samples, kept and install, got "
+            f"{type(sampler).__name__}: {why}"
+        )
+
+
 def check_select(select: Any) -> None:
     """TypeError unless ``select`` is None, or can be called as `choose` calls it."""
-    if select is None:
-        return
-    wanted = "select must be a callable select(value, count, kept, target, generator) -> CondensedSet"
-    if not callable(select):
-        raise TypeError(f"{wanted}, got {select!r}")
-    try:
-        inspect.signature(select).bind(*"12345")
-    except ValueError:  # what is built in may have no signature
-        pass
-    except TypeError as error:
-        raise TypeError(f"{wanted}, and {value_name(select)} takes other arguments ({error})") from None
+    if select is not None:
+        wanted = "a callable select(value, count, kept, target, generator) -> CondensedSet"
+        check_callable(select, "select", wanted, places=5)
 
 
 def size_of(sampler: Condensable) -> int:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from .algorithms.ranks import blocks
 from .base import distributed
+from .base.arguments import check_kind, checked_bool, checked_choice
 from .base.arrays import checked_int, state_array, to_numpy
 from .recipes import MODES, Mixing, MixRecipes, Steps
 
@@ -57,7 +58,7 @@ class EpochSampler(ABC):
         mixing: Mixing = "cumulative",
     ) -> None:
         self._num_samples = checked_int(num_samples, "num_samples", 1)
-        self.shuffle = bool(shuffle)
+        self.shuffle = checked_bool(shuffle, "shuffle")
         self.seed = checked_int(seed, "seed", 0)
         if self.seed >= 2**64:
             raise ValueError(f"seed must be below 2**64, got {seed}")
@@ -67,10 +68,8 @@ class EpochSampler(ABC):
         self.rank = checked_int(distributed.rank() if rank is None else rank, "rank", 0)
         if self.rank >= self.num_replicas:
             raise ValueError(f"rank must be below num_replicas = {self.num_replicas}, got {self.rank}")
-        self.drop_last = bool(drop_last)
-        if mixing not in MODES:
-            raise ValueError(f"mixing must be 'cumulative', 'fresh' or None, got {mixing!r}")
-        self.mixing = mixing
+        self.drop_last = checked_bool(drop_last, "drop_last")
+        self.mixing: Mixing = checked_choice(mixing, "mixing", MODES)
 
     @property
     def num_samples(self) -> int:
@@ -100,7 +99,7 @@ class EpochSampler(ABC):
 
     def steps(self, index: int) -> Steps:
         """The mix recipe of one sample, for ``mix_arrays`` or ``mix_samples``; empty if it is not mixed."""
-        return self.recipes.steps(index)
+        return self.recipes.steps(checked_int(index, "index", 0))
 
     @property
     def epoch(self) -> int:
@@ -122,6 +121,8 @@ class EpochSampler(ABC):
         ------
         ValueError
             If it was made for another number of samples. Nothing is changed then.
+        TypeError
+            If it is no set of this kind.
         """
         self.in_force = self.after(condensed_set)
 
@@ -129,8 +130,9 @@ class EpochSampler(ABC):
     def after(self, condensed_set: Any) -> Any:
         """What `install` would put in force. Changes nothing, and raises as it does."""
 
-    def check_size(self, condensed_set: Any) -> None:
-        """See that a set was made for this number of samples."""
+    def check_size(self, condensed_set: Any, *kinds: type) -> None:
+        """See that a set is of one of ``kinds``, and was made for this number of samples."""
+        check_kind(condensed_set, "condensed_set", *kinds)
         if condensed_set.num_samples != self._num_samples:
             raise ValueError(
                 f"the set is of {condensed_set.num_samples} samples, this sampler of {self._num_samples}"

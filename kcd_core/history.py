@@ -6,12 +6,14 @@ import json
 import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sized
 from itertools import pairwise
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
 from .algorithms.ranks import rank_scores
-from .base.arrays import checked_int, to_numpy
+from .base.arguments import check_kind, checked_bool
+from .base.arrays import checked_int
+from .condense import check_settings, checked_values
 from .history_plot import draw_ridges
 from .schedule import CondensationSchedule
 
@@ -29,6 +31,7 @@ LAST_EPOCH = 1 << 31
 LARGEST = 1e300  # of any score; more can't be drawn
 
 
+@runtime_checkable
 class StageSet(Protocol):
     """What a history asks of a set: a `CondensedSet`, or a rank's share of one."""
 
@@ -69,6 +72,7 @@ class CondensationHistory:
 
     def __init__(self, num_samples: int, schedule: CondensationSchedule | None = None) -> None:
         self.num_samples = checked_int(num_samples, "num_samples", 1)
+        check_kind(schedule, "schedule", CondensationSchedule, type(None))
         self.schedule = schedule
         self.records: list[dict[str, Any]] = []
 
@@ -121,7 +125,9 @@ class CondensationHistory:
         ValueError
             If the epoch is not later, or the stage earlier, than that of the last record.
         """
-        value, count = to_numpy(value), to_numpy(count)
+        check_kind(condensed_set, "condensed_set", StageSet)
+        value, count = checked_values(value, count)
+        alpha, _ = check_settings(alpha, 0)
         every = -(-len(value) // MOST)
         some_value, some_count = value[::every], count[::every]
         seen = some_count > 0
@@ -137,9 +143,11 @@ class CondensationHistory:
             "epoch": checked_int(epoch, "epoch", 1),
             "kept": int(condensed_set.num_kept),
             "dropped": max(0, before - int(condensed_set.num_kept)),
-            "mixed": len(condensed_set.tail) if mixing else 0,
+            "mixed": len(condensed_set.tail) if checked_bool(mixing, "mixing") else 0,
             "cut": float(condensed_set.cut) if np.isfinite(condensed_set.cut) else None,
-            "unseen": int(np.count_nonzero(count == 0)) if unseen is None else int(unseen),
+            "unseen": int(np.count_nonzero(count == 0))
+            if unseen is None
+            else checked_int(unseen, "unseen", 0),
             "quantiles": quantiles.tolist(),
             "edges": edges.tolist(),
             "counts": counts.tolist(),

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from .base.arguments import check_kind, checked_choice
 from .base.arrays import dtype_name, is_integer, to_numpy
 from .base.cuda_streams import refuse_capture
 from .base.padding import PADDING
+from .condense import CondensedSet
 from .tracker import KnowledgeValueTracker
-
-if TYPE_CHECKING:
-    from .condense import CondensedSet
 
 __all__ = ["CondensedLoss"]
 
@@ -45,6 +44,8 @@ class CondensedLoss(torch.nn.Module):
     ------
     ValueError
         If ``reduction`` is not one of those named.
+    TypeError
+        If ``criterion`` can't be called, or ``tracker`` is no KnowledgeValueTracker.
 
     Notes
     -----
@@ -80,8 +81,10 @@ class CondensedLoss(torch.nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+        if not callable(criterion):
+            raise TypeError(f"criterion must be a callable that returns [B], got {criterion!r}")
+        check_kind(tracker, "tracker", KnowledgeValueTracker)
+        checked_choice(reduction, "reduction", ("mean", "sum", "none"))
         self.criterion = criterion
         self.tracker = tracker
         self.reduction = reduction
@@ -121,6 +124,7 @@ class CondensedLoss(torch.nn.Module):
         ValueError
             If it was made for another number of samples.
         """
+        check_kind(condensed_set, "condensed_set", CondensedSet)
         if condensed_set.num_samples != self.num_samples:
             raise ValueError(
                 f"the set is of {condensed_set.num_samples} samples, this loss of {self.num_samples}"

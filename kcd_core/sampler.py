@@ -111,7 +111,7 @@ class CondensedSampler(EpochSampler):
 
     def after(self, condensed_set: CondensedSet) -> InForce:
         """What `install` would put in force. Changes nothing, and raises as it does."""
-        self.check_size(condensed_set)
+        self.check_size(condensed_set, CondensedSet)
         everything = len(condensed_set.kept) == self.num_samples
         return self.in_force._replace(
             stage=self.stage + 1,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from .base.arguments import checked_choice
 from .base.arrays import Array, backend
 from .sums import recordable
 from .values import are_probabilities
@@ -34,9 +35,7 @@ class SkipReport:
     """
 
     def __init__(self, on_nonfinite: OnNonfinite, looks: bool) -> None:
-        if on_nonfinite not in ("skip", "raise"):
-            raise ValueError(f"on_nonfinite must be 'skip' or 'raise', got {on_nonfinite!r}")
-        self.raises = on_nonfinite == "raise"
+        self.raises = checked_choice(on_nonfinite, "on_nonfinite", ("skip", "raise")) == "raise"
         self.looks = looks
         self._found: Any = None  # by `look`, on a device
         self._told = np.zeros(2, np.int64)

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .base import distributed
+from .base.arguments import check_kind
 from .base.arrays import is_tensor
 from .base.dataset_identity import dataset_identity
 from .base.states import value_name
 from .condense import check_settings
-from .em_step import Condensable, Decision, Select, check_select
+from .em_step import Condensable, Decision, Select, check_sampler, check_select
 from .history import CondensationHistory
 from .layout import Layout, WholeLayout, nothing_of
 from .saved import Saved, checked
@@ -107,13 +108,9 @@ class Condensation:
         tracker: KnowledgeValueTracker | None = None,
         dataset: Any = None,
     ) -> None:
-        lacking = [name for name in ("num_samples", "kept", "install") if not hasattr(sampler, name)]
-        if lacking or hasattr(sampler, "sizes"):
-            why = f"it has no {', '.join(lacking)}" if lacking else "it draws from a slice: see wrap_loader"
-            raise TypeError(
-                f"sampler must be a CondensedSampler, a CondensedLoss, or have num_samples, kept and install, got "
-                f"{type(sampler).__name__}: {why}"
-            )
+        check_sampler(sampler)
+        if tracker is not None:
+            check_kind(tracker, "tracker", KnowledgeValueTracker)
         if tracker is None:
             tracker = getattr(sampler, "tracker", None)
         if tracker is None:
@@ -166,8 +163,7 @@ class Condensation:
         select: Select | None,
         own: Mapping[str, Any],
     ) -> None:
-        if not isinstance(schedule, CondensationSchedule):
-            raise TypeError(f"schedule must be a CondensationSchedule, got {type(schedule).__name__}")
+        check_kind(schedule, "schedule", CondensationSchedule)
         self._layout = layout
         self.schedule = schedule
         self.alpha, self.min_weight = check_settings(alpha, min_weight)

@@ -63,7 +63,11 @@ class ValueSums:
             return ValueSums(*(x.copy() if copy else x for x in arrays))
         import torch
 
-        device = torch.device(device)
+        try:
+            device = torch.device(device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            wrong = TypeError if isinstance(error, TypeError) else ValueError
+            raise wrong(f"device must be a torch device or its name, got {device!r} ({error})") from None
         with torch.inference_mode(False):  # else what is made in inference mode could not be added to
             own = torch_backend().own
             total, count, skipped = (own(x).to(device, copy=copy) for x in self.arrays)

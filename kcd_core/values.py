@@ -25,10 +25,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .base.arguments import check_callable, checked_choice
 from .base.arrays import (
     Array,
     as_array,
     backend,
+    checked_float,
     dtype_name,
     in_memory,
     is_floating,
@@ -155,8 +157,12 @@ def kd_divergence(
     Raises
     ------
     ValueError
-        If ``teacher_logits`` is missing, or its shape is not that of the student's.
+        If ``teacher_logits`` is missing, its shape is not that of the student's, or ``temperature`` is not a finite
+        number above 0.
     """
+    temperature = checked_float(temperature, "temperature", "a finite number above 0")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
     student = check_logits(student_logits, "student_logits")
     teacher = check_logits(
         _required(teacher_logits, "teacher_logits", "kd_divergence", student), "teacher_logits"
@@ -207,11 +213,15 @@ _BUILT_IN: dict[str, Value] = {f.__name__: f for f in (entropy, cross_entropy, k
 def resolve(value: str | Value) -> Value:
     """The value function that ``value`` names, or ``value`` itself if it is callable."""
     if callable(value):
+        check_callable(
+            value,
+            "value",
+            "a callable value(student_logits, *, teacher_logits, targets) -> [B]",
+            places=1,
+            named=True,
+        )
         return value
-    try:
-        return _BUILT_IN[value]
-    except (KeyError, TypeError):
-        raise ValueError(f"value must be one of {sorted(_BUILT_IN)} or a callable, got {value!r}") from None
+    return _BUILT_IN[checked_choice(value, "value", tuple(_BUILT_IN), "a callable")]
 
 
 def is_built_in(value: Value) -> bool:
@@ -318,7 +328,12 @@ def _required(x: Any, name: str, value: str, like: Array) -> Array:
         raise ValueError(
             f"value {value!r} needs {name}=: pass it to update(), record() or the CondensedLoss call"
         )
-    x = backend(like).own(as_array(x))
+    x = as_array(x)
+    if x.ndim == 0 or (isinstance(x, np.ndarray) and x.dtype.kind not in "biuf"):
+        raise TypeError(
+            f"{name} must be numbers, a row per sample, got dtype {dtype_name(x)}, shape {tuple(x.shape)}"
+        )
+    x = backend(like).own(x)
     if len(x) != len(like):
         raise ValueError(f"{name} must have one row per sample ({len(like)}), got {len(x)}")
     return x

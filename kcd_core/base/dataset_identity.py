@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import checked_length
 from .arrays import is_tensor, to_numpy
 
 __all__ = ["DatasetIdentity", "dataset_identity"]
@@ -76,12 +77,17 @@ def dataset_identity(dataset: Any) -> DatasetIdentity:
         may differ in their last bit between machines, are left out. A data set that keeps nothing of this kind
         has its length alone.
 
+    Raises
+    ------
+    TypeError
+        If it has no ``len()``.
+
     Notes
     -----
     Equal for copies of a data set on different machines: what all paths begin with does not count, nor do separators,
     nor whether labels are a list, an array or a tensor. For an ``ImageFolder`` of a million files it takes half a second.
     """
-    about: DatasetIdentity = {"length": len(dataset)}
+    about: DatasetIdentity = {"length": checked_length(dataset, "dataset")}
     with suppress(Exception):
         _look_into(dataset, "", about)
     return about

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
+from ..base.arguments import checked_length
 from ..base.arrays import checked_int
 from ..history import CondensationHistory
 from ..schedule import CondensationSchedule
@@ -240,10 +241,11 @@ class CondensedLoader(Generic[Batch]):
         given = one_of(student_logits, values)
         drawn = reader.drawn_last() if indices is None else None
         samples = indices if drawn is None else drawn.indices
-        if len(samples) != len(given):
-            name = "student_logits" if values is None else "values"
+        name = "student_logits" if values is None else "values"
+        rows, size = checked_length(given, name), checked_length(samples, "indices")
+        if rows != size:
             raise ValueError(
-                f"{name} has {len(given)} rows for a batch of {len(samples)} samples; pass only the rows of the samples "
+                f"{name} has {rows} rows for a batch of {size} samples; pass only the rows of the samples "
                 "themselves (collate_fn may leave out samples that are None, and none else), or indices="
             )
         others = {"values": values, "teacher_logits": teacher_logits, "targets": targets}

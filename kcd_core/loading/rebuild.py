@@ -14,6 +14,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from ..base.arguments import check_callable, checked_choice
 from ..mixing import Mixer, default_mixer, mix_arrays, mix_samples
 from .keys import IndexedCollate, KeyBatches, KeyedDataset
 
@@ -98,18 +99,7 @@ def rebuild(
 
 def resolve_mixer(mixer: str | Mixer, dataset: Any) -> Mixer:
     if callable(mixer):
-        try:
-            inspect.signature(mixer).bind(dataset, 0, ())
-        except TypeError as error:
-            raise TypeError(f"mixer must be callable as mixer(dataset, index, steps): {error}") from None
-        except ValueError as error:  # a function without a signature, or a partial of wrong arguments
-            if hasattr(mixer, "func"):
-                raise TypeError(f"mixer has arguments that it can't take: {error}") from None
+        check_callable(mixer, "mixer", "a callable mixer(dataset, index, steps) -> sample", places=3)
         return mixer
-    if mixer == "auto":
-        return default_mixer(dataset)
-    mixers: dict[Any, Mixer] = {"arrays": mix_arrays, "samples": mix_samples}
-    try:
-        return mixers[mixer]
-    except (KeyError, TypeError):
-        raise ValueError(f"mixer must be 'auto', 'arrays', 'samples' or a callable, got {mixer!r}") from None
+    mixers = {"auto": default_mixer(dataset), "arrays": mix_arrays, "samples": mix_samples}
+    return mixers[checked_choice(mixer, "mixer", tuple(mixers), "a callable")]

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 
 from torch.utils.data import DataLoader
 
+from ..base.arguments import check_kind, checked_bool
 from ..base.dataset_identity import dataset_identity
 from ..base.states import value_name
 from ..em_step import Select
@@ -110,8 +111,8 @@ def wrap_loader(
     if isinstance(loader, CondensedLoader):
         raise TypeError("loader is wrapped already")
     batching, settings = understand(loader, seed)
-    if not isinstance(schedule, CondensationSchedule):
-        raise TypeError(f"schedule must be a CondensationSchedule, got {type(schedule).__name__}")
+    check_kind(schedule, "schedule", CondensationSchedule)
+    return_index, sharded = checked_bool(return_index, "return_index"), checked_bool(sharded, "sharded")
     if sharded and select is not None:
         raise ValueError("select needs the values of all samples in one place: not with sharded=True")
     num_samples = len(loader.dataset)  # type: ignore[arg-type]
@@ -146,7 +147,7 @@ def wrap_loader(
     run.warn_once("drops nothing", schedule.why_idle(num_samples), stacklevel=3)
     run.warn_once("no batch ahead", _without_batch(schedule, batches, num_samples), stacklevel=3)
     inner = rebuild(loader, batches, mix)
-    return CondensedLoader(run, batches, inner, loader.dataset, bool(return_index))
+    return CondensedLoader(run, batches, inner, loader.dataset, return_index)
 
 
 def _without_batch(schedule: CondensationSchedule, batches: KeyBatches, num_samples: int) -> str:

@@ -16,6 +16,7 @@ from ..algorithms.bitset import Members
 from ..algorithms.radix_select import Counting, Counts, ScoreBlocks, find_cuts, gather, split
 from ..algorithms.ranks import Indices, Scores, blocks, rank_scores
 from ..base import distributed
+from ..base.arguments import check_kind
 from ..condense import check_settings, no_indices, weights_of
 from ..em_step import nothing_recorded
 from ..history import MOST
@@ -142,6 +143,8 @@ def condense_sharded(
     ValueError
         If ``tracker`` is not of the slice's length, ``alpha`` is so large that a score is not finite, or a
         rank would keep no sample.
+    TypeError
+        If one of the arguments is of another type.
     RuntimeError
         If ranks disagree in anything that decides the set, there are not as many as the sampler draws for, or
         nothing was ever recorded on any of them. On every rank; nothing is changed then.
@@ -149,6 +152,9 @@ def condense_sharded(
     problem: Exception | None = None
     try:
         alpha, min_weight = check_settings(alpha, min_weight)
+        check_kind(tracker, "tracker", KnowledgeValueTracker)
+        check_kind(sampler, "sampler", ShardedSampler)
+        check_kind(schedule, "schedule", CondensationSchedule)
     except Exception as error:
         problem = error
     distributed.raise_together(problem)

@@ -128,7 +128,7 @@ class ShardedSampler(EpochSampler):
 
     def after(self, condensed_set: CondensedSet | ShardedSet) -> ShardInForce:
         """What `install` would put in force. Changes nothing, and raises as it does."""
-        self.check_size(condensed_set)
+        self.check_size(condensed_set, CondensedSet, ShardedSet)
         if isinstance(condensed_set, CondensedSet):
             condensed_set = self._part_of(condensed_set)
         here, made = (self.rank, self.num_replicas), (condensed_set.rank, len(condensed_set.sizes))

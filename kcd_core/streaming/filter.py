@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,7 @@ class StreamFilter(IterableDataset[Any]):
                 slots: npt.NDArray[np.int64] = (mixed % np.uint64(self.slots)).astype(np.int64)
                 return slots
             ids = ids.tolist()
-        if isinstance(ids, (str, bytes, Set)) or not isinstance(ids, Iterable):  # a set has no order
+        if isinstance(ids, (str, bytes, Set, Mapping)) or not isinstance(ids, Iterable):  # a set has no order
             raise TypeError(f"ids must be a list or array with one id per sample, got {ids!r}")
         return np.array([self._hash(i) % self.slots for i in ids], np.int64)
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..base.arguments import check_kind, checked_length
 from ..base.arrays import checked_int, to_numpy
 from ..base.states import value_name
 from ..condense import CondensedSet
@@ -110,8 +111,7 @@ class CondensedStream(StreamFilter):
                 f"dataset must be something that can be iterated anew each epoch, got {type(dataset).__name__}; "
                 "for a data set with indices, use wrap_loader"
             )
-        if not isinstance(schedule, CondensationSchedule):
-            raise TypeError(f"schedule must be a CondensationSchedule, got {type(schedule).__name__}")
+        check_kind(schedule, "schedule", CondensationSchedule)
         if not callable(key) and (isinstance(key, bool) or not isinstance(key, (str, int))):
             raise TypeError(f"key must be a field's name, a place in a tuple or a function, got {key!r}")
         slots = checked_int(slots, "slots", 1)
@@ -176,8 +176,9 @@ class CondensedStream(StreamFilter):
             As `slots_of` and `KnowledgeValueTracker.update` do. Nothing is recorded then.
         """
         slots = self.slots_of(ids)
-        if len(slots) != len(one_of(student_logits, None)):
-            raise ValueError(f"student_logits has {len(student_logits)} rows for {len(slots)} ids")
+        rows = checked_length(one_of(student_logits, None), "student_logits")
+        if len(slots) != rows:
+            raise ValueError(f"student_logits has {rows} rows for {len(slots)} ids")
         self._run.record(student_logits, indices=slots, teacher_logits=teacher_logits, targets=targets)
         if self.stage:
             self._drawn = self._drawn.during(self.epoch)

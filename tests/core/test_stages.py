@@ -152,7 +152,7 @@ def test_padding_is_left_out_and_counted() -> None:
         ({"schedule": "paper"}, TypeError, "schedule must be a CondensationSchedule, got str"),
         ({"alpha": -1}, ValueError, "alpha must be"),
         ({"min_weight": 2}, ValueError, "min_weight must be"),
-        ({"value": "entropie"}, ValueError, "value must be one of"),
+        ({"value": "entropie"}, ValueError, "value must be 'entropy', "),
         ({"tracker": kcd.KnowledgeValueTracker(N + 1)}, ValueError, f"num_samples = {N + 1} and {N}"),
     ],
 )
@@ -168,7 +168,7 @@ def test_what_can_take_no_set_is_refused_at_once(wrong: Any) -> None:
 
 
 def test_a_sampler_of_slices_is_refused_with_the_way_out() -> None:
-    with pytest.raises(TypeError, match="it draws from a slice: see wrap_loader"):
+    with pytest.raises(TypeError, match=r"draws from a slice: .* wrap_loader"):
         kcd.Condensation(kcd.ShardedSampler(N, num_replicas=2, rank=0), schedule=SCHEDULE)
 
 

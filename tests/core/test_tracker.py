@@ -402,7 +402,7 @@ def test_settings_refused() -> None:
     for wrong in (1.0, "3", None, True):
         with pytest.raises(TypeError, match="num_samples must be an integer"):
             Tracker(wrong)
-    with pytest.raises(ValueError, match="value must be one of"):
+    with pytest.raises(ValueError, match="value must be 'entropy', "):
         Tracker(3, value="entropie")
     with pytest.raises(ValueError, match="on_nonfinite must be 'skip' or 'raise', got 'ignore'"):
         Tracker(3, on_nonfinite="ignore")

@@ -434,5 +434,5 @@ def test_names() -> None:
         assert values.resolve(function.__name__) is function
         assert values.resolve(function) is function
     for wrong in ("entropie", "", None, 3, ["entropy"]):
-        with pytest.raises(ValueError, match="value must be one of"):
+        with pytest.raises(ValueError, match="value must be 'entropy', "):
             values.resolve(wrong)
