@@ -244,9 +244,12 @@ class KnowledgeValueTracker:
                 f"indices and the batch must have one length, got {len(indices)} indices for {len(rows[0])} samples"
             )
         if isinstance(indices, np.ndarray):
-            if len(indices) and indices.item(indices.argmin()) < 0:
-                return self._in_range(indices[indices != PADDING]), *without_padding(indices, *rows)
-            return self._in_range(indices), *rows
+            try:
+                return self._in_range(indices), *rows
+            except IndexError:  # which most batches, without padding, don't pay for
+                if PADDING not in indices:
+                    raise
+            return self._in_range(indices[indices != PADDING]), *without_padding(indices, *rows)
         if self.device is None:
             raise TypeError(
                 f"indices are on {indices.device} but the tracker is in host memory: pass indices in host "
