@@ -43,9 +43,9 @@ class Counted:
         self._communicate = distributed._communicate
         distributed._communicate = self
 
-    def __call__(self, group: Any, x: Any, operation: Any) -> Any:
+    def __call__(self, dist: Any, x: Any, *how: Any) -> Any:
         began = time.perf_counter()
-        result = self._communicate(group, x, operation)
+        result = self._communicate(dist, x, *how)
         self.seconds += time.perf_counter() - began
         self.bytes += x.nbytes
         return result

@@ -92,10 +92,10 @@ def one_rank(rank: int, world: int, folder: Path, n: int, how: str, rounds: int)
     )
     sent, communicate = 0, distributed._communicate
 
-    def counted(dist: Any, x: Any, operation: Any) -> Any:
+    def counted(dist: Any, x: Any, *how: Any) -> Any:
         nonlocal sent
         sent += x.nbytes
-        return communicate(dist, x, operation)
+        return communicate(dist, x, *how)
 
     distributed._communicate = counted
     everyone = how == "gather"

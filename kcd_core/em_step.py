@@ -82,6 +82,7 @@ def condense_step(
     alpha: float = 0.03,
     min_weight: float = 0.7,
     select: Select | None = None,
+    group: Any = None,
 ) -> CondensedSet:
     """One EM step: rank what ``tracker`` recorded and install the condensed set in ``sampler``.
 
@@ -102,6 +103,8 @@ def condense_step(
         ``select(value, count, kept, target, generator) -> CondensedSet`` replaces ranking and
         partition. ``generator`` is a ``numpy.random.Generator`` that is the same on every rank, and so must
         the set be. It must keep exactly ``target`` samples, since lengths are promised ahead.
+    group : torch.distributed.ProcessGroup, optional
+        The ranks that train this student. Default: all.
 
     Returns
     -------
@@ -113,15 +116,21 @@ def condense_step(
         If tracker and sampler differ in ``num_samples``, or ``select`` breaks its promise.
     RuntimeError
         If nothing was ever recorded on any rank; if ranks disagree in anything that decides the set, or one
-        is gone; or if the sampler draws for several ranks and no process group is initialised. Nothing is
+        is gone; if the sampler draws for several ranks and no process group is initialised, or one of another
+        number of ranks; or if it was made before the process group, and each rank draws everything. Nothing is
         changed then.
     TypeError
         If one of the arguments is of another type, or the sampler draws from a slice: see `condense_sharded`.
     """
-    alpha, min_weight = check_settings(alpha, min_weight)
-    check_select(select)
-    check_parts(tracker, sampler, schedule)
-    if distributed.world_size() > 1:
+    distributed.check_group(group)
+
+    def checked() -> tuple[float, float]:
+        check_select(select)
+        check_parts(tracker, sampler, schedule)
+        return check_settings(alpha, min_weight)
+
+    alpha, min_weight = distributed.together(checked, group)
+    if distributed.world_size(group) > 1:
         settings = {
             "num_samples": tracker.num_samples,
             "value": tracker.value_name,
@@ -131,13 +140,18 @@ def condense_step(
             "min_weight": min_weight,
             "select": value_name(select) if select else None,
             "seed": getattr(sampler, "seed", None),
+            "num_replicas": getattr(sampler, "num_replicas", None),
             "set": fingerprint_of(sampler),
         }
         distributed.check_agreement(
-            settings, shard=getattr(sampler, "rank", 0), shards=getattr(sampler, "num_replicas", 1)
+            settings,
+            shard=getattr(sampler, "rank", 0),
+            shards=getattr(sampler, "num_replicas", 1),
+            group=group,
         )
+    check_share(sampler, group)
     chosen: CondensedSet = decide(
-        tracker, sampler, schedule, alpha=alpha, min_weight=min_weight, select=select
+        tracker, sampler, schedule, alpha=alpha, min_weight=min_weight, select=select, group=group
     ).chosen
     sampler.install(chosen)
     return chosen
@@ -151,41 +165,48 @@ def decide(
     alpha: float,
     min_weight: float,
     select: Select | None,
+    ended: int = 0,
+    group: Any = None,
 ) -> Decision:
-    """What `condense_step` would install, with what it is decided from. Changes nothing; all ranks meet in it."""
-    n = tracker.num_samples
-    if sampler.num_samples != n:
-        raise ValueError(
-            f"tracker and sampler must be of one size, got num_samples = {n} and {sampler.num_samples}"
-        )
-    replicas = getattr(sampler, "num_replicas", 1)
-    if replicas > 1 and distributed.world_size() == 1:
-        raise RuntimeError(
-            f"the sampler draws for rank {getattr(sampler, 'rank', '?')} of {replicas}, but no process group "
-            "is initialised to sum the ranks' recordings: call torch.distributed.init_process_group() "
-            "first, or merge the recordings yourself and use condense() and sampler.install()"
-        )
-    previous, stage = size_of(sampler), int(getattr(sampler, "stage", 0)) + 1
-    target = schedule.target(n, previous)
+    """What `condense_step` would install, with what it is decided from. Changes nothing; all ranks meet in it.
+
+    ``ended``: stages that have ended, of a sampler that doesn't count them.
+    """
+
+    def sizes() -> tuple[int, int]:
+        if sampler.num_samples != tracker.num_samples:
+            raise ValueError(
+                f"tracker and sampler must be of one size, got num_samples = {tracker.num_samples} and "
+                f"{sampler.num_samples}"
+            )
+        if unsummed := distributed.unsummed(getattr(sampler, "num_replicas", 1), group):
+            raise RuntimeError(unsummed)
+        previous = size_of(sampler)
+        return previous, schedule.target(tracker.num_samples, previous)
+
+    previous, target = distributed.together(sizes, group)
+    stage = int(getattr(sampler, "stage", ended)) + 1
     if select is None:
-        score, value, count, unseen = scores_of_all(tracker, alpha)
+        distributed.check_agreement({"target": target}, shard=0, shards=1, group=group)
+        score, value, count, unseen = scores_of_all(tracker, alpha, group)
         parts = partition(score, previous, target)
         del score
         chosen = set_of(*parts, min_weight=min_weight, stage=stage)
         return Decision(chosen, value, count, unseen)
-    total, count = sums_of_all(tracker)
+    total, count = sums_of_all(tracker, group)
     value = tracker.mean(total, count)
     del total
     chosen = choose(
         value,
         count,
         to_numpy(sampler.kept),
-        target,
+        schedule,
         alpha=alpha,
         min_weight=min_weight,
         stage=stage,
         seed=int(getattr(sampler, "seed", 0)),
         select=select,
+        group=group,
     )
     return Decision(chosen, value, count)
 
@@ -225,6 +246,16 @@ def size_of(sampler: Condensable) -> int:
     return len(sampler.kept) if size is None else int(size)
 
 
+def check_share(sampler: Any, group: Any, *, begun: bool = False) -> None:
+    """See that a sampler's share of the samples goes with the ranks of the group, if it is one of ours.
+
+    See `kcd_core.base.distributed.check_share`.
+    """
+    if hasattr(sampler, "num_replicas"):
+        given = getattr(sampler, "share_given", True)
+        distributed.check_share(sampler.num_replicas, given=given, group=group, begun=begun)
+
+
 def fingerprint_of(sampler: Condensable) -> str:
     """A short name of the set in force: equal on two ranks if that is."""
     if hasattr(sampler, "fingerprint"):
@@ -233,7 +264,7 @@ def fingerprint_of(sampler: Condensable) -> str:
 
 
 def scores_of_all(
-    tracker: KnowledgeValueTracker, alpha: float
+    tracker: KnowledgeValueTracker, alpha: float, group: Any
 ) -> tuple[Scores, npt.NDArray[np.float64], npt.NDArray[np.int32], int]:
     """`sums_of_all` as ranking scores, +inf where never recorded; made some at a time, so that these alone are held.
 
@@ -243,44 +274,42 @@ def scores_of_all(
     some = -(-n // every)
     score, values, counts, unseen = np.empty(n), np.empty(some), np.empty(some, np.int32), 0
     for start in range(0, n, AT_ONCE):
-        total, count = part_of_all(tracker, slice(start, start + AT_ONCE))
+        total, count = part_of_all(tracker, slice(start, start + AT_ONCE), group)
         value = tracker.mean(total, count)
         score[start : start + AT_ONCE] = rank_scores(value, count, alpha, first=start)
         looked_at = slice(-(-start // every), -(-(start + len(value)) // every))
         values[looked_at], counts[looked_at] = (x[-start % every :: every] for x in (value, count))
         unseen += int(np.count_nonzero(count == 0))
     if unseen == n:
-        raise nothing_recorded(tracker)
+        raise nothing_recorded(tracker, group)
     return score, values, counts, unseen
 
 
-def sums_of_all(tracker: KnowledgeValueTracker) -> Sums:
+def sums_of_all(tracker: KnowledgeValueTracker, group: Any) -> Sums:
     """The tracker's sums over all ranks, or an error on every one of them."""
-    total, count = part_of_all(tracker, slice(None))
+    total, count = part_of_all(tracker, slice(None), group)
     if not count.any():
-        raise nothing_recorded(tracker)
+        raise nothing_recorded(tracker, group)
     return total, count
 
 
-def part_of_all(tracker: KnowledgeValueTracker, part: slice) -> Sums:
+def part_of_all(tracker: KnowledgeValueTracker, part: slice, group: Any) -> Sums:
     """The sums of these samples over all ranks, or an error on every one of them."""
-    problem: Exception | None = None
-    try:
+
+    def sums() -> Sums:
         total, count = tracker.sums(part)
-        if max(int(total.max()), -int(total.min())) > 2**63 // distributed.world_size() - 1:
-            problem = ValueError(
-                "the recorded values are too large to be summed over the ranks: scale them down"
-            )
-    except Exception as error:  # on_nonfinite="raise" on a device, or a warning that is an error
-        problem = error
-    distributed.raise_together(problem)
-    total, count = distributed.sum_over_ranks(total, count)
+        if max(int(total.max()), -int(total.min())) > 2**63 // distributed.world_size(group) - 1:
+            raise ValueError("the recorded values are too large to be summed over the ranks: scale them down")
+        return total, count
+
+    # on_nonfinite="raise" on a device, or a warning that is an error, may be one rank's alone
+    total, count = distributed.sum_over_ranks(*distributed.together(sums, group), group=group)
     return total, count
 
 
-def nothing_recorded(tracker: KnowledgeValueTracker) -> RuntimeError:
+def nothing_recorded(tracker: KnowledgeValueTracker, group: Any) -> RuntimeError:
     """Why no stage can end: an error that says what became of the recordings. All ranks meet in it."""
-    (skipped,) = distributed.sum_over_ranks(np.array([*tracker.skipped.values()], np.int64))
+    (skipped,) = distributed.sum_over_ranks(np.array([*tracker.skipped.values()], np.int64), group=group)
     nonfinite, out_of_range = skipped.tolist()
     if nonfinite:
         return RuntimeError(
@@ -301,21 +330,22 @@ def choose(
     value: npt.NDArray[np.float64],
     count: npt.NDArray[np.int32],
     kept: Indices,
-    target: int,
+    schedule: CondensationSchedule,
     *,
     alpha: float,
     min_weight: float,
     stage: int,
     seed: int,
     select: Select | None,
+    group: Any,
 ) -> CondensedSet:
     """`condense`, or what the user's ``select`` chooses in its place: checked, and the same on every rank."""
-    if select is None:
-        return condense(
-            value, count, previous=len(kept), target=target, alpha=alpha, min_weight=min_weight, stage=stage
-        )
-    problem: Exception | None = None
-    try:
+
+    def chosen_here() -> tuple[CondensedSet, int]:
+        target = schedule.target(len(value), len(kept))
+        if select is None:
+            settings: dict[str, Any] = {"alpha": alpha, "min_weight": min_weight, "stage": stage}
+            return condense(value, count, previous=len(kept), target=target, **settings), target
         chosen = select(value, count, kept, target, np.random.default_rng([seed, stage]))
         if not isinstance(chosen, CondensedSet):
             raise TypeError(f"select must return a CondensedSet, got {type(chosen).__name__}")
@@ -324,13 +354,14 @@ def choose(
                 f"select must keep exactly {target} of {len(value)} samples, got {len(chosen.kept)} of "
                 f"{chosen.num_samples}"
             )
-    except Exception as error:
-        problem = error
-    distributed.raise_together(problem)
-    if distributed.world_size() > 1:
-        arrays = (chosen.kept, chosen.dropped, chosen.tail, chosen.weights)
-        digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
-        distributed.check_agreement(
-            {"what select chose": digests}, shard=distributed.rank(), shards=distributed.world_size()
-        )
+        return chosen, target
+
+    chosen, target = distributed.together(chosen_here, group)
+    if distributed.world_size(group) > 1:
+        # All else is the same on every rank, but what the user wrote can be a function of this one.
+        own: dict[str, Any] = {"target": target}
+        if select is not None:
+            arrays = (chosen.kept, chosen.dropped, chosen.tail, chosen.weights)
+            own["what select chose"] = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
+        distributed.check_agreement(own, shard=0, shards=1, group=group)
     return replace(chosen, stage=stage)

@@ -14,6 +14,7 @@ from .algorithms.ranks import blocks
 from .base import distributed
 from .base.arguments import check_kind, checked_bool, checked_choice
 from .base.arrays import checked_int, state_array, to_numpy
+from .base.states import check_same, state_int
 from .recipes import MODES, Mixing, MixRecipes, Steps
 
 __all__ = [
@@ -41,9 +42,16 @@ class EpochSampler(ABC):
     ----------
     num_samples, shuffle, seed, num_replicas, rank, drop_last, mixing
         See `CondensedSampler`.
+
+    Attributes
+    ----------
+    share_given : bool
+        Whether ``num_replicas`` or ``rank`` was given, and so a share of everything is what was asked for.
+    adopts_seed : bool
+        Whether a state's seed is taken over: where the user gave none. False unless it is set.
     """
 
-    #: A named tuple with ``epoch``, ``stage``, ``recipes``, and the set.
+    #: A named tuple with ``epoch``, ``stage``, ``recipes``, ``seed``, and the set.
     in_force: Any
 
     def __init__(
@@ -59,17 +67,24 @@ class EpochSampler(ABC):
     ) -> None:
         self._num_samples = checked_int(num_samples, "num_samples", 1)
         self.shuffle = checked_bool(shuffle, "shuffle")
-        self.seed = checked_int(seed, "seed", 0)
-        if self.seed >= 2**64:
+        seed = checked_int(seed, "seed", 0)
+        if seed >= 2**64:
             raise ValueError(f"seed must be below 2**64, got {seed}")
-        self.num_replicas = checked_int(
-            distributed.world_size() if num_replicas is None else num_replicas, "num_replicas", 1
-        )
-        self.rank = checked_int(distributed.rank() if rank is None else rank, "rank", 0)
-        if self.rank >= self.num_replicas:
-            raise ValueError(f"rank must be below num_replicas = {self.num_replicas}, got {self.rank}")
+        self.num_replicas, self.rank = distributed.share_of(num_replicas, rank)
+        self.share_given = num_replicas is not None or rank is not None
+        self.adopts_seed = False
         self.drop_last = checked_bool(drop_last, "drop_last")
         self.mixing: Mixing = checked_choice(mixing, "mixing", MODES)
+        self.in_force = self.everything(seed)
+
+    @abstractmethod
+    def everything(self, seed: int) -> Any:
+        """What is in force before the first stage."""
+
+    @property
+    def seed(self) -> int:
+        """Of the order."""
+        return int(self.in_force.seed)
 
     @property
     def num_samples(self) -> int:
@@ -217,6 +232,17 @@ class EpochSampler(ABC):
     @abstractmethod
     def check_state(self, state: Mapping[str, Any]) -> Any:
         """What `load_state_dict` would put in force. Changes nothing, and raises as it does."""
+
+    def checked_seed(self, state: Mapping[str, Any], owner: str, *, needs: tuple[str, ...]) -> int:
+        """The seed of a state, which is refused if it was saved with other settings or lacks what it ``needs``."""
+        mine = self.identity()
+        if self.adopts_seed:
+            del mine["seed"]
+        check_same(state, mine, owner, needs=("seed", *needs))
+        seed = state_int(state, "seed", 0, owner)
+        if seed >= 2**64:
+            raise ValueError(f"the {owner} state is damaged: seed must be below 2**64, got {seed}")
+        return seed
 
     def identity(self) -> dict[str, Any]:
         """The settings that a state must have been saved with."""

@@ -45,6 +45,8 @@ class Layout(Protocol):
     call : str
         How values are recorded, for the warning that none were; without one, nobody is warned.
     tracker : KnowledgeValueTracker
+    group : torch.distributed.ProcessGroup or None
+        Of the ranks of this run; None is all.
     rank, ranks : int
     mixing : bool
         Whether what is dropped is mixed into what is barely kept.
@@ -57,6 +59,7 @@ class Layout(Protocol):
     parts: tuple[str, ...]
     call: str
     tracker: KnowledgeValueTracker
+    group: Any
 
     @property
     def rank(self) -> int: ...
@@ -83,9 +86,15 @@ class Layout(Protocol):
         """What ranks have alike now."""
 
     def decide(
-        self, schedule: CondensationSchedule, *, alpha: float, min_weight: float, select: Select | None
+        self,
+        schedule: CondensationSchedule,
+        *,
+        alpha: float,
+        min_weight: float,
+        select: Select | None,
+        ended: int,
     ) -> Decision:
-        """What the end of a stage decides. Changes nothing."""
+        """What the end of a stage decides, after ``ended`` ones. Changes nothing."""
 
     def snapshot(self) -> Undo:
         """What puts back the set and the epoch that are in force now."""
@@ -120,17 +129,18 @@ class WholeLayout:
     parts: tuple[str, ...] = ("sampler",)
     call = "run.record(student_logits, indices=...)"
 
-    def __init__(self, sampler: Condensable, tracker: KnowledgeValueTracker) -> None:
+    def __init__(self, sampler: Condensable, tracker: KnowledgeValueTracker, group: Any = None) -> None:
         self.sampler: Any = sampler
         self.tracker = tracker
+        self.group = group
 
     @property
     def rank(self) -> int:
-        return int(getattr(self.sampler, "rank", distributed.rank()))
+        return int(getattr(self.sampler, "rank", distributed.rank(self.group)))
 
     @property
     def ranks(self) -> int:
-        return int(getattr(self.sampler, "num_replicas", distributed.world_size()))
+        return int(getattr(self.sampler, "num_replicas", distributed.world_size(self.group)))
 
     @property
     def mixing(self) -> bool:
@@ -160,9 +170,16 @@ class WholeLayout:
         }
 
     def decide(
-        self, schedule: CondensationSchedule, *, alpha: float, min_weight: float, select: Select | None
+        self,
+        schedule: CondensationSchedule,
+        *,
+        alpha: float,
+        min_weight: float,
+        select: Select | None,
+        ended: int,
     ) -> Decision:
-        return decide(self.tracker, self.sampler, schedule, alpha=alpha, min_weight=min_weight, select=select)
+        settings: dict[str, Any] = {"alpha": alpha, "min_weight": min_weight, "select": select}
+        return decide(self.tracker, self.sampler, schedule, **settings, ended=ended, group=self.group)
 
     def snapshot(self) -> Undo:
         return snapshot(self.sampler)
@@ -193,7 +210,8 @@ class WholeLayout:
     def moment(self, in_force: Any) -> dict[str, str]:
         if isinstance(in_force, str):
             return {"set": in_force}
-        return {"set": fingerprint(in_force.stage, in_force.kept, in_force.recipes)}
+        kept_now = fingerprint(in_force.stage, in_force.kept, in_force.recipes)
+        return {"set": kept_now, "seed": str(in_force.seed)}
 
     def joined(
         self, parts: Sequence[tuple[TrackerState, Any]], within_epoch: bool

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from .algorithms.permutation import permute, round_keys
 from .base.arrays import state_array
-from .base.states import check_same, state_int
+from .base.states import state_int
 from .condense import CondensedSet
 from .epoch_sampler import (
     RECIPE_ARRAYS,
@@ -40,12 +40,15 @@ class InForce(NamedTuple):
     kept : int32 [n], ascending, or None
         int64 where there are more than 2**31 samples. None is everything, without a list of it.
     recipes : MixRecipes
+    seed : int
+        Changes where a state is loaded and its seed taken over.
     """
 
     epoch: int = 1
     stage: int = 0
     kept: npt.NDArray[np.signedinteger[Any]] | None = None
     recipes: MixRecipes = MixRecipes()
+    seed: int = 0
 
 
 class CondensedSampler(EpochSampler):
@@ -61,7 +64,9 @@ class CondensedSampler(EpochSampler):
         The order of an epoch is a function of seed, epoch and set, and of nothing else.
     num_replicas, rank : int, optional
         Ranks share one global order, round robin. Default: the initialised process group's, else 1
-        and 0.
+        and 0. A trainer that shares a sampler's indices out to its ranks itself (accelerate, Hugging Face's,
+        Lightning with ``use_distributed_sampler``) must be given ``num_replicas=1, rank=0``: of a share it takes
+        a share, and the ranks together draw a part of the set.
     drop_last : bool
         Ranks get equal lengths: by repeating samples from the start of the order, or, with
         ``drop_last``, by leaving out its end.
@@ -72,12 +77,13 @@ class CondensedSampler(EpochSampler):
     Attributes
     ----------
     in_force : InForce
-        Epoch, stage, set and recipes. Putting an earlier one back undoes whatever was installed since.
+        Epoch, stage, set, recipes and seed. Putting an earlier one back undoes whatever was installed since.
 
     Raises
     ------
     ValueError
-        If a number is outside its range, or ``mixing`` is not one of those named.
+        If a number is outside its range, ``mixing`` is not one of those named, or ``num_replicas`` is given
+        without the ``rank`` that no process group says.
     TypeError
         If a number is not an integer.
 
@@ -95,7 +101,11 @@ class CondensedSampler(EpochSampler):
     ([0, 1, 2, 3, 4], 5)
     """
 
-    in_force: InForce = InForce()
+    in_force: InForce
+
+    def everything(self, seed: int) -> InForce:
+        """What is in force before the first stage."""
+        return InForce(seed=seed)
 
     @property
     def kept(self) -> Indices:
@@ -154,12 +164,12 @@ class CondensedSampler(EpochSampler):
 
     def fingerprint(self, in_force: InForce | None = None) -> str:
         """A short name of set and recipes, by default those in force: equal on two ranks if these are."""
-        _, stage, kept, recipes = in_force or self.in_force
+        _, stage, kept, recipes, _ = in_force or self.in_force
         return fingerprint(stage, kept, recipes)
 
     def state_dict(self) -> dict[str, Any]:
         """Set, recipes and what defines the order, as plain numbers and tensors. Copies."""
-        epoch, stage, kept, recipes = self.in_force
+        epoch, stage, kept, recipes, _ = self.in_force
         return {
             **self.identity(),
             "epoch": epoch,
@@ -181,7 +191,7 @@ class CondensedSampler(EpochSampler):
 
     def check_state(self, state: Mapping[str, Any]) -> InForce:
         """What `load_state_dict` would put in force. Changes nothing, and raises as it does."""
-        check_same(state, self.identity(), "sampler", needs=("epoch", "stage", "kept", *RECIPE_ARRAYS))
+        seed = self.checked_seed(state, "sampler", needs=("epoch", "stage", "kept", *RECIPE_ARRAYS))
         kept = checked_indices(state["kept"], self.num_samples, np.int32)
         if (kept[1:] <= kept[:-1]).any():
             raise ValueError("the sampler state is damaged: kept is not ascending")
@@ -191,4 +201,5 @@ class CondensedSampler(EpochSampler):
             stage=stage,
             kept=self._held(kept) if len(kept) else None,
             recipes=checked_recipes(state, self.num_samples, stage),
+            seed=seed,
         )

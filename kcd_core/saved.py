@@ -34,6 +34,8 @@ class Saved(NamedTuple):
     history : CondensationHistory
     also : dict of int
         What else was asked for.
+    moment : dict of str, optional
+        What all ranks of a run have alike where it was saved.
     """
 
     epoch: int
@@ -42,6 +44,7 @@ class Saved(NamedTuple):
     in_force: Any
     history: CondensationHistory
     also: dict[str, int]
+    moment: dict[str, str] | None = None
 
 
 def checked(
@@ -68,14 +71,17 @@ def checked(
     if not isinstance(state, (list, tuple)):
         saved, own = _one(state, layout, identity, needs)
         check_rank(saved, (layout.rank, layout.ranks), layout.what)
-        return own
+        return own._replace(moment=_moment(own, layout, within))
     states = [_one(each, layout, identity, needs) for each in state]
-    check_together([saved for saved, _ in states], [_moment(each, layout) for _, each in states], layout.what)
+    check_together(
+        [saved for saved, _ in states], [_moment(each, layout, *needs) for _, each in states], layout.what
+    )
     ordered = [each for _, each in sorted(states, key=lambda pair: pair[0])]
     first, seen = ordered[0], any(each.seen for each in ordered)
     parts = [(each.recorded, each.in_force) for each in ordered]
     recorded, in_force = layout.joined(parts, bool(first.also.get(within)))
-    return first._replace(seen=seen, recorded=recorded, in_force=in_force)
+    moment = _moment(first, layout, within)
+    return first._replace(seen=seen, recorded=recorded, in_force=in_force, moment=moment)
 
 
 def _one(
@@ -98,11 +104,11 @@ def _one(
     )
 
 
-def _moment(saved: Saved, layout: Layout) -> dict[str, str]:
+def _moment(saved: Saved, layout: Layout, *also: str) -> dict[str, str]:
     """What all ranks of a run have alike at one step."""
     return {
         "epoch": str(saved.epoch),
-        **{name.replace("recorded", "recorded position"): str(at) for name, at in saved.also.items()},
+        **{name.replace("recorded", "recorded position"): str(saved.also[name]) for name in also if name},
         **layout.moment(saved.in_force),
         "history": str(saved.history.records),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,10 @@ from .base import distributed
 from .base.arguments import check_kind
 from .base.arrays import is_tensor
 from .base.dataset_identity import dataset_identity
+from .base.resumption import check_one_moment, leave_word
 from .base.states import value_name
 from .condense import check_settings
-from .em_step import Condensable, Decision, Select, check_sampler, check_select
+from .em_step import Condensable, Decision, Select, check_sampler, check_select, check_share
 from .history import CondensationHistory
 from .layout import Layout, WholeLayout, nothing_of
 from .saved import Saved, checked
@@ -26,10 +28,21 @@ from .skipped import OnNonfinite
 from .tracker import KnowledgeValueTracker
 from .values import Value, ValueName, refuse_output
 
-__all__ = ["Condensation", "one_of"]
+__all__ = ["Condensation", "numbered", "one_of"]
 
 STATE_VERSION = 2
 Tell = Callable[[int, Decision | None], Mapping[str, str]]
+
+_made: Counter[tuple[str, int]] = Counter()
+
+
+def numbered(what: str, size: int) -> str:
+    """What tells a new run from those of as many samples that this process made before: its number.
+
+    Ranks compare it, since of two students' runs all else can be the same.
+    """
+    _made[what, size] += 1
+    return f"number {_made[what, size]} of the {what}s of {size} samples"
 
 
 def one_of(student_logits: Any, values: Any) -> Any:
@@ -63,6 +76,8 @@ class Condensation:
     dataset : optional
         What the indices are of. What of it says which samples these are, such as its labels, is then part of the run's
         state, and compared between ranks: see `dataset_identity`.
+    group : torch.distributed.ProcessGroup, optional
+        The ranks that train this student. Default: all.
 
     Attributes
     ----------
@@ -76,10 +91,14 @@ class Condensation:
     Raises
     ------
     TypeError
-        If ``schedule`` is no CondensationSchedule, ``sampler`` lacks one of the three, or ``select`` can't be called as
-        `condense_step` calls it.
+        If ``schedule`` is no CondensationSchedule, ``sampler`` lacks one of the three, ``select`` can't be called as
+        `condense_step` calls it, or ``group`` is no process group.
     ValueError
-        If a setting is outside its range, or ``tracker`` is of another number of samples.
+        If a setting is outside its range; if ``tracker`` is of another number of samples, or ``value``,
+        ``on_nonfinite`` or ``device`` is given beside it; or if this process is not in ``group``.
+    RuntimeError
+        If the sampler draws for another number of ranks than there are, or was made before the process group
+        and draws everything on each of several.
 
     Examples
     --------
@@ -99,32 +118,40 @@ class Condensation:
         sampler: Condensable,
         *,
         schedule: CondensationSchedule,
-        value: ValueName | Value = "entropy",
+        value: ValueName | Value | None = None,
         alpha: float = 0.03,
         min_weight: float = 0.7,
         select: Select | None = None,
-        on_nonfinite: OnNonfinite = "skip",
+        on_nonfinite: OnNonfinite | None = None,
         device: Any = None,
         tracker: KnowledgeValueTracker | None = None,
         dataset: Any = None,
+        group: Any = None,
     ) -> None:
         check_sampler(sampler)
         if tracker is not None:
             check_kind(tracker, "tracker", KnowledgeValueTracker)
         if tracker is None:
             tracker = getattr(sampler, "tracker", None)
+        recording: dict[str, Any] = {"value": value, "on_nonfinite": on_nonfinite, "device": device}
+        given = {name: setting for name, setting in recording.items() if setting is not None}
         if tracker is None:
-            tracker = KnowledgeValueTracker(
-                sampler.num_samples, value=value, on_nonfinite=on_nonfinite, device=device
+            tracker = KnowledgeValueTracker(sampler.num_samples, **given)
+        elif given:
+            raise ValueError(
+                f"{', '.join(given)} must be given to the tracker that is there already, {tracker!r}, and not beside it"
             )
         elif tracker.num_samples != sampler.num_samples:
             raise ValueError(
                 f"tracker and sampler must be of one size, got num_samples = {tracker.num_samples} and "
                 f"{sampler.num_samples}"
             )
-        layout = WholeLayout(sampler, tracker)
+        check_share(sampler, distributed.check_group(group))
+        layout = WholeLayout(sampler, tracker, group)
         own = {"dataset": None if dataset is None else dataset_identity(dataset)}
         self._begin(layout, schedule, alpha=alpha, min_weight=min_weight, select=select, own=own)
+        self._alike["run"] = numbered("run", layout.num_samples)
+        layout.install(None, self.epoch)
         self.warn_once("drops nothing", schedule.why_idle(sampler.num_samples), stacklevel=3)
 
     @classmethod
@@ -180,6 +207,12 @@ class Condensation:
         self._tell: Tell = _nothing
         self._agreed = False
         self._warned: set[str] = set()
+        self._fresh = True  # until something of this epoch is drawn or recorded
+        self._drawn: set[int] = set()  # epochs, since a state was loaded
+        self._moment: Mapping[str, str] | None = (
+            None  # of a state that was loaded, until the ranks have compared it
+        )
+        self._loads = 0
 
     @property
     def sampler(self) -> Any:
@@ -190,6 +223,11 @@ class Condensation:
     def tracker(self) -> KnowledgeValueTracker:
         """V and F."""
         return self._layout.tracker
+
+    @property
+    def group(self) -> Any:
+        """The process group of the ranks that train this student; None is all."""
+        return self._layout.group
 
     @property
     def seen(self) -> bool:
@@ -233,6 +271,8 @@ class Condensation:
             As `KnowledgeValueTracker.update` and `record` do. Nothing is recorded then.
         """
         given = one_of(student_logits, values)
+        if self._fresh:
+            self._begin_epoch(4)
         if self._choose_device:
             self._choose_device = False
             if is_tensor(given) and given.is_cuda:  # values are kept where no copy stalls the step
@@ -243,6 +283,40 @@ class Condensation:
         return self.tracker.record(rows, given)
 
     # -- stages ------------------------------------------------------------------------------------
+
+    def begin_pass(self) -> None:
+        """Whoever draws is about to draw the first batch of a pass.
+
+        Raises
+        ------
+        RuntimeError
+            If each of several ranks would draw everything in the same order, and was not asked to; if the sampler
+            draws for another number of ranks than there are; or if a state was loaded, and other ranks go on from
+            another moment.
+
+        Warns
+        -----
+        UserWarning
+            Once, if the sampler draws for several ranks and there is no process group to sum their recordings.
+        """
+        if self._fresh:
+            self._begin_epoch(6)
+        self._drawn.add(self.epoch)
+
+    def _begin_epoch(self, depth: int) -> None:
+        """What can be known only now: a process group may be younger than the sampler."""
+        group = self.group
+        check_share(self.sampler, group, begun=True)
+        self.warn_once(
+            "unsummed", distributed.unsummed(getattr(self.sampler, "num_replicas", 1), group), depth
+        )
+        self._check_moment()
+        self._fresh = False
+
+    def _check_moment(self) -> None:
+        if self._moment is not None:
+            check_one_moment(self._alike.get("run", ""), self._loads, self._moment, self.group)
+            self._moment = None
 
     def end_epoch(self) -> Any:
         """End the epoch: condense if the schedule says a stage ends, and move on to the next.
@@ -272,6 +346,7 @@ class Condensation:
         RuntimeWarning
             Once, if values were not finite.
         """
+        self._check_moment()
         due = self.schedule.due(self.epoch)
         if due or not self._agreed:
             self._check_agreement()
@@ -287,14 +362,18 @@ class Condensation:
         except Exception as error:
             problem = error
         if due:
-            distributed.raise_together(problem)
+            distributed.raise_together(problem, self.group)
         elif problem is not None:
             raise problem
         return self._move_on(decision, entry)
 
     def _decide(self) -> Decision:
         return self._layout.decide(
-            self.schedule, alpha=self.alpha, min_weight=self.min_weight, select=self.select
+            self.schedule,
+            alpha=self.alpha,
+            min_weight=self.min_weight,
+            select=self.select,
+            ended=len(self.history),
         )
 
     def _entry(self, decision: Decision) -> dict[str, Any]:
@@ -355,7 +434,7 @@ class Condensation:
                 history.num_samples = decision.num_samples or history.num_samples
                 history.records = [*history.records, entry]
             self.epoch += 1
-            self._seen_before, self._batches = False, self.tracker.batches
+            self._seen_before, self._batches, self._fresh = False, self.tracker.batches, True
             return None if decision is None else decision.chosen
         except BaseException:
             undo()
@@ -364,15 +443,18 @@ class Condensation:
 
     def _check_agreement(self) -> None:
         """See that all ranks would condense alike. Nothing is sent where there is one."""
-        if distributed.world_size() > 1:
+        if distributed.world_size(self.group) > 1:
             settings = {
                 **self.identity(),
                 **self._layout.in_force(),
                 **self._alike,
                 "value": self.tracker.value_name,
                 "epoch": self.epoch,
+                "number of epochs drawn": len(self._drawn),
             }
-            distributed.check_agreement(settings, shard=self._layout.rank, shards=self._layout.ranks)
+            shares = {"shard": self._layout.rank, "shards": self._layout.ranks}
+            distributed.check_agreement(settings, **shares, group=self.group)
+            check_share(self.sampler, self.group)
         self._agreed = True
 
     # -- state -------------------------------------------------------------------------------------
@@ -406,8 +488,26 @@ class Condensation:
             "history": self.history.state_dict(),
         }
 
+    def gather_state_dict(self) -> list[dict[str, Any]]:
+        """What `state_dict` returns on every rank, in the order of ranks, on each of them: for trainers that save on one.
+
+        `load_state_dict` takes the list on any number of ranks. Every rank must call this, and holds all states
+        while it has the list. Under NCCL they pass through the device that ``torch.cuda.set_device`` set.
+
+        Returns
+        -------
+        list of dict
+            Of one, without a process group.
+        """
+        return distributed.gather(self.state_dict, self.group)
+
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Go on where a state was saved.
+
+        The ranks of a process group compare where they go on when the first batch is drawn or recorded: each of those
+        that loaded waits for the others to have loaded, five minutes at most, and a RuntimeError says which of them has
+        not, or goes on from another moment. (With a torch that has no ``ProcessGroup.get_group_store``, what all ranks
+        know is compared when a stage ends.)
 
         Parameters
         ----------
@@ -435,7 +535,10 @@ class Condensation:
 
         ``needs`` are whole numbers that the state holds besides; the one called ``within`` is 0 between epochs.
         """
-        return checked(state, self._layout, self.identity(), needs=needs, within=within)
+        mine = self.identity()
+        if getattr(self.sampler, "adopts_seed", False):  # the sampler's own state brings it
+            del mine["seed"]
+        return checked(state, self._layout, mine, needs=needs, within=within)
 
     def apply(self, saved: Saved) -> None:
         """Take over a checked state."""
@@ -443,7 +546,10 @@ class Condensation:
         self.history, self.epoch = saved.history, saved.epoch
         self.history.schedule = self.schedule
         self._seen_before, self._batches = saved.seen, self.tracker.batches
-        self._agreed = False
+        self._agreed, self._fresh, self._drawn = False, True, set()
+        self._moment, self._loads = saved.moment, self._loads + 1
+        if saved.moment is not None:
+            leave_word(self._alike.get("run", ""), self._loads, saved.moment, self.group)
 
     def restore(
         self, *, epoch: int, seen: bool, tracker: Any, sampler: Any, history: Any, summed: bool = False
@@ -464,6 +570,14 @@ class Condensation:
         if summed and layout.rank > 0:
             recorded = nothing_of(recorded)
         self.apply(Saved(epoch, seen, recorded, in_force, done, also={}))
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.group is not None:
+            raise TypeError(
+                "a run that was given group= can't be pickled or copied, since a process group can't: save its "
+                "state_dict(), and load it into a new one"
+            )
+        return self.__dict__
 
     def __repr__(self) -> str:
         return (

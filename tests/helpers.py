@@ -217,9 +217,9 @@ class Naive:
 def ranks_in_one_process(monkeypatch, loaders):
     """Let the ranks' loaders, all in this process, meet as they would in a process group."""
     with monkeypatch.context() as patch:
-        patch.setattr(distributed, "world_size", lambda: len(loaders))
+        patch.setattr(distributed, "world_size", lambda group=None: len(loaders))
         total, count = zip(*(loader.tracker.sums() for loader in loaders), strict=True)
-        patch.setattr(distributed, "sum_over_ranks", lambda *_: (sum(total), sum(count)))
+        patch.setattr(distributed, "sum_over_ranks", lambda *_, group: (sum(total), sum(count)))
         yield
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from kcd_core import Condensation, CondensationHistory, KnowledgeValueTracker
 from kcd_core.base.dataset_identity import dataset_identity
@@ -239,7 +239,7 @@ class HostedLoader:
 
 def _shuffled(loader: DataLoader[Any]) -> tuple[int, bool]:
     """Batch size and drop_last of a loader that may be the student's, or TypeError or ValueError."""
-    batching, order = understand(loader, seed=0)
-    if not order["shuffle"]:
+    batching, sampler = understand(loader), loader.batch_sampler.sampler  # type: ignore[union-attr]
+    if not getattr(sampler, "shuffle", isinstance(sampler, RandomSampler)):
         raise TypeError("the loader does not shuffle")
     return batching

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
+from ..base import distributed
 from ..base.arguments import checked_length
 from ..base.arrays import checked_int
 from ..history import CondensationHistory
@@ -306,6 +307,10 @@ class CondensedLoader(Generic[Batch]):
                 "or use in_order=True"
             )
         return {**self._run.state_dict(), "position": place.position, "recorded": place.recorded}
+
+    def gather_state_dict(self) -> list[dict[str, Any]]:
+        """What `state_dict` returns on every rank, on each of them: see `Condensation.gather_state_dict`."""
+        return distributed.gather(self.state_dict, self._run.group)
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Go on where a state was saved: see `state_dict`. Passes begin there until something is recorded.

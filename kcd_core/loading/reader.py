@@ -76,6 +76,7 @@ class Reader:
                 f"the data set has {len(self.dataset)} samples now, and had {samples} when its loader was wrapped: a run "
                 "is of one data set. Wrap a DataLoader over the one of now with wrap_loader()"
             )
+        self._run.begin_pass()
         now = Pass(self.place)
         self.batches.start, self.batches.epoch = now.end, self._run.epoch
         under_way = any(not one.exhausted for one in self._held())

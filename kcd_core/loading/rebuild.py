@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -14,19 +15,68 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from ..base import distributed
 from ..base.arguments import check_callable, checked_choice
 from ..mixing import Mixer, default_mixer, mix_arrays, mix_samples
 from .keys import IndexedCollate, KeyBatches, KeyedDataset
 
-__all__ = ["rebuild", "resolve_mixer", "understand"]
+__all__ = ["Order", "order_of", "rebuild", "resolve_mixer", "understand"]
 
 MANUAL = "; use KnowledgeValueTracker, CondensedSampler and condense_step() by hand (docs/by-hand.md in the repository)"
 # What the rebuilt loader sets itself; every other argument of DataLoader is carried over by name.
 OWN_ARGUMENTS = ("dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last")
 
 
-def understand(loader: Any, seed: int) -> tuple[tuple[int, bool], dict[str, Any]]:
-    """((batch size, drop_last), arguments for CondensedSampler), or why the loader can't be wrapped."""
+class Order(NamedTuple):
+    """Which samples a loader draws, in which order.
+
+    Attributes
+    ----------
+    shuffle : bool
+    seed : int
+    num_replicas, rank : int
+    given : bool
+        Whether the user said which share of the samples this rank draws.
+    drop_last : bool
+        Of the sampler, for ranks of equal length.
+    """
+
+    shuffle: bool
+    seed: int
+    num_replicas: int
+    rank: int
+    given: bool
+    drop_last: bool = False
+
+
+def order_of(
+    loader: DataLoader[Any], *, seed: int | None, num_replicas: int | None, rank: int | None, group: Any
+) -> Order:
+    """The order of a loader that can be wrapped, or why these are not the arguments for it: see `wrap_loader`."""
+    sampler: Any = loader.batch_sampler.sampler  # type: ignore[union-attr]
+    if isinstance(sampler, DistributedSampler):
+        for name, given in (("num_replicas", num_replicas), ("rank", rank)):
+            own = getattr(sampler, name)
+            if given is not None and given != own:
+                raise ValueError(
+                    f"{name} = {given!r} contradicts the loader's DistributedSampler, of which it is {own}"
+                )
+        order = Order(
+            sampler.shuffle, sampler.seed, sampler.num_replicas, sampler.rank, True, sampler.drop_last
+        )
+    else:
+        given = num_replicas is not None or rank is not None
+        shares, mine = distributed.share_of(num_replicas, rank, group) if given else (1, 0)
+        generator = getattr(sampler, "generator", None) or loader.generator
+        alone = not given or max(shares, distributed.ranks_announced(group)) == 1
+        found = (generator.initial_seed() if generator else torch.initial_seed()) if alone else 0
+        order = Order(isinstance(sampler, RandomSampler), found % 2**64, shares, mine, given)
+    distributed.check_share(order.num_replicas, given=order.given, group=group)
+    return order if seed is None else order._replace(seed=seed)
+
+
+def understand(loader: Any) -> tuple[int, bool]:
+    """(batch size, drop_last) of a loader that can be wrapped, or why it can't."""
     if not isinstance(loader, DataLoader):
         raise TypeError(f"loader must be a torch.utils.data.DataLoader, got {type(loader).__name__}" + MANUAL)
     for method in ("__iter__", "__len__", "_get_iterator"):
@@ -54,23 +104,15 @@ def understand(loader: Any, seed: int) -> tuple[tuple[int, bool], dict[str, Any]
     batching = (int(batch_sampler.batch_size), bool(batch_sampler.drop_last))
     if type(sampler) is DistributedSampler:
         _same_size(len(sampler.dataset), size)  # type: ignore[arg-type]
-        return batching, {
-            "shuffle": sampler.shuffle,
-            "seed": sampler.seed,
-            "num_replicas": sampler.num_replicas,
-            "rank": sampler.rank,
-            "drop_last": sampler.drop_last,
-        }
-    alone = {"seed": seed, "num_replicas": 1, "rank": 0}
-    if type(sampler) is SequentialSampler:
+    elif type(sampler) is SequentialSampler:
         _same_size(len(sampler), size)
-        return batching, {"shuffle": False, **alone}
-    if type(sampler) is RandomSampler:
+    elif type(sampler) is RandomSampler:
         if sampler.replacement:
             raise TypeError("the RandomSampler draws with replacement" + MANUAL)
         _same_size(sampler.num_samples, size)
-        return batching, {"shuffle": True, **alone}
-    raise TypeError(f"loader has a sampler of its own, {type(sampler).__name__}" + MANUAL)
+    else:
+        raise TypeError(f"loader has a sampler of its own, {type(sampler).__name__}" + MANUAL)
+    return batching
 
 
 def _same_size(drawn: int, size: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 
 from torch.utils.data import DataLoader
 
+from ..base import distributed
 from ..base.arguments import check_kind, checked_bool
 from ..base.dataset_identity import dataset_identity
 from ..base.states import value_name
@@ -18,12 +19,12 @@ from ..schedule import AHEAD, CondensationSchedule
 from ..sharded.layout import SliceLayout
 from ..sharded.sampler import ShardedSampler
 from ..skipped import OnNonfinite
-from ..stages import Condensation
+from ..stages import Condensation, numbered
 from ..tracker import KnowledgeValueTracker
 from ..values import Value, ValueName
 from .keys import KeyBatches
 from .loader import CondensedLoader
-from .rebuild import rebuild, resolve_mixer, understand
+from .rebuild import order_of, rebuild, resolve_mixer, understand
 
 __all__ = ["wrap_loader"]
 
@@ -43,7 +44,10 @@ def wrap_loader(
     return_index: bool = False,
     on_nonfinite: OnNonfinite = "skip",
     device: Any = None,
-    seed: int = 0,
+    seed: int | None = None,
+    num_replicas: int | None = None,
+    rank: int | None = None,
+    group: Any = None,
     sharded: bool = False,
 ) -> CondensedLoader[Batch]:
     """Wrap a DataLoader: same batches, drawn from the condensed set, with ``record`` and ``end_epoch``.
@@ -83,8 +87,18 @@ def wrap_loader(
         batch yielded last are ``loader.indices``.
     device : torch device, optional
         Where values are kept. Default: where the first recorded logits are.
-    seed : int
-        Of the order of the samples. A DistributedSampler's own seed is taken over instead.
+    seed : int, 0 .. 2**64 - 1, optional
+        Of the order of the samples. Default: on one rank that of the loader's ``generator``, else that of
+        ``torch.manual_seed``, as it is when the loader is wrapped (nothing is drawn from either); on several ranks
+        that of the DistributedSampler, else 0. A loaded state brings its own, unless ``seed`` is given, which
+        must then be the same.
+    num_replicas, rank : int, optional
+        How many ranks share out the samples, and which of them this one is, where the loader has no
+        DistributedSampler to say it. With ``num_replicas=1, rank=0`` every rank draws everything, in the same
+        order, as tensor-parallel ranks have to. Of one that is given, the other is the process group's.
+    group : torch.distributed.ProcessGroup, optional
+        The ranks that train this student, whose recordings are summed: of data- and tensor-parallel ranks, the
+        data-parallel ones. Default: all. A loader that was given one can't be pickled.
     sharded : bool
         For data sets too large for 12 bytes a sample on every rank (32 at the peak of a stage, and more with
         mixing: ``benchmarks/memory.py``): each rank keeps the values of a slice of the data set, and draws from
@@ -98,9 +112,15 @@ def wrap_loader(
     ------
     TypeError
         If the loader can't be wrapped honestly: another type, an iterable-style or unsized data set,
-        ``batch_size=None``, a custom sampler or batch sampler. If ``mixer`` can't be called as above.
+        ``batch_size=None``, a custom sampler or batch sampler. If ``mixer`` can't be called as above, or ``group``
+        is no process group.
     ValueError
-        If a setting is outside its range, or the data set is empty.
+        If a setting is outside its range, or the data set is empty; if ``num_replicas`` or ``rank`` contradicts
+        the loader's DistributedSampler, or ``rank`` is missing; or if this process is not in ``group``.
+    RuntimeError
+        If the loader has no DistributedSampler, there are several ranks, and neither ``num_replicas`` nor
+        ``rank`` says what each of them draws; or if there are other ranks than ``num_replicas``. Where the process
+        group is initialised later, or only ``WORLD_SIZE`` says so, it is raised when the first batch is drawn.
 
     Warns
     -----
@@ -110,23 +130,29 @@ def wrap_loader(
     """
     if isinstance(loader, CondensedLoader):
         raise TypeError("loader is wrapped already")
-    batching, settings = understand(loader, seed)
+    batching = understand(loader)
+    order = order_of(
+        loader, seed=seed, num_replicas=num_replicas, rank=rank, group=distributed.check_group(group)
+    )
     check_kind(schedule, "schedule", CondensationSchedule)
     return_index, sharded = checked_bool(return_index, "return_index"), checked_bool(sharded, "sharded")
     if sharded and select is not None:
         raise ValueError("select needs the values of all samples in one place: not with sharded=True")
     num_samples = len(loader.dataset)  # type: ignore[arg-type]
     recording: dict[str, Any] = {"value": value, "on_nonfinite": on_nonfinite, "device": device}
+    drawn: dict[str, Any] = {"mixing": mixing, **order._asdict()}
+    del drawn["given"]
     layout: Layout
     sampler: CondensedSampler | ShardedSampler
     if sharded:
-        sampler = ShardedSampler(num_samples, mixing=mixing, **settings)
+        sampler = ShardedSampler(num_samples, **drawn)
         tracker = KnowledgeValueTracker(sampler.stop - sampler.start, **recording)
-        layout = SliceLayout(sampler, tracker)
+        layout = SliceLayout(sampler, tracker, group)
     else:
-        sampler = CondensedSampler(num_samples, mixing=mixing, **settings)
-        layout = WholeLayout(sampler, KnowledgeValueTracker(num_samples, **recording))
+        sampler = CondensedSampler(num_samples, **drawn)
+        layout = WholeLayout(sampler, KnowledgeValueTracker(num_samples, **recording), group)
         layout.what, layout.call = "loader", "loader.record(student_logits)"
+    sampler.share_given, sampler.adopts_seed = order.given, seed is None
     batches = KeyBatches(sampler, *batching)
     mix = resolve_mixer(mixer, loader.dataset)
     run = Condensation.over(
@@ -140,7 +166,7 @@ def wrap_loader(
             "mixer": value_name(mix) if mixing else None,
             "loader's drop_last": batches.drop_last,
         },
-        alike={"batch_size": batches.batch_size},
+        alike={"run": numbered("loader", num_samples), "batch_size": batches.batch_size},
         tell=batches.tell,
     )
     batches.rehearse = mixing is not None and schedule.drops(num_samples)

@@ -18,7 +18,7 @@ from ..algorithms.ranks import Indices, Scores, blocks, rank_scores
 from ..base import distributed
 from ..base.arguments import check_kind
 from ..condense import check_settings, no_indices, weights_of
-from ..em_step import nothing_recorded
+from ..em_step import check_share, nothing_recorded
 from ..history import MOST
 from ..schedule import CondensationSchedule
 from ..tracker import KnowledgeValueTracker
@@ -121,6 +121,7 @@ def condense_sharded(
     *,
     alpha: float = 0.03,
     min_weight: float = 0.7,
+    group: Any = None,
 ) -> ShardedSet:
     """`condense_step` where every rank records and draws from a slice of its own. Every rank must call it.
 
@@ -132,6 +133,8 @@ def condense_sharded(
     schedule : CondensationSchedule
     alpha, min_weight
         See `condense`.
+    group : torch.distributed.ProcessGroup, optional
+        The ranks that train this student. Default: all.
 
     Returns
     -------
@@ -149,18 +152,19 @@ def condense_sharded(
         If ranks disagree in anything that decides the set, there are not as many as the sampler draws for, or
         nothing was ever recorded on any of them. On every rank; nothing is changed then.
     """
-    problem: Exception | None = None
-    try:
-        alpha, min_weight = check_settings(alpha, min_weight)
+    distributed.check_group(group)
+
+    def checked() -> tuple[float, float]:
         check_kind(tracker, "tracker", KnowledgeValueTracker)
         check_kind(sampler, "sampler", ShardedSampler)
         check_kind(schedule, "schedule", CondensationSchedule)
-    except Exception as error:
-        problem = error
-    distributed.raise_together(problem)
+        return check_settings(alpha, min_weight)
+
+    alpha, min_weight = distributed.together(checked, group)
     settings = settings_of(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight)
-    distributed.check_agreement(settings, shard=sampler.rank, shards=sampler.num_replicas)
-    chosen = choose_sharded(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight)
+    distributed.check_agreement(settings, shard=sampler.rank, shards=sampler.num_replicas, group=group)
+    check_share(sampler, group)
+    chosen = choose_sharded(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight, group=group)
     sampler.install(chosen)
     return chosen
 
@@ -195,18 +199,23 @@ def choose_sharded(
     *,
     alpha: float,
     min_weight: float,
+    group: Any,
 ) -> ShardedSet:
     """`condense_sharded` on ranks that are known to agree, without installing the set."""
-    return over_ranks(choosing(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight))
+    target = distributed.together(lambda: schedule.target(sampler.num_samples, sampler.num_kept), group)
+    distributed.check_agreement({"target": target}, shard=0, shards=1, group=group)
+    chosen = choosing(tracker, sampler, target, alpha=alpha, min_weight=min_weight, group=group)
+    return over_ranks(chosen, group)
 
 
 def choosing(
     tracker: KnowledgeValueTracker,
     sampler: ShardedSampler,
-    schedule: CondensationSchedule,
+    target: int,
     *,
     alpha: float,
     min_weight: float,
+    group: Any,
 ) -> Counting[ShardedSet]:
     """`choose_sharded` as a generator that exchanges counts with those of the other ranks."""
     length = sampler.stop - sampler.start
@@ -215,14 +224,11 @@ def choosing(
             f"tracker must be of this rank's slice, num_samples = {length} (samples {sampler.start} .. "
             f"{sampler.stop - 1}), got {tracker.num_samples}"
         )
-    if sampler.num_replicas != distributed.world_size():
-        raise RuntimeError(
-            f"the sampler draws for rank {sampler.rank} of {sampler.num_replicas}, and the process group has "
-            f"{distributed.world_size()} ranks"
-        )
+    if unsummed := distributed.unsummed(sampler.num_replicas, group):
+        raise RuntimeError(unsummed)
     score = TrackerScores(tracker, alpha, sampler.start)
     if not (yield np.array([score.recorded()])).any():
-        raise nothing_recorded(tracker)
+        raise nothing_recorded(tracker, group)
     return (
         yield from condense_shard(
             score,
@@ -230,7 +236,7 @@ def choosing(
             rank=sampler.rank,
             ranks=sampler.num_replicas,
             previous=sampler.num_kept,
-            target=schedule.target(sampler.num_samples, sampler.num_kept),
+            target=target,
             min_weight=min_weight,
             stage=sampler.stage + 1,
             mixing=sampler.mixing is not None,
@@ -238,7 +244,7 @@ def choosing(
     )
 
 
-def over_ranks(counting: Counting[T]) -> T:
+def over_ranks(counting: Counting[T], group: Any) -> T:
     """Run on every rank of the process group; alone without one.
 
     What goes wrong on one rank is raised on every rank, so that none waits for another.
@@ -253,13 +259,13 @@ def over_ranks(counting: Counting[T]) -> T:
             results.append(end.value)
         except Exception as error:
             problem = error
-        distributed.raise_together(problem)
+        distributed.raise_together(problem, group)
         if not results:
-            (total,) = distributed.sum_over_ranks(counts)
+            (total,) = distributed.sum_over_ranks(counts, group=group)
     return results[0]
 
 
-def for_history(tracker: KnowledgeValueTracker, sampler: ShardedSampler) -> dict[str, Any]:
+def for_history(tracker: KnowledgeValueTracker, sampler: ShardedSampler, group: Any = None) -> dict[str, Any]:
     """What `CondensationHistory.entry` needs of all ranks: ``value``, ``count`` and ``unseen``.
 
     Values and counts are those of every k-th sample, which a history looks at: 16 MB at most.
@@ -270,6 +276,6 @@ def for_history(tracker: KnowledgeValueTracker, sampler: ShardedSampler) -> dict
     table = np.zeros((2, -(-sampler.num_samples // every)), np.int64)
     table[:, first : first + len(total)] = total, count
     recorded = np.array([TrackerScores(tracker, 0.0).recorded()])
-    (total, count), (seen,) = distributed.sum_over_ranks(table, recorded)
+    (total, count), (seen,) = distributed.sum_over_ranks(table, recorded, group=group)
     value = tracker.mean(total, count.astype(np.int32))
     return {"value": value, "count": count, "unseen": sampler.num_samples - int(seen)}

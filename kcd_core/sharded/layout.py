@@ -28,9 +28,10 @@ class SliceLayout:
     parts: tuple[str, ...] = ("sampler",)
     call = "loader.record(student_logits)"
 
-    def __init__(self, sampler: ShardedSampler, tracker: KnowledgeValueTracker) -> None:
+    def __init__(self, sampler: ShardedSampler, tracker: KnowledgeValueTracker, group: Any = None) -> None:
         self.sampler = sampler
         self.tracker = tracker
+        self.group = group
 
     @property
     def rank(self) -> int:
@@ -68,10 +69,17 @@ class SliceLayout:
         }
 
     def decide(
-        self, schedule: CondensationSchedule, *, alpha: float, min_weight: float, select: Select | None
+        self,
+        schedule: CondensationSchedule,
+        *,
+        alpha: float,
+        min_weight: float,
+        select: Select | None,
+        ended: int,
     ) -> Decision:
-        chosen = choose_sharded(self.tracker, self.sampler, schedule, alpha=alpha, min_weight=min_weight)
-        return Decision(chosen, **for_history(self.tracker, self.sampler))
+        run = self.tracker, self.sampler
+        chosen = choose_sharded(*run, schedule, alpha=alpha, min_weight=min_weight, group=self.group)
+        return Decision(chosen, **for_history(*run, self.group))
 
     def snapshot(self) -> Undo:
         return snapshot(self.sampler)
@@ -94,13 +102,14 @@ class SliceLayout:
             rank=rank,
             mixing=self.sampler.mixing,
         )
+        saver.adopts_seed = self.sampler.adopts_seed
         tracker = KnowledgeValueTracker(saver.stop - saver.start, value=self.tracker.function)
         return tracker.check_state(state["tracker"]), saver.check_state(state["sampler"])
 
     def moment(self, in_force: Any) -> dict[str, str]:
         # With fresh mixing, a rank has the recipes of its own samples alone.
         recipes = MixRecipes() if self.sampler.mixing == "fresh" else in_force.recipes
-        return {"set": fingerprint(in_force.stage, in_force.sizes, recipes)}
+        return {"set": fingerprint(in_force.stage, in_force.sizes, recipes), "seed": str(in_force.seed)}
 
     def joined(
         self, parts: Sequence[tuple[TrackerState, Any]], within_epoch: bool

@@ -10,7 +10,7 @@ import numpy as np
 from ..algorithms.bitset import Members
 from ..algorithms.permutation import mix_int, permute, round_keys
 from ..base.arrays import state_array, to_numpy
-from ..base.states import check_same, state_int
+from ..base.states import state_int
 from ..condense import CondensedSet
 from ..epoch_sampler import (
     RECIPE_ARRAYS,
@@ -41,6 +41,8 @@ class ShardInForce(NamedTuple):
     sizes : int64 [ranks]
         How many samples every rank keeps.
     recipes : MixRecipes
+    seed : int
+        Changes where a state is loaded and its seed taken over.
     """
 
     epoch: int
@@ -48,6 +50,7 @@ class ShardInForce(NamedTuple):
     members: Members | None
     sizes: Indices
     recipes: MixRecipes
+    seed: int
 
 
 class ShardedSampler(EpochSampler):
@@ -60,7 +63,7 @@ class ShardedSampler(EpochSampler):
     start, stop : int
         The slice is ``start .. stop - 1``.
     in_force : ShardInForce
-        Epoch, stage, set and recipes. Putting an earlier one back undoes whatever was installed since.
+        Epoch, stage, set, recipes and seed. Putting an earlier one back undoes whatever was installed since.
 
     Raises
     ------
@@ -87,8 +90,9 @@ class ShardedSampler(EpochSampler):
 
     in_force: ShardInForce
 
-    def __init__(self, num_samples: int, **settings: Any) -> None:
-        super().__init__(num_samples, **settings)
+    def everything(self, seed: int) -> ShardInForce:
+        """What is in force before the first stage."""
+        num_samples = self.num_samples
         if num_samples < self.num_replicas:
             raise ValueError(
                 f"num_samples must be at least the number of ranks, {self.num_replicas}, got {num_samples}"
@@ -96,7 +100,7 @@ class ShardedSampler(EpochSampler):
         self.start, self.stop = bounds(num_samples, self.rank, self.num_replicas)
         slices = [bounds(num_samples, rank, self.num_replicas) for rank in range(self.num_replicas)]
         sizes = np.array([stop - start for start, stop in slices], np.int64)
-        self.in_force = ShardInForce(epoch=1, stage=0, members=None, sizes=sizes, recipes=MixRecipes())
+        return ShardInForce(epoch=1, stage=0, members=None, sizes=sizes, recipes=MixRecipes(), seed=seed)
 
     @property
     def kept(self) -> Indices:
@@ -167,7 +171,7 @@ class ShardedSampler(EpochSampler):
         """See `EpochSampler.blocks`. ``start`` is a multiple of the number of ranks."""
         epoch = self.epoch if epoch is None else epoch
         # All state is read here, at the call, and not at the first next().
-        _, _, members, sizes, _ = self.in_force
+        _, _, members, sizes, _, _ = self.in_force
         return self._blocks(members, self.length(int(sizes.sum())), epoch, start // self.num_replicas)
 
     def _blocks(self, members: Members | None, length: int, epoch: int, start: int) -> Blocks:
@@ -188,12 +192,12 @@ class ShardedSampler(EpochSampler):
 
     def fingerprint(self, in_force: ShardInForce | None = None) -> str:
         """A short name of what all ranks know of a set, by default that in force: equal on two ranks of one run."""
-        _, stage, _, sizes, recipes = in_force or self.in_force
+        _, stage, _, sizes, recipes, _ = in_force or self.in_force
         return fingerprint(stage, sizes, recipes if self.mixing == "cumulative" else MixRecipes())
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's part of the set, recipes and what defines the order, as plain numbers and tensors. Copies."""
-        epoch, stage, members, sizes, recipes = self.in_force
+        epoch, stage, members, sizes, recipes, _ = self.in_force
         bits = np.empty(0, np.uint8) if members is None else members.bits
         return {
             **self.identity(),
@@ -207,7 +211,7 @@ class ShardedSampler(EpochSampler):
     def check_state(self, state: Mapping[str, Any]) -> ShardInForce:
         """What `load_state_dict` would put in force. Changes nothing, and raises as it does."""
         needs = ("epoch", "stage", *RECIPE_ARRAYS, "bits", "sizes")
-        check_same(state, self.identity(), "sharded sampler", needs=needs)
+        seed = self.checked_seed(state, "sharded sampler", needs=needs)
         bits, sizes = to_numpy(state["bits"]), to_numpy(state["sizes"])
         length = self.stop - self.start
         if bits.dtype != np.uint8 or bits.shape not in ((0,), (-(-length // 8),)):
@@ -230,6 +234,7 @@ class ShardedSampler(EpochSampler):
             members=members,
             sizes=sizes.copy(),
             recipes=checked_recipes(state, self.num_samples, stage),
+            seed=seed,
         )
 
     def identity(self) -> dict[str, Any]:

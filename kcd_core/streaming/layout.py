@@ -38,6 +38,7 @@ class SlotLayout:
         By slot.
     key : str
         What the ids' key is called in a state.
+    group : torch.distributed.ProcessGroup, optional
     """
 
     what = "stream"
@@ -45,17 +46,19 @@ class SlotLayout:
     call = "stream.record(student_logits, ids=...)"
     mixing = False
 
-    def __init__(self, slots: StreamFilter, tracker: KnowledgeValueTracker, key: str) -> None:
-        self.filter, self.tracker, self.key = slots, tracker, key
+    def __init__(
+        self, slots: StreamFilter, tracker: KnowledgeValueTracker, key: str, group: Any = None
+    ) -> None:
+        self.filter, self.tracker, self.key, self.group = slots, tracker, key, group
         self.stage = 0
 
     @property
     def rank(self) -> int:
-        return distributed.rank()
+        return distributed.rank(self.group)
 
     @property
     def ranks(self) -> int:
-        return distributed.world_size()
+        return distributed.world_size(self.group)
 
     @property
     def num_samples(self) -> int:
@@ -75,10 +78,16 @@ class SlotLayout:
         return {"stage": self.stage, "set": _digest(self.filter.bits)}
 
     def decide(
-        self, schedule: CondensationSchedule, *, alpha: float, min_weight: float, select: Select | None
+        self,
+        schedule: CondensationSchedule,
+        *,
+        alpha: float,
+        min_weight: float,
+        select: Select | None,
+        ended: int,
     ) -> Decision:
         """Over the slots recorded until now; the others are neither ranked nor dropped."""
-        total, count = sums_of_all(self.tracker)
+        total, count = sums_of_all(self.tracker, self.group)
         recorded = np.flatnonzero(count)
         count = count[recorded]
         value = self.tracker.mean(total[recorded], count)
@@ -87,12 +96,13 @@ class SlotLayout:
             value,
             count,
             in_force,
-            schedule.target(len(recorded), len(in_force)),
+            schedule,
             alpha=alpha,
             min_weight=min_weight,
             stage=self.stage + 1,
             seed=self.filter.seed,
             select=select,
+            group=self.group,
         )
         by_slot = CondensedSet(
             kept=recorded[chosen.kept],

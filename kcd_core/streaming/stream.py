@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..base import distributed
 from ..base.arguments import check_kind, checked_length
 from ..base.arrays import checked_int, to_numpy
 from ..base.states import value_name
@@ -22,7 +23,7 @@ from ..em_step import Decision, Select
 from ..history import CondensationHistory
 from ..schedule import CondensationSchedule
 from ..skipped import OnNonfinite
-from ..stages import Condensation, one_of
+from ..stages import Condensation, numbered, one_of
 from ..tracker import KnowledgeValueTracker
 from ..values import Value, ValueName
 from .filter import Key, StreamFilter
@@ -61,6 +62,8 @@ class CondensedStream(StreamFilter):
         Where values are kept. Default: where the first recorded logits are.
     seed : int
         Of the hash.
+    group : torch.distributed.ProcessGroup, optional
+        The ranks that train this student. Default: all.
 
     Raises
     ------
@@ -105,6 +108,7 @@ class CondensedStream(StreamFilter):
         on_nonfinite: OnNonfinite = "skip",
         device: Any = None,
         seed: int = 0,
+        group: Any = None,
     ) -> None:
         if dataset is not None and (not hasattr(dataset, "__iter__") or isinstance(dataset, Generator)):
             raise TypeError(
@@ -125,9 +129,15 @@ class CondensedStream(StreamFilter):
         )
         tracker = KnowledgeValueTracker(slots, value=value, on_nonfinite=on_nonfinite, device=device)
         named = repr(self.key) if isinstance(self.key, itemgetter) else value_name(self.key)
-        self._layout = SlotLayout(self, tracker, named)
+        self._layout = SlotLayout(self, tracker, named, distributed.check_group(group))
         self._run = Condensation.over(
-            self._layout, schedule, alpha=alpha, min_weight=1.0, select=select, tell=self._tell
+            self._layout,
+            schedule,
+            alpha=alpha,
+            min_weight=1.0,
+            select=select,
+            alike={"run": numbered("stream", slots)},
+            tell=self._tell,
         )
         self._drawn = Drawn()
 
@@ -239,6 +249,10 @@ class CondensedStream(StreamFilter):
         ``torch.load(weights_only=True)``.
         """
         return self._run.state_dict()
+
+    def gather_state_dict(self) -> list[dict[str, Any]]:
+        """What `state_dict` returns on every rank, on each of them: see `Condensation.gather_state_dict`."""
+        return self._run.gather_state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Go on with a saved state. Worker processes see its set, too.

@@ -99,6 +99,8 @@ def sent(rank, world):
 def disagree(rank, world, *, version=None, **options):
     odd = rank == world - 1
     loader = rank_loader(rank, world, **(options if odd else {}))
+    if odd and "n" in options:
+        rank_loader(rank, world)  # ranks number the loaders of each size
     run_epoch(loader, end=False)
     with pytest.MonkeyPatch.context() as patch:
         if odd and version:
@@ -373,12 +375,22 @@ def test_padding_is_counted_once(ranks):
     assert drawn == {1: 23, 2: 24, 3: 24, 4: 24}[len(ranks)]  # so there was padding
 
 
-@pytest.mark.parametrize("setting", ["seed", "schedule", "period", "length", "version"])
+#: What a message calls them.
+NAMES = {
+    "seed": "seed",
+    "schedule": "schedule",
+    "period": "schedule",
+    "length": "num_samples",
+    "version": "kcd_core",
+}
+
+
+@pytest.mark.parametrize("setting", NAMES)
 def test_disagreement_raises_on_every_rank_and_changes_nothing(several, setting):
     for number, rank in enumerate(several):
         message, epoch, stage, history = rank[setting]
-        assert f"rank(s) [{len(several) - 1}] differ from rank 0" in message
-        assert f"on rank {number}" in message
+        assert f"rank(s) [{len(several) - 1}] differ from rank 0 in {NAMES[setting]}: " in message
+        assert message == several[0][setting][0], number
         assert (epoch, stage, history) == (1, 0, 0)
 
 
@@ -416,9 +428,10 @@ def test_sums_are_exact(ranks):
 
 
 def test_nothing_is_sent_in_a_step_and_one_reduction_at_a_stages_end(ranks):
-    """And a fingerprint before it, and at the first epoch's end."""
+    """And fingerprints before it, of its target after it, and at the first epoch's end."""
     world = len(ranks)
-    fingerprints, stage = world * (32 + 8), 2 * world * 8 + 12 * N  # and a flag of each rank, twice
+    fingerprints = world * (32 + 8)
+    stage = 3 * world * 8 + 12 * N + fingerprints  # and a flag of each rank, three times
     for rank in ranks:
         if world == 1:
             assert rank["sent"] == [[0, 0]] * 4
@@ -490,8 +503,8 @@ def test_a_selection_that_fails_or_differs_on_one_rank_is_no_ones(several):
 def test_what_is_sent_lies_where_the_back_end_takes_it(backend, device, monkeypatch):
     moved = []
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: moved.append(1) or tensor)
-    dist = types.SimpleNamespace(get_backend=lambda: backend)
-    distributed._communicate(dist, np.arange(3), lambda tensor: None)
+    dist = types.SimpleNamespace(get_backend=lambda group: backend)
+    distributed._communicate(dist, np.arange(3), lambda tensor, group: None)
     assert bool(moved) == (device == "cuda")
 
 

@@ -27,6 +27,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import kcd_core as kcd
 
+# Ranks are simulated here, without a process group.
+pytestmark = pytest.mark.filterwarnings("ignore:the sampler draws for one of num_replicas")
+
 N = 40
 
 

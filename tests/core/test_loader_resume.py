@@ -26,6 +26,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import kcd_core as kcd
 
+# Ranks are simulated here, without a process group.
+pytestmark = pytest.mark.filterwarnings("ignore:the sampler draws for one of num_replicas")
+
 N = 40
 EPOCHS = 6
 SCHEDULE = kcd.CondensationSchedule(ratio=0.5, stages=2, period=2)
@@ -626,7 +629,7 @@ def test_states_of_ranks_that_do_not_belong_together_are_refused(monkeypatch):
     ahead = {**states[1], "epoch": states[1]["epoch"] + 1}
     told = {**states[1], "history": {**states[1]["history"], "records": []}}
     kept = {**states[1], "sampler": {**states[1]["sampler"], "kept": states[1]["sampler"]["kept"][1:]}}
-    elsewhere = {**states[1], "seed": 8}
+    elsewhere = {**states[1], "sampler": {**states[1]["sampler"], "seed": 8}}
     beyond = {**states[1], "rank": 3}
     unrecorded = {**states[1], "recorded": 0}  # saved before record()
     for together, reason in [
@@ -645,7 +648,7 @@ def test_states_of_ranks_that_do_not_belong_together_are_refused(monkeypatch):
         ([states[0], ahead, states[2]], "rank 1 has another epoch than rank 0, 3 against 2"),
         ([states[0], told, states[2]], "rank 1 has another history than rank 0"),
         ([states[0], kept, states[2]], "rank 1 has another set than rank 0"),
-        ([states[0], elsewhere, states[2]], "seed = 8, here it is 3"),
+        ([states[0], elsewhere, states[2]], "rank 1 has another seed than rank 0, 8 against 3"),
         ([*states[:2], {**states[2], "num_replicas": 10**15}], "all 3 ranks"),
         ([{**s, "num_replicas": 10**15} for s in states], r"missing are those of \[3, 4, 5, 6, 7\]"),
         ([*states[:2], 3], "not a loader state"),

@@ -651,8 +651,8 @@ def test_another_number_of_ranks_goes_on_with_all_ranks_states(monkeypatch):
     logits = np.random.default_rng(0).normal(size=(30, 5))
 
     def as_rank(rank, world):
-        monkeypatch.setattr(distributed, "rank", lambda: rank)
-        monkeypatch.setattr(distributed, "world_size", lambda: world)
+        monkeypatch.setattr(distributed, "rank", lambda group=None: rank)
+        monkeypatch.setattr(distributed, "world_size", lambda group=None: world)
 
     alone, states = condensed(), []
     alone.record(logits, ids=range(30))

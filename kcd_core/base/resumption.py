@@ -1,0 +1,75 @@
+"""Whether all ranks go on from one moment, after states were loaded. A rank that loaded none has no part in it.
+
+No collective: a rank may load alone, or draw a first batch alone, as trainers do to see what a loader yields, and would
+then wait in one that no other rank is in. Each rank leaves word in the group's key-value store instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from . import distributed
+
+__all__ = ["WAIT", "check_one_moment", "leave_word"]
+
+WAIT = 300.0  # seconds that a rank gives the others to load their states
+
+
+def leave_word(run: str, times: int, moment: Mapping[str, str], group: Any) -> None:
+    """Tell the other ranks from which ``moment`` this one goes on: what names its parts, and what they are.
+
+    ``times``: how often this rank has loaded a state of this ``run``.
+    """
+    if distributed.world_size(group) > 1 and (store := distributed.store(group)) is not None:
+        store.set(_key(run, distributed.rank(group)), json.dumps([times, _short(moment)]))
+
+
+def check_one_moment(run: str, times: int, moment: Mapping[str, str], group: Any) -> None:
+    """See that the other ranks go on from the same moment. Waits until they have loaded, `WAIT` at most.
+
+    Raises
+    ------
+    RuntimeError
+        If one goes on from another moment, or has not loaded a state by then.
+    """
+    if distributed.world_size(group) == 1 or (store := distributed.store(group)) is None:
+        return
+    leave_word(run, times, moment, group)  # the group may be younger than the load
+    mine, here, deadline = _short(moment), distributed.rank(group), time.monotonic() + WAIT
+    waiting = [other for other in range(distributed.world_size(group)) if other != here]
+    while waiting:
+        late = time.monotonic() > deadline
+        for other in waiting[:]:
+            key = _key(run, other)
+            loads, theirs = json.loads(store.get(key)) if store.check([key]) else (0, {})
+            if theirs == mine:
+                waiting.remove(other)
+            elif loads >= times or (late and loads):  # one that has loaded less often may be about to
+                differences = [f"{name} {theirs.get(name)} (here {mine.get(name)})" for name in {**mine, **theirs}
+                               if theirs.get(name) != mine.get(name)]  # fmt: skip
+                raise RuntimeError(
+                    f"the ranks go on from different moments: rank {other} from {', '.join(differences)}. Load on "
+                    "every rank what was saved at one step"
+                )
+        if waiting and late:
+            raise RuntimeError(
+                f"this rank goes on from a saved state, and rank(s) {waiting} have loaded none of this run within "
+                f"{WAIT:.0f} s: every rank must load what it saved, or the list of what all ranks saved"
+            )
+        if waiting:
+            time.sleep(0.02)
+
+
+def _key(run: str, rank: int) -> str:
+    return f"kcd_core/{run}/{rank}"
+
+
+def _short(moment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: text if len(text) <= 20 else hashlib.sha256(text.encode()).hexdigest()[:12]
+        for name, text in moment.items()
+    }
