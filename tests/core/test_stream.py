@@ -573,7 +573,7 @@ def test_what_is_repeated_on_purpose_is_no_repeated_id():
 def test_ranks_that_all_read_the_same_are_told_when_they_meet(monkeypatch):
     stream = condensed(Numbered(unique()), key=str, slots=10_000, schedule=LATE)
 
-    def four_of_each(*arrays):
+    def four_of_each(*arrays, group=None):
         return tuple(4 * array for array in arrays)
 
     monkeypatch.setattr(distributed, "sum_over_ranks", four_of_each)
