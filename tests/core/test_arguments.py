@@ -163,8 +163,9 @@ RUN = {
     "select": nothing,
     "on_nonfinite": lambda: "skip",
     "device": nothing,
+    "group": nothing,
 }
-RUN_TAKES = {"alpha": "half", "min_weight": "half", "select": "none", "device": "none"}
+RUN_TAKES = {"alpha": "half", "min_weight": "half", "select": "none", "device": "none", "group": "none"}
 
 CALLS: dict[str, Call] = {
     "KnowledgeValueTracker": Call(
@@ -199,12 +200,12 @@ CALLS: dict[str, Call] = {
         {"cut": "half nan minus"},
     ),
     "condense_step": Call(
-        made_by(kcd.condense_step), {"tracker": tracker, "sampler": sampler, "schedule": schedule, **SETTINGS, "select": nothing},
-        {"alpha": "half", "min_weight": "half", "select": "none"},
+        made_by(kcd.condense_step), {"tracker": tracker, "sampler": sampler, "schedule": schedule, **SETTINGS, "select": nothing, "group": nothing},
+        {"alpha": "half", "min_weight": "half", "select": "none", "group": "none"},
     ),
     "condense_sharded": Call(
-        made_by(kcd.condense_sharded), {"tracker": tracker, "sampler": lambda: sampler(kcd.ShardedSampler), "schedule": schedule, **SETTINGS},
-        {"alpha": "half", "min_weight": "half"},
+        made_by(kcd.condense_sharded), {"tracker": tracker, "sampler": lambda: sampler(kcd.ShardedSampler), "schedule": schedule, **SETTINGS, "group": nothing},
+        {"alpha": "half", "min_weight": "half", "group": "none"},
     ),
     **{
         name: Call(
@@ -227,14 +228,14 @@ CALLS: dict[str, Call] = {
     },
     "Condensation": Call(
         made_by(kcd.Condensation), {"sampler": sampler, **RUN, "tracker": nothing, "dataset": nothing},
-        {**RUN_TAKES, "tracker": "none", "dataset": "none text empty mixed dict set bytes complex mask floats cube objects", "device": "none"},
+        {**RUN_TAKES, "tracker": "none", "dataset": "none text empty mixed dict set bytes complex mask floats cube objects", "device": "none", "value": "none", "on_nonfinite": "none"},
     ),
     "Condensation.record": Call(method(run, "record"), {"indices": some, "student_logits": logits}),
     "Condensation.load_state_dict": Call(method(run, "load_state_dict"), {"state": lambda: run().state_dict()}),
     "wrap_loader": Call(
         made_by(kcd.wrap_loader),
-        {"loader": plain, **RUN, "mixing": nothing, "mixer": lambda: "auto", "return_index": lambda: True, "seed": lambda: 1, "sharded": lambda: False},
-        {**RUN_TAKES, "mixing": "none", "return_index": "true", "sharded": "true"},
+        {"loader": plain, **RUN, "mixing": nothing, "mixer": lambda: "auto", "return_index": lambda: True, "seed": lambda: 1, "num_replicas": lambda: 1, "rank": lambda: 0, "sharded": lambda: False},
+        {**RUN_TAKES, "mixing": "none", "return_index": "true", "sharded": "true", "seed": "none", "num_replicas": "none", "rank": "none"},
     ),
     "CondensedLoader.record": Call(method(loader, "record"), {"indices": drawn, "student_logits": lambda: torch.randn(3, CLASSES)}, {"indices": "none"}),
     "CondensedLoader.record(values)": Call(method(loader, "record"), {"indices": drawn, "values": lambda: torch.rand(3)}, takes={"indices": "none"},
