@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .agreement import Agreement, numbered
 from .base import distributed
 from .base.arguments import check_kind
 from .base.arrays import is_tensor
 from .base.dataset_identity import dataset_identity
-from .base.resumption import check_one_moment, leave_word
 from .base.states import value_name
 from .condense import check_settings
 from .em_step import Condensable, Decision, Select, check_sampler, check_select, check_share
@@ -26,32 +25,12 @@ from .saved import Saved, checked
 from .schedule import AHEAD, CondensationSchedule
 from .skipped import OnNonfinite
 from .tracker import KnowledgeValueTracker
-from .values import Value, ValueName, refuse_output
+from .values import Value, ValueName, one_of
 
-__all__ = ["Condensation", "numbered", "one_of"]
+__all__ = ["Condensation"]
 
 STATE_VERSION = 2
 Tell = Callable[[int, Decision | None], Mapping[str, str]]
-
-_made: Counter[tuple[str, int]] = Counter()
-
-
-def numbered(what: str, size: int) -> str:
-    """What tells a new run from those of as many samples that this process made before: its number.
-
-    Ranks compare it, since of two students' runs all else can be the same.
-    """
-    _made[what, size] += 1
-    return f"number {_made[what, size]} of the {what}s of {size} samples"
-
-
-def one_of(student_logits: Any, values: Any) -> Any:
-    """What is recorded of a batch, which has rows that can be counted."""
-    if (student_logits is None) == (values is None):
-        raise TypeError("record() needs one of student_logits and values=, and not both")
-    given, name = (student_logits, "student_logits") if values is None else (values, "values")
-    refuse_output(given, name)
-    return given
 
 
 class Condensation:
@@ -150,7 +129,7 @@ class Condensation:
         layout = WholeLayout(sampler, tracker, group)
         own = {"dataset": None if dataset is None else dataset_identity(dataset)}
         self._begin(layout, schedule, alpha=alpha, min_weight=min_weight, select=select, own=own)
-        self._alike["run"] = numbered("run", layout.num_samples)
+        self._agreement = Agreement(layout, numbered("run", layout.num_samples), {})
         layout.install(None, self.epoch)
         self.warn_once("drops nothing", schedule.why_idle(sampler.num_samples), stacklevel=3)
 
@@ -163,22 +142,23 @@ class Condensation:
         alpha: float,
         min_weight: float,
         select: Select | None,
+        run: str = "",
         own: Mapping[str, Any] | None = None,
         alike: Mapping[str, Any] | None = None,
         tell: Tell | None = None,
     ) -> Condensation:
         """The run of a loader or a stream, which calls `end_epoch` for its user.
 
-        ``own``: what can't change in the course of the run besides; ``alike``: what all ranks must have alike besides.
+        ``run``, ``alike``: see `Agreement`; ``own``: what can't change in the course of the run besides.
         ``tell(epoch, decision)``: what else an epoch's end warns of, by kind; an epoch of which it tells something is not
         said to lack recordings.
         """
-        run = cls.__new__(cls)
-        run._begin(layout, schedule, alpha=alpha, min_weight=min_weight, select=select, own=own or {})
-        run._alike, run._depth = dict(alike or {}), 5
+        made = cls.__new__(cls)
+        made._begin(layout, schedule, alpha=alpha, min_weight=min_weight, select=select, own=own or {})
+        made._agreement, made._depth = Agreement(layout, run, alike or {}), 5
         if tell is not None:
-            run._tell = tell
-        return run
+            made._tell = tell
+        return made
 
     def _begin(
         self,
@@ -202,17 +182,10 @@ class Condensation:
         self._seen_before = False  # whether this epoch was recorded in before its state was saved
         self._batches = layout.tracker.batches  # that were recorded when this epoch began
         self._choose_device = layout.tracker.device is None
-        self._alike: dict[str, Any] = {}
         self._depth = 4  # of the user's call, which a warning is about
         self._tell: Tell = _nothing
-        self._agreed = False
         self._warned: set[str] = set()
         self._fresh = True  # until something of this epoch is drawn or recorded
-        self._drawn: set[int] = set()  # epochs, since a state was loaded
-        self._moment: Mapping[str, str] | None = (
-            None  # of a state that was loaded, until the ranks have compared it
-        )
-        self._loads = 0
 
     @property
     def sampler(self) -> Any:
@@ -301,7 +274,7 @@ class Condensation:
         """
         if self._fresh:
             self._begin_epoch(6)
-        self._drawn.add(self.epoch)
+        self._agreement.drawn(self.epoch)
 
     def _begin_epoch(self, depth: int) -> None:
         """What can be known only now: a process group may be younger than the sampler."""
@@ -310,13 +283,8 @@ class Condensation:
         self.warn_once(
             "unsummed", distributed.unsummed(getattr(self.sampler, "num_replicas", 1), group), depth
         )
-        self._check_moment()
+        self._agreement.check_moment()
         self._fresh = False
-
-    def _check_moment(self) -> None:
-        if self._moment is not None:
-            check_one_moment(self._alike.get("run", ""), self._loads, self._moment, self.group)
-            self._moment = None
 
     def end_epoch(self) -> Any:
         """End the epoch: condense if the schedule says a stage ends, and move on to the next.
@@ -346,10 +314,10 @@ class Condensation:
         RuntimeWarning
             Once, if values were not finite.
         """
-        self._check_moment()
+        self._agreement.check_moment()
         due = self.schedule.due(self.epoch)
-        if due or not self._agreed:
-            self._check_agreement()
+        if due or self._agreement.missing:
+            self._agreement.check({**self.identity(), "epoch": self.epoch})
         decision = self._decide() if due else None
         problem: Exception | None = None
         entry: dict[str, Any] | None = None
@@ -441,22 +409,6 @@ class Condensation:
             history.num_samples, history.records, self.epoch, self._seen_before, self._batches = before
             raise
 
-    def _check_agreement(self) -> None:
-        """See that all ranks would condense alike. Nothing is sent where there is one."""
-        if distributed.world_size(self.group) > 1:
-            settings = {
-                **self.identity(),
-                **self._layout.in_force(),
-                **self._alike,
-                "value": self.tracker.value_name,
-                "epoch": self.epoch,
-                "number of epochs drawn": len(self._drawn),
-            }
-            shares = {"shard": self._layout.rank, "shards": self._layout.ranks}
-            distributed.check_agreement(settings, **shares, group=self.group)
-            check_share(self.sampler, self.group)
-        self._agreed = True
-
     # -- state -------------------------------------------------------------------------------------
 
     def identity(self) -> dict[str, Any]:
@@ -546,10 +498,8 @@ class Condensation:
         self.history, self.epoch = saved.history, saved.epoch
         self.history.schedule = self.schedule
         self._seen_before, self._batches = saved.seen, self.tracker.batches
-        self._agreed, self._fresh, self._drawn = False, True, set()
-        self._moment, self._loads = saved.moment, self._loads + 1
-        if saved.moment is not None:
-            leave_word(self._alike.get("run", ""), self._loads, saved.moment, self.group)
+        self._fresh = True
+        self._agreement.loaded(saved.moment)
 
     def restore(
         self, *, epoch: int, seen: bool, tracker: Any, sampler: Any, history: Any, summed: bool = False

@@ -284,6 +284,15 @@ def are_probabilities(logits: Array) -> Any:
     return (logits.min() >= 0) & (top.min() < 1) & adds_up
 
 
+def one_of(student_logits: Any, values: Any) -> Any:
+    """What is recorded of a batch, which has rows that can be counted."""
+    if (student_logits is None) == (values is None):
+        raise TypeError("record() needs one of student_logits and values=, and not both")
+    given, name = (student_logits, "student_logits") if values is None else (values, "values")
+    refuse_output(given, name)
+    return given
+
+
 def refuse_output(output: Any, name: str) -> None:
     """Raise a TypeError that says where the logits are, if ``output`` is what a model returns around them, or has no rows."""
     what, how = type(output).__name__, ""

@@ -37,7 +37,7 @@ LAYERS = (
     ("kcd_core.rehearsal", "kcd_core.sampler", "kcd_core.tracker"),
     ("kcd_core.em_step", "kcd_core.loss"),
     ("kcd_core.layout",),
-    ("kcd_core.saved",),
+    ("kcd_core.agreement", "kcd_core.saved"),
     ("kcd_core.stages",),
     ("kcd_core.sharded", "kcd_core.streaming"),
     ("kcd_core.loading",),

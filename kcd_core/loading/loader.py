@@ -14,8 +14,9 @@ from ..base.arguments import checked_length
 from ..base.arrays import checked_int
 from ..history import CondensationHistory
 from ..schedule import CondensationSchedule
-from ..stages import Condensation, one_of
+from ..stages import Condensation
 from ..tracker import KnowledgeValueTracker
+from ..values import one_of
 from .alignment import Place
 from .keys import KeyBatches
 from .reader import Reader

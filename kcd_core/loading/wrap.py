@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 
 from torch.utils.data import DataLoader
 
+from ..agreement import numbered
 from ..base import distributed
 from ..base.arguments import check_kind, checked_bool
 from ..base.dataset_identity import dataset_identity
@@ -19,7 +20,7 @@ from ..schedule import AHEAD, CondensationSchedule
 from ..sharded.layout import SliceLayout
 from ..sharded.sampler import ShardedSampler
 from ..skipped import OnNonfinite
-from ..stages import Condensation, numbered
+from ..stages import Condensation
 from ..tracker import KnowledgeValueTracker
 from ..values import Value, ValueName
 from .keys import KeyBatches
@@ -166,7 +167,8 @@ def wrap_loader(
             "mixer": value_name(mix) if mixing else None,
             "loader's drop_last": batches.drop_last,
         },
-        alike={"run": numbered("loader", num_samples), "batch_size": batches.batch_size},
+        run=numbered("loader", num_samples),
+        alike={"batch_size": batches.batch_size},
         tell=batches.tell,
     )
     batches.rehearse = mixing is not None and schedule.drops(num_samples)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..agreement import numbered
 from ..base import distributed
 from ..base.arguments import check_kind, checked_length
 from ..base.arrays import checked_int, to_numpy
@@ -23,9 +24,9 @@ from ..em_step import Decision, Select
 from ..history import CondensationHistory
 from ..schedule import CondensationSchedule
 from ..skipped import OnNonfinite
-from ..stages import Condensation, numbered, one_of
+from ..stages import Condensation
 from ..tracker import KnowledgeValueTracker
-from ..values import Value, ValueName
+from ..values import Value, ValueName, one_of
 from .filter import Key, StreamFilter
 from .layout import SlotLayout
 from .told import Drawn, why_repeated
@@ -136,7 +137,7 @@ class CondensedStream(StreamFilter):
             alpha=alpha,
             min_weight=1.0,
             select=select,
-            alike={"run": numbered("stream", slots)},
+            run=numbered("stream", slots),
             tell=self._tell,
         )
         self._drawn = Drawn()

@@ -271,7 +271,7 @@ def stream(rank: int, **odd: Any) -> Any:
 def record(run: Any, rank: int) -> None:
     """This rank's half of the samples."""
     if isinstance(run, kcd.CondensedStream):
-        ids = np.arange(rank, N, RANKS)
+        ids = np.array([i for i in range(rank, N, RANKS) if run.keep(i)])
         run.record(logits_of(ids, run.epoch), ids=ids)
     else:
         sampler = run.sampler
