@@ -15,10 +15,10 @@ class Instance(mini.Points):
 
 
 class Integers(torch.utils.data.Dataset):
-    """No raw images to mix, and samples that have no mixture."""
+    """No raw images to mix, and samples of int64, which have no mixture."""
 
     def __getitem__(self, index):
-        return torch.from_numpy(mini.images()[index]), mini.labels()[index], index
+        return torch.from_numpy(mini.images()[index]).long(), mini.labels()[index], index
 
     def __len__(self):
         return mini.N
