@@ -163,7 +163,7 @@ class KnowledgeValueTracker:
 
     def _values(self, logits: Array, teacher_logits: Any, targets: Any) -> Array:
         """Values [B], or logits [B, C] to be reduced later, that nobody else holds."""
-        device = self._sums.device
+        device = self.device
         if device is not None:
             refuse_capture(device)
         if self._skips.looks:

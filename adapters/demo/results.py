@@ -70,7 +70,7 @@ def fetch_overhead(run: Run, plain: DataLoader[Any], epochs: int) -> float:
     condensed = kcd.wrap_loader(
         plain, schedule=own.schedule, mixing=own.sampler.mixing, seed=own.sampler.seed
     )
-    condensed.load_state_dict(own.state_dict())
+    condensed.sampler.load_state_dict(own.sampler.state_dict())  # the same set, whatever chose it
     return max(0.0, fetch_seconds(condensed) - fetch_seconds(plain)) * own.total_steps(epochs)
 
 

@@ -1074,9 +1074,11 @@ def test_partials_are_told_apart_by_what_they_set() -> None:
             other.load_state_dict(state)
     assert tracker().state_dict()["value"] == "kd_divergence"
     # Names hold no addresses, which are others in the next process.
-    nested = partial(partial(kcd.margin, 1, kcd.entropy), targets=(2, "x"), teacher_logits=object())
+    def own(*arguments: Any, **settings: Any) -> Any: ...
+
+    nested = partial(partial(own, 1, kcd.entropy), targets=(2, "x"), teacher_logits=object())
     assert Tracker(2, value=nested).state_dict()["value"] == (
-        "margin(1, entropy, targets=[2, 'x'], teacher_logits=object)"
+        f"{own.__qualname__}(1, entropy, targets=[2, 'x'], teacher_logits=object)"
     )
 
 
