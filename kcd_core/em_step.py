@@ -149,7 +149,7 @@ def condense_step(
             shards=getattr(sampler, "num_replicas", 1),
             group=group,
         )
-    check_share(sampler, group)
+    check_share(sampler, group, begun=True)
     chosen: CondensedSet = decide(
         tracker, sampler, schedule, alpha=alpha, min_weight=min_weight, select=select, group=group
     ).chosen

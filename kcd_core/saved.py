@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .base import distributed
 from .base.states import check_rank, check_same, check_together, state_bool, state_int
 from .history import CondensationHistory
 from .layout import Layout
 from .sums import CheckedState
 
-__all__ = ["Saved", "checked"]
+__all__ = ["Saved", "checked", "gathered"]
 
 HINTS = {
     "dataset": ". Go on with the data set and the split of then, in their order (random_split needs a seeded generator). "
@@ -45,6 +46,20 @@ class Saved(NamedTuple):
     history: CondensationHistory
     also: dict[str, int]
     moment: dict[str, str] | None = None
+
+
+def gathered(state_dict: Callable[[], dict[str, Any]], group: Any) -> list[dict[str, Any]]:
+    """The states of all ranks at one step, on each of them; of ranks that draw alike, the first one's."""
+    everyones = distributed.gather(state_dict, group)
+    states = [*{(state["num_replicas"], state["rank"]): state for state in reversed(everyones)}.values()][
+        ::-1
+    ]
+    if len({state["epoch"] for state in states}) == 1:
+        # All have drawn the same batches: one that others have recorded was passed over on purpose.
+        for name in {"position", "recorded"} & states[0].keys():
+            furthest = max(state[name] for state in states)
+            states = [{**state, name: furthest} for state in states]
+    return states
 
 
 def checked(

@@ -21,7 +21,7 @@ from .condense import check_settings
 from .em_step import Condensable, Decision, Select, check_sampler, check_select, check_share
 from .history import CondensationHistory
 from .layout import Layout, WholeLayout, nothing_of
-from .saved import Saved, checked
+from .saved import Saved, checked, gathered
 from .schedule import AHEAD, CondensationSchedule
 from .skipped import OnNonfinite
 from .tracker import KnowledgeValueTracker
@@ -245,7 +245,7 @@ class Condensation:
         """
         given = one_of(student_logits, values)
         if self._fresh:
-            self._begin_epoch(4)
+            self._begin_epoch(self._depth)
         if self._choose_device:
             self._choose_device = False
             if is_tensor(given) and given.is_cuda:  # values are kept where no copy stalls the step
@@ -281,7 +281,7 @@ class Condensation:
         group = self.group
         check_share(self.sampler, group, begun=True)
         self.warn_once(
-            "unsummed", distributed.unsummed(getattr(self.sampler, "num_replicas", 1), group), depth
+            "unsummed", distributed.unsummed(getattr(self.sampler, "num_replicas", None), group), depth
         )
         self._agreement.check_moment()
         self._fresh = False
@@ -449,9 +449,9 @@ class Condensation:
         Returns
         -------
         list of dict
-            Of one, without a process group.
+            Of one, without a process group, or where all ranks draw alike.
         """
-        return distributed.gather(self.state_dict, self.group)
+        return gathered(self.state_dict, self.group)
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Go on where a state was saved.

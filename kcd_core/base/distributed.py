@@ -120,11 +120,14 @@ def check_share(shares: int, *, given: bool, group: Any, begun: bool = False) ->
     if shares == 1:
         ranks = ranks_announced(group) if begun else world_size(group)
         if not given and ranks > 1:
+            several = (
+                f"there are {ranks} ranks" if world_size(group) > 1 else f"WORLD_SIZE says {ranks} ranks"
+            )
             raise RuntimeError(
-                f"there are {ranks} ranks, and each of them would draw all samples in the same order. To share the "
-                "samples out, give the loader a DistributedSampler, or pass num_replicas= and rank= (of a sampler that "
-                "was made before the process group: make it after that); where ranks are to draw alike, as in tensor "
-                "parallelism, pass num_replicas=1, rank=0"
+                f"{several}, and each of them would draw all samples in the same order. To share the samples out, "
+                "initialise the process group first, and give the loader a DistributedSampler, or pass num_replicas= and "
+                "rank=; where ranks are to draw alike, as in tensor parallelism, or this process is alone, pass "
+                "num_replicas=1, rank=0"
             )
     elif _group() is not None and world_size(group) != shares:
         raise RuntimeError(
@@ -133,10 +136,20 @@ def check_share(shares: int, *, given: bool, group: Any, begun: bool = False) ->
         )
 
 
-def unsummed(shares: int, group: Any) -> str:
-    """What the user is told where samples are shared out, and nobody can sum what was recorded; "" otherwise."""
+def unsummed(shares: int | None, group: Any) -> str:
+    """What the user is told where samples are shared out, and nobody can sum what was recorded; "" otherwise.
+
+    ``shares`` is None where the data, and no sampler, say what each rank draws.
+    """
     if shares == 1 or world_size(group) > 1:
         return ""
+    if shares is None:
+        if (ranks := ranks_announced(group)) < 2:
+            return ""
+        return (
+            f"WORLD_SIZE says {ranks} ranks, and no process group is initialised to sum their recordings, so that each "
+            "condenses by its own: call torch.distributed.init_process_group() first"
+        )
     return (
         f"the sampler draws for one of num_replicas = {shares} ranks, and no process group is initialised to sum the "
         "ranks' recordings, so no stage can end: call torch.distributed.init_process_group() first, or merge the "

@@ -25,7 +25,7 @@ def leave_word(run: str, times: int, moment: Mapping[str, str], group: Any) -> N
     ``times``: how often this rank has loaded a state of this ``run``.
     """
     if distributed.world_size(group) > 1 and (store := distributed.store(group)) is not None:
-        store.set(_key(run, distributed.rank(group)), json.dumps([times, _short(moment)]))
+        store.set(_key(run, distributed.rank(group), times), json.dumps(_short(moment)))
 
 
 def check_one_moment(run: str, times: int, moment: Mapping[str, str], group: Any) -> None:
@@ -44,11 +44,12 @@ def check_one_moment(run: str, times: int, moment: Mapping[str, str], group: Any
     while waiting:
         late = time.monotonic() > deadline
         for other in waiting[:]:
-            key = _key(run, other)
-            loads, theirs = json.loads(store.get(key)) if store.check([key]) else (0, {})
+            if not store.check([key := _key(run, other, times)]):
+                continue
+            theirs = json.loads(store.get(key))
             if theirs == mine:
                 waiting.remove(other)
-            elif loads >= times or (late and loads):  # one that has loaded less often may be about to
+            else:
                 differences = [f"{name} {theirs.get(name)} (here {mine.get(name)})" for name in {**mine, **theirs}
                                if theirs.get(name) != mine.get(name)]  # fmt: skip
                 raise RuntimeError(
@@ -57,15 +58,16 @@ def check_one_moment(run: str, times: int, moment: Mapping[str, str], group: Any
                 )
         if waiting and late:
             raise RuntimeError(
-                f"this rank goes on from a saved state, and rank(s) {waiting} have loaded none of this run within "
-                f"{WAIT:.0f} s: every rank must load what it saved, or the list of what all ranks saved"
+                f"this rank goes on from a saved state, and rank(s) {waiting} have not loaded one within {WAIT:.0f} s, or "
+                "not for this loader: every rank must make the same loaders in the same order, and load, as often as the "
+                "others, what it saved, or the list of what all ranks saved"
             )
         if waiting:
             time.sleep(0.02)
 
 
-def _key(run: str, rank: int) -> str:
-    return f"kcd_core/{run}/{rank}"
+def _key(run: str, rank: int, times: int) -> str:
+    return f"kcd_core/{run}/{rank}/{times}"
 
 
 def _short(moment: Mapping[str, str]) -> dict[str, str]:

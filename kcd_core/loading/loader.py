@@ -9,10 +9,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
-from ..base import distributed
 from ..base.arguments import checked_length
 from ..base.arrays import checked_int
 from ..history import CondensationHistory
+from ..saved import gathered
 from ..schedule import CondensationSchedule
 from ..stages import Condensation
 from ..tracker import KnowledgeValueTracker
@@ -311,7 +311,7 @@ class CondensedLoader(Generic[Batch]):
 
     def gather_state_dict(self) -> list[dict[str, Any]]:
         """What `state_dict` returns on every rank, on each of them: see `Condensation.gather_state_dict`."""
-        return distributed.gather(self.state_dict, self._run.group)
+        return gathered(self.state_dict, self._run.group)
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Go on where a state was saved: see `state_dict`. Passes begin there until something is recorded.

@@ -147,6 +147,54 @@ def gathered(rank: int, sharded: bool) -> Any:
     return [[state["rank"], int(state["tracker"]["count"].sum())] for state in states]
 
 
+def gathered_alike(rank: int) -> Any:
+    """All ranks draw everything. Gathered in the first epoch, gone on with, and compared when it ends."""
+    loader = plain(num_replicas=1, rank=0, mixing=None)
+    for _, batch in zip(range(2), loader, strict=False):
+        loader.record(logits_of(index_of(batch), 1))
+    states = loader.gather_state_dict()
+    again = plain(num_replicas=1, rank=0, mixing=None)
+    again.load_state_dict(states)
+    return [len(states), len(run_epoch(again)), again.tracker.count.tolist()]
+
+
+def gathered_with_a_skip(rank: int) -> Any:
+    """The last rank does not record the batch after which all save; its values were not finite, say."""
+    loader = plain(num_replicas=WORLD, rank=rank)
+    for step, batch in zip(range(2), loader, strict=False):
+        if step == 0:
+            loader.record(logits_of(index_of(batch), 1))
+            states = loader.gather_state_dict()
+            before = [state["position"] for state in states]
+        elif rank < WORLD - 1:
+            loader.record(logits_of(index_of(batch), 1))
+    states = loader.gather_state_dict()
+    again = plain(num_replicas=WORLD, rank=rank)
+    again.load_state_dict(states)
+    drawn = len(run_epoch(again, end=False))
+    return [
+        before,
+        [state["position"] for state in states],
+        drawn,
+        int(sum(s["tracker"]["count"].sum() for s in states)),
+    ]
+
+
+def looked_between_loads(rank: int) -> Any:
+    """Every rank runs the same lines; the last one is slow."""
+    loader = plain(num_replicas=WORLD, rank=rank)
+    states = []
+    for _, batch in zip(range(2), loader, strict=False):
+        loader.record(logits_of(index_of(batch), 1))
+        states.append(loader.state_dict())
+    loader.load_state_dict(states[0])
+    if rank == WORLD - 1:
+        time.sleep(0.5)
+    next(iter(loader))
+    loader.load_state_dict(states[1])
+    return len(run_epoch(loader, end=False))
+
+
 class Odd(kcd.CondensationSchedule):
     """With a target that is a function of the rank."""
 
@@ -203,6 +251,9 @@ def work(rank: int, world: int, folder: Path) -> None:
         "probed": probed(rank),
         "gathered": gathered(rank, False),
         "gathered slices": gathered(rank, True),
+        "gathered alike": gathered_alike(rank),
+        "gathered with a skip": gathered_with_a_skip(rank),
+        "looked between loads": told(lambda: looked_between_loads(rank)),
         "alpha": told(lambda: step(rank, alpha=-1.0 if rank == 1 else 0.03)),
         "target fails": told(lambda: step(rank, Odd(0.5, 3, 1, warmup=1))),
         "target differs": told(lambda: step(rank, Odd(0.5, 3, 1))),
@@ -292,7 +343,7 @@ def test_states_of_two_moments_are_told_at_the_first_record_by_hand() -> None:
 
 def test_a_rank_that_loads_alone_is_told_and_no_other_waits() -> None:
     first, lonely, *others = on_every_rank("alone")
-    assert "rank(s) [0, 2, 3] have loaded none of this run" in lonely
+    assert "rank(s) [0, 2, 3] have not loaded one within" in lonely
     assert [first, *others] == [2] * 3
 
 
@@ -310,6 +361,20 @@ def test_gathered_states_go_on_on_any_number_of_ranks(sharded: bool) -> None:
     assert len(loader.gather_state_dict()) == 1
 
 
+def test_of_ranks_that_draw_alike_one_state_is_gathered() -> None:
+    for of_each in on_every_rank("gathered alike"):
+        assert of_each == [1, 6, [1] * N]
+
+
+def test_what_one_rank_passed_over_when_all_saved_is_passed_over_by_all() -> None:
+    for of_each in on_every_rank("gathered with a skip"):
+        assert of_each == [[3 * WORLD] * WORLD, [6 * WORLD] * WORLD, 0, 6 * WORLD - 3]
+
+
+def test_each_load_is_compared_with_the_same_load_of_the_others() -> None:
+    assert on_every_rank("looked between loads") == [0] * WORLD
+
+
 def test_what_fails_on_one_rank_is_raised_on_all() -> None:
     for what, odd, kind in (("alpha", 1, "alpha must be"), ("target fails", 2, "no such metric")):
         for rank, message in enumerate(on_every_rank(what)):
@@ -325,9 +390,28 @@ def test_ranks_that_only_the_launcher_announces(monkeypatch: pytest.MonkeyPatch)
     """Told at the first batch: the process group may be made after the loader."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     iterator = iter(plain())
-    with pytest.raises(RuntimeError, match=r"there are 2 ranks.*num_replicas=1, rank=0"):
+    with pytest.raises(RuntimeError, match=r"WORLD_SIZE says 2 ranks.*num_replicas=1, rank=0"):
         next(iterator)
     assert len(run_epoch(plain(num_replicas=1, rank=0))) == N // 3
+    tracker, sampler = kcd.KnowledgeValueTracker(N), kcd.CondensedSampler(N)
+    tracker.record(np.arange(N), np.arange(N))
+    with pytest.raises(RuntimeError, match="WORLD_SIZE says 2 ranks"):
+        kcd.condense_step(tracker, sampler, SCHEDULE)
+    assert sampler.stage == 0
+    kcd.condense_step(tracker, kcd.CondensedSampler(N, num_replicas=1, rank=0), SCHEDULE)
+
+
+def test_a_loss_and_a_stream_have_no_shares_and_warn_of_ranks_that_nobody_sums_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    loss = kcd.CondensedLoss(torch.nn.CrossEntropyLoss(reduction="none"), kcd.KnowledgeValueTracker(N))
+    run = kcd.Condensation(loss, schedule=SCHEDULE)
+    stream = kcd.CondensedStream(range(N), key=int, slots=64, schedule=SCHEDULE)
+    with pytest.warns(UserWarning, match="WORLD_SIZE says 2 ranks, and no process group") as caught:
+        for call in (run, run, stream, stream):
+            call.record(logits_of([0], 1), **{"ids" if call is stream else "indices": [0]})
+    assert [warning.filename for warning in caught] == [__file__] * 2
 
 
 def test_a_group_that_is_younger_than_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:

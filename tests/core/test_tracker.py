@@ -1073,6 +1073,7 @@ def test_partials_are_told_apart_by_what_they_set() -> None:
         with pytest.raises(ValueError, match=r"saved with value = 'kd_divergence\(temperature=4.0\)'"):
             other.load_state_dict(state)
     assert tracker().state_dict()["value"] == "kd_divergence"
+
     # Names hold no addresses, which are others in the next process.
     def own(*arguments: Any, **settings: Any) -> Any: ...
 
