@@ -79,13 +79,14 @@ class Pass:
         self._lost += positions
 
     def note_record(self, drawn: Drawn, *, by_indices: bool) -> None:
-        """A batch that was owed is recorded; those before it were passed over."""
-        while self.owed.popleft() is not drawn:
-            self._passed_over += 1
+        """A batch that was owed is recorded; those before it were passed over. An interrupted call can be repeated."""
         self._settled, self._by_indices = drawn.end, by_indices
-        self._ahead |= bool(self.owed)
-        self._records += 1
         self.place.recording, self.place.recorded = self, drawn.end
+        self._records += 1
+        later = [one for one in self.owed if one.begin > drawn.begin]
+        self._passed_over += max(0, len(self.owed) - len(later) - 1)
+        self._ahead |= bool(later)
+        self.owed = deque(later, WAITING)
 
     @property
     def position(self) -> int:

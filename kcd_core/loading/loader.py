@@ -241,24 +241,23 @@ class CondensedLoader(Generic[Batch]):
         """
         reader = self._reader
         given = one_of(student_logits, values)
-        drawn = reader.drawn_last() if indices is None else None
-        samples = indices if drawn is None else drawn.indices
-        name = "student_logits" if values is None else "values"
-        rows, size = checked_length(given, name), checked_length(samples, "indices")
-        if rows != size:
-            raise ValueError(
-                f"{name} has {rows} rows for a batch of {size} samples; pass only the rows of the samples "
-                "themselves (collate_fn may leave out samples that are None, and none else), or indices="
-            )
-        others = {"values": values, "teacher_logits": teacher_logits, "targets": targets}
-        if drawn is None:
-            owed = reader.drawn_of(indices)
-            self._run.record(student_logits, indices=indices, **others)
-            if owed is not None:
-                owed[0].note_record(owed[1], by_indices=True)
-        else:
-            self._run.record(student_logits, indices=samples, **others)
-            reader.note_last(drawn)
+        with reader.lock:
+            owed = reader.drawn_last() if indices is None else None
+            samples = indices if owed is None else owed[1].indices
+            name = "student_logits" if values is None else "values"
+            rows, size = checked_length(given, name), checked_length(samples, "indices")
+            if rows != size:
+                raise ValueError(
+                    f"{name} has {rows} rows for a batch of {size} samples; pass only the rows of the samples "
+                    "themselves (collate_fn may leave out samples that are None, and none else), or indices="
+                )
+            others = {"values": values, "teacher_logits": teacher_logits, "targets": targets}
+            reader.under_way = owed or reader.drawn_of(indices), indices is not None, self.tracker.batches
+            try:
+                self._run.record(student_logits, indices=samples, **others)
+            finally:
+                reader.settle()
+                reader.under_way = None
 
     def end_epoch(self) -> Any:
         """End the epoch: condense if the schedule says a stage ends, and move on to the next.
@@ -286,7 +285,8 @@ class CondensedLoader(Generic[Batch]):
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on within the epoch, as plain numbers and tensors.
 
-        Under DDP every rank saves its own. Reads back under ``torch.load(weights_only=True)``. Copies.
+        Under DDP every rank saves its own. Reads back under ``torch.load(weights_only=True)``. Copies. Of one moment
+        between two records, also in another thread, in a signal's handler, or after an interrupt.
 
         The position in the epoch is that of the pass that recorded last; one that records nothing moves nothing. It is
         the end of the last batch, or its begin, if the batch owes its record still: a resumed run draws it again. A
@@ -301,13 +301,14 @@ class CondensedLoader(Generic[Batch]):
             one position can't say then which were drawn.
         """
         out_of_order = self.num_workers > 0 and not getattr(self._reader.inner, "in_order", True)
-        place = self._reader.place
-        if out_of_order and 0 < place.position < self.sampler.num_kept:
-            raise RuntimeError(
-                "the state can't be saved within an epoch of a loader with in_order=False: save between epochs, "
-                "or use in_order=True"
-            )
-        return {**self._run.state_dict(), "position": place.position, "recorded": place.recorded}
+        with self._reader.lock:
+            place = self._reader.place
+            if out_of_order and 0 < place.position < self.sampler.num_kept:
+                raise RuntimeError(
+                    "the state can't be saved within an epoch of a loader with in_order=False: save between epochs, "
+                    "or use in_order=True"
+                )
+            return {**self._run.state_dict(), "position": place.position, "recorded": place.recorded}
 
     def gather_state_dict(self) -> list[dict[str, Any]]:
         """What `state_dict` returns on every rank, on each of them: see `Condensation.gather_state_dict`."""

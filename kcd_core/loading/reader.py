@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -35,6 +36,13 @@ class Reader:
         The user's.
     with_indices : bool
         Whether to yield (indices, batch).
+
+    Attributes
+    ----------
+    lock : RLock
+        Held while a batch is noted, recorded or saved: one thread may fetch, another record, a third save.
+    under_way : ((Pass, Drawn) or None, by indices?, batches of the tracker before) or None
+        The record that is being made.
     """
 
     def __init__(
@@ -48,17 +56,21 @@ class Reader:
         self._place = Place(run.epoch)
         self._iterators: list[weakref.ref[PassIterator]] = []
         self._reordered = self._recorded_before = False
+        self.lock = threading.RLock()
+        self.under_way: tuple[tuple[Pass, Drawn] | None, bool, int] | None = None
 
     @property
     def place(self) -> Place:
         """Of an epoch that was ended since, nothing is left: so an end is whole as soon as the run's is."""
+        with self.lock:
+            self.settle()
         if self._place.epoch != self._run.epoch:
             self.go_to(Place(self._run.epoch))
         return self._place
 
     def go_to(self, place: Place) -> None:
         """Be at another place; what earlier passes still owe is nobody's business there."""
-        self._place = place
+        self._place, self.under_way = place, None
         for one in self._held():
             one.owed.clear()
 
@@ -84,8 +96,9 @@ class Reader:
 
     def note(self, now: Pass, fetched: Fetched) -> Any:
         """What is yielded for a batch that was fetched."""
-        self._reordered |= fetched.reordered
-        now.note_batch(fetched.indices, fetched.drawn * self._run.sampler.num_replicas, fetched.batch)
+        with self.lock:
+            self._reordered |= fetched.reordered
+            now.note_batch(fetched.indices, fetched.drawn * self._run.sampler.num_replicas, fetched.batch)
         if not self._with_indices:
             return fetched.batch
         self._check_order()
@@ -113,7 +126,7 @@ class Reader:
 
     # -- which batch a record is of ----------------------------------------------------------------
 
-    def drawn_last(self) -> Drawn:
+    def drawn_last(self) -> tuple[Pass, Drawn]:
         """The batch yielded last; RuntimeError unless it is certain that it is what is recorded now."""
         self._check_order()
         current = self.place.current
@@ -121,16 +134,20 @@ class Reader:
             raise RuntimeError(
                 "record() was called before this pass yielded a batch: iterate the loader first"
             )
-        return current.check(self._held(), self.left)
+        return current, current.check(self._held(), self.left)
 
-    def note_last(self, drawn: Drawn) -> None:
-        """The batch yielded last was recorded."""
-        current = self._place.current
-        assert current is not None
-        current.note_record(drawn, by_indices=False)
-        for other in self._held():
-            if other is not current:
-                other.owed.clear()
+    def settle(self) -> None:
+        """Note the record under way as soon as the tracker has it, whatever interrupts: the two are saved together."""
+        under_way = self.under_way
+        if under_way is None or under_way[2] == self._run.tracker.batches:
+            return
+        owed, by_indices, _ = under_way
+        if owed is not None:
+            owed[0].note_record(owed[1], by_indices=by_indices)
+            for other in self._held():
+                if not by_indices and other is not owed[0]:
+                    other.owed.clear()
+        self.under_way = None
 
     def drawn_of(self, indices: Any) -> tuple[Pass, Drawn] | None:
         """The batch that a record with explicit indices is of, if it owes one; the newest, if it is of several.
@@ -194,7 +211,12 @@ class Reader:
         # A copy in another process has no part in a pass that is under way here: it goes on as a resumed run does.
         place = self.place
         copied = Place(place.epoch, place.position, place.recorded)
-        return {**self.__dict__, "_place": copied, "_iterators": [], "_main": copy.copy(self.inner)}
+        state = {**self.__dict__, "_place": copied, "_iterators": [], "_main": copy.copy(self.inner)}
+        del state["lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, lock=threading.RLock(), under_way=None)
 
 
 class PassIterator:
