@@ -65,7 +65,7 @@ class Pass:
 
     def note_batch(self, indices: Any, positions: int, batch: Any) -> None:
         """The next batch was yielded."""
-        begin = self.end + self._lost
+        begin = self.next
         self.end, self._lost = begin + positions, 0
         # Before the first record, two batches are one too many, held or not.
         self.owed.append(Drawn(indices, begin, self.end, _largest(batch) if self._records else None))
@@ -73,6 +73,11 @@ class Pass:
         self._thread = threading.get_ident()
         self.place.current, self.place.last = self, indices
         self.place.reached = max(self.place.reached, self.end)
+
+    @property
+    def next(self) -> int:
+        """Where the next batch begins."""
+        return self.end + self._lost
 
     def note_loss(self, positions: int) -> None:
         """A batch could not be fetched: passed over if the caller goes on, drawn again if it resumes here."""

@@ -105,9 +105,25 @@ class KeyBatches:
     def lends(self) -> bool:
         """Whether condensing left one sample over for the last batch, which BatchNorm and relational losses
         refuse. What the user's own data leaves over stays as it is."""
-        condensed = self.sampler.num_kept < self.sampler.num_samples
-        length, size = self.sampler.length(max(0, self.sampler.num_kept - self.start)), self.batch_size
-        return condensed and not self.drop_last and length > size > 2 and length % size == 1
+        left = self._left(self.start)
+        return self._may_lend and left > self.batch_size and left % self.batch_size == 1
+
+    @property
+    def _may_lend(self) -> bool:
+        return self.sampler.num_kept < self.sampler.num_samples and not self.drop_last and self.batch_size > 2
+
+    def _left(self, position: int) -> int:
+        """Samples of one rank from a position of the epoch on."""
+        return self.sampler.length(max(0, self.sampler.num_kept - position))
+
+    def size_at(self, position: int) -> int:
+        """Samples of the batch that begins there, on one rank."""
+        left = self._left(position)
+        return (
+            self.batch_size - 1
+            if self._may_lend and left == self.batch_size + 1
+            else min(self.batch_size, left)
+        )
 
     def __len__(self) -> int:
         return self.steps(self.sampler.num_kept)

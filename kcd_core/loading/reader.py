@@ -245,6 +245,7 @@ class PassIterator:
             raise
         except Exception as error:
             if not str(error).startswith("DataLoader timed out"):  # then, the batch comes with the next call
-                current.note_loss(reader.batches.batch_size * reader.batches.sampler.num_replicas)
+                batches = reader.batches
+                current.note_loss(batches.size_at(current.next) * batches.sampler.num_replicas)
             raise
         return reader.note(current, fetched)

@@ -273,6 +273,49 @@ def test_a_pass_begins_with_its_first_batch():
     assert other.batches_done == 1
 
 
+class BrokenAt(Plain):
+    broken = 0
+
+    def __getitem__(self, index):
+        if index == self.broken:
+            raise OSError(f"sample {index} is broken")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 5])
+def test_a_batch_that_can_not_be_fetched_loses_no_other_on_a_resume(batch_size):
+    """Wherever it is: also where the last full batch lends a sample to the last."""
+    schedule = kcd.CondensationSchedule(ratio=0.5, stages=1, period=1)
+
+    def made(state):
+        loader = wrap(BrokenAt(26), batch_size=batch_size, schedule=schedule, kcd_options={"mixing": None})
+        loader.load_state_dict(state)
+        return loader
+
+    def drawn(loader):
+        """Samples of the batches that are left; recorded."""
+        iterator, batches = iter(loader), []
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return batches
+            except OSError:
+                continue
+            loader.record(logits_of(index_of(batch), 1))
+            batches.append(index_of(batch))
+            states.append(loader.state_dict())
+
+    first = wrap(Plain(26), batch_size=batch_size, schedule=schedule, kcd_options={"mixing": None})
+    run_epoch(first)
+    assert len(first.sampler.kept) == 13
+    for broken in first.sampler.kept:
+        BrokenAt.broken, states = broken, []
+        whole = drawn(made(first.state_dict()))
+        for number, state in enumerate(list(states), 1):
+            assert drawn(made(state)) == whole[number:]
+
+
 def test_batches_done_after_a_resume():
     loader = make()
     for expected in range(1, len(loader) + 1):
