@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import random
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,12 +51,19 @@ def rehearse(mixer: Mixer, dataset: Any, samples: Mapping[int, Any]) -> None:
             return
         # Shapes differ now and then only: after the transform, where it costs no fetch, all samples are tried.
         after = kind is mix_samples
-        pairs = itertools.pairwise(order) if after else ((order[0], order[-1]), (order[-1], order[0]))
+        weight = 0.25 if kind is mix_arrays else 0.75  # enough of the other for a label to become another
+        pairs: Iterable[tuple[int, int]] = itertools.pairwise(order)
+        if not after:  # else two that differ in most: in their labels, too
+            first, *others = order
+            source = max(reversed(others), key=lambda i: len(_differing(known[first], known[i])))
+            pairs = (first, source), (source, first)
         for target, source in pairs:
             own, other = known[target], known[source]
-            mixed = mixer(known if after else dataset, target, ((target, source, 0.75),))
+            with _undisturbed():  # a plain fetch that follows draws the same
+                mixed = mixer(known if after else dataset, target, ((target, source, weight),))
             if kind is mix_arrays:
                 _check_is_no_id(own)
+                _check_labels_stay(mixed, target, known, dataset)
             if not is_built_in(mixer) and mixed is None:
                 raise TypeError(f"the mixer {mixer!r} returned None: it must return dataset[index], mixed")
             if is_built_in(mixer) and fields is None:
@@ -131,24 +138,88 @@ def _check_all_is_mixed(mixed: Any, own: Any, source: Any) -> None:
         )
 
 
-def _left_alone(mixed: Any, own: Any, source: Any, where: str = "") -> Iterator[str]:
+def _left_alone(mixed: Any, own: Any, source: Any) -> Iterator[str]:
     """The places of floating-point numbers that two samples have each of its own, and a mixture has not.
 
     A single number, or zeros and ones, are labels, and stay.
     """
-    if not type(mixed) is type(own) is type(source):
-        return
-    if isinstance(own, Mapping):
-        for key in own.keys() & source.keys() & mixed.keys():
-            yield from _left_alone(mixed[key], own[key], source[key], f"{where}[{key!r}]")
-    elif isinstance(own, (tuple, list)) and not all(type(x) is float for x in own):
-        for place, parts in enumerate(zip(mixed, own, source, strict=False)):
-            yield from _left_alone(*parts, f"{where}[{place}]")
-    elif isinstance(own, (tuple, list)) or (is_array(own) and is_floating(own)):
-        now, before, other = (to_numpy(x) for x in (mixed, own, source))
-        left = now.size > 1 and np.array_equal(now, before) and not np.array_equal(before, other)
-        if left and not np.isin(now, (0, 1)).all():
-            yield where
+    parts, others = _parts(mixed), _parts(source)
+    for where, part in _parts(own).items():
+        if not type(parts.get(where)) is type(part) is type(others.get(where)):
+            continue
+        if isinstance(part, (tuple, list)) or (is_array(part) and is_floating(part)):
+            now, before, other = (to_numpy(x) for x in (parts[where], part, others[where]))
+            left = now.size > 1 and np.array_equal(now, before) and not np.array_equal(before, other)
+            if left and not np.isin(now, (0, 1)).all():
+                yield where
+
+
+def _check_labels_stay(mixed: Any, target: int, known: Mapping[int, Any], dataset: Any) -> None:
+    """A label that ``__getitem__`` reads from ``.data``, too, would be mixed with the image."""
+    own, parts = _parts(known[target]), _parts(mixed)
+    changed = [where for where in _differing(known[target], mixed) if where in parts]
+    labels = {where for where in changed if _is_label([_parts(x).get(where) for x in known.values()])}
+    beside_image = len(labels) < len(changed)
+    labels = {where for where in labels if beside_image or np.ndim(own[where]) == 0}
+    # What is drawn at random is no label that was mixed, whichever generator it is drawn from.
+    again = [_parts(dataset[target]) for _ in range(8 if labels else 0)]
+    for where in sorted(labels):
+        if all(where in parts and _same(parts[where], own[where]) for parts in again):
+            raise TypeError(
+                f"sample{where} is a label (a single number, integers, or whole numbers below 32), and another one in a "
+                f"mixture: __getitem__ reads it from .data, together with the image. Use mixer=mix_samples, which mixes "
+                "the image alone; or, if that is right, call mix_arrays in a mixer of your own; or use mixing=None"
+            )
+
+
+def _differing(one: Any, other: Any) -> list[str]:
+    """The places of the first sample where the second has something else, or nothing."""
+    parts = _parts(other)
+    return [
+        where for where, part in _parts(one).items() if where not in parts or not _same(parts[where], part)
+    ]
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two parts are equal, as far as parts of their type can be compared."""
+    if type(a) is not type(b):
+        return False
+    if is_array(a) or isinstance(a, (tuple, list)):
+        return np.array_equal(to_numpy(a), to_numpy(b))
+    return bool(a == b) if isinstance(a, _SINGLE) else True
+
+
+def _is_label(parts: list[Any]) -> bool:
+    """Whether what these samples have in one place has no mixture, as far as types and values tell."""
+    first = parts[0]
+    if isinstance(first, (tuple, list)):
+        parts = [to_numpy(x) for x in parts if type(x) is type(first)]
+    elif not is_array(first):
+        return isinstance(first, _SINGLE)
+    arrays = [to_numpy(x) for x in parts if is_array(x)]
+    if arrays[0].size == 1 or not (is_floating(arrays[0]) or arrays[0].dtype == np.uint8):
+        return True
+    return all(np.array_equal(x, np.trunc(x)) for x in arrays) and not holds_pixels(arrays)
+
+
+_SINGLE = (str, bytes, int, float, np.generic)
+
+
+def _parts(sample: Any, where: str = "") -> dict[str, Any]:
+    """What a sample consists of, each by its place: a list of numbers within it is one part."""
+    parts: Iterable[tuple[Any, Any]]
+    if isinstance(sample, Mapping):
+        parts = sample.items()
+    elif isinstance(sample, (tuple, list)) and not (where and all(map(_is_number, sample))):
+        parts = enumerate(sample)
+    else:
+        return {where: sample}
+    return {place: x for key, part in parts for place, x in _parts(part, f"{where}[{key!r}]").items()}
+
+
+def _is_number(x: Any) -> bool:
+    single = is_array(x) and x.ndim == 0 and is_floating(x)
+    return single or isinstance(x, (float, np.floating))
 
 
 def _check_pixels(fields: Collection[Any], samples: list[Any]) -> None:

@@ -78,7 +78,7 @@ def wrap_loader(
 
         Until something is mixed, every epoch tries it on different samples of its first batch, for which
         up to three are fetched once more. What can't be mixed is an error then: ids, shapes that differ,
-        a data set with a cache of its own. So is a tensor beside the image, like stored teacher logits,
+        a data set with a cache of its own, labels that are read from ``.data``, too. So is a tensor beside the image, like stored teacher logits,
         which would stay those of the unmixed image (single numbers, integers and one-hot labels stay).
         Say what is mixed with ``functools.partial(mix_samples, fields=[...])``, which dicts always
         need, or use ``mixing=None``.

@@ -226,6 +226,66 @@ def test_arrays_of_ids_are_mixed_where_the_user_says_so():
     )
 
 
+# -- labels in .data ------------------------------------------------------------------------------------
+
+
+LABELS = {
+    "a number": lambda x: int(x),
+    "a float": lambda x: float(x) + 0.5,
+    "a flag": lambda x: bool(x > 3),
+    "a tensor": lambda x: torch.tensor(int(x)),
+    "text": lambda x: f"class {x:.2f}",
+    "a map": lambda x: torch.full((3, 3), float(x)),
+    "a map of int64": lambda x: torch.full((3, 3), int(x)),
+    "codes": lambda x: [float(x), 2.0, float(x)],
+}
+
+
+def beside_labels(label, place=-1, classes=5):
+    """Rows that hold a label, and an image."""
+    data = np.random.default_rng(3).normal(size=(N, 7)).astype(np.float32)
+    data[:, place] = np.arange(N) % classes
+
+    def sample(self, i):
+        row = self.data[i]
+        return torch.from_numpy(np.delete(row, place)), LABELS[label](row[place])
+
+    return Made(sample, data)
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("within", [False, True])
+def test_labels_that_rows_of_data_hold_are_told(label, place, within):
+    dataset = beside_labels(label, place)
+    inside = Subset(dataset, range(N - 1)) if within else dataset
+    order = torch.Generator().manual_seed(1)  # both flags are in the first batch
+    refused(inside, r"sample\[1\] is a label .* in a mixture", collate_fn=list, generator=order)
+    first_batch(dataset, mixer=lambda *a: mix_arrays(*a), collate_fn=list)
+    if label not in ("a map", "codes"):
+        (image, y), *_ = first_batch(dataset, mixer="samples", collate_fn=list)
+        assert image.dtype is torch.float32
+        assert type(y) is type(LABELS[label](1.0))
+
+
+def test_a_label_alone_in_data_is_told():
+    table = np.stack([np.arange(N) % 5, np.random.default_rng(0).normal(size=N)], 1)
+    dataset = Made(lambda self, i: (IMAGES[i], int(self.data[i][0])), table)
+    refused(dataset, r"sample\[1\] is a label", collate_fn=list)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_is_drawn_at_random_is_no_label_that_was_mixed(own):
+    rng = np.random.default_rng(0)
+
+    def turned(self, i):
+        quarter = int(rng.integers(4)) if own else int(torch.randint(4, ()))
+        return torch.from_numpy(np.rot90(self.data[i], quarter).copy()).float(), quarter, rng.random()
+
+    for _ in range(20):
+        first_batch(Made(turned, IMAGES), collate_fn=list)
+
+
 # -- data sets that cache -------------------------------------------------------------------------------
 
 
