@@ -38,7 +38,8 @@ def rehearse(mixer: Mixer, dataset: Any, samples: Mapping[int, Any]) -> None:
     ------
     TypeError
         If a sample would be one that never was: ids or labels are mixed, or numbers that belong to the unmixed
-        image stay beside a mixed one; or if a mixer of the user's own returns nothing.
+        image stay beside a mixed one; or if a mixer of the user's own returns nothing, or what has another form than
+        all of the samples.
     TypeError, ValueError, RuntimeError
         As the mixer does.
     """
@@ -64,8 +65,8 @@ def rehearse(mixer: Mixer, dataset: Any, samples: Mapping[int, Any]) -> None:
             if kind is mix_arrays:
                 _check_is_no_id(own)
                 _check_labels_stay(mixed, target, known, dataset)
-            if not is_built_in(mixer) and mixed is None:
-                raise TypeError(f"the mixer {mixer!r} returned None: it must return dataset[index], mixed")
+            if not is_built_in(mixer):
+                _check_form(mixer, mixed, list(known.values()))
             if is_built_in(mixer) and fields is None:
                 _check_all_is_mixed(mixed, own, other)
         if after:
@@ -152,6 +153,30 @@ def _left_alone(mixed: Any, own: Any, source: Any) -> Iterator[str]:
             left = now.size > 1 and np.array_equal(now, before) and not np.array_equal(before, other)
             if left and not np.isin(now, (0, 1)).all():
                 yield where
+
+
+def _check_form(mixer: Mixer, mixed: Any, samples: list[Any]) -> None:
+    """What all samples have alike, a mixture has, too: places, types, dtypes and shapes."""
+    forms = [{where: _form(part) for where, part in _parts(sample).items()} for sample in samples]
+    now = {where: _form(part) for where, part in _parts(mixed).items()}
+    for where in {**forms[0], **now}:
+        expected = {form.get(where, "nothing") for form in forms}
+        if len(expected) == 1 and now.get(where, "nothing") not in expected:
+            raise TypeError(
+                f"the mixer {mixer!r} returned {now.get(where, 'nothing')} as sample{where}, where dataset[index] has "
+                f"{expected.pop()}: it must return dataset[index], mixed"
+            )
+
+
+def _form(part: Any) -> str:
+    if is_array(part):
+        kind = "an array" if isinstance(part, np.ndarray) else "a tensor"
+        return f"{kind} of {dtype_name(part)} and shape {tuple(part.shape)}"
+    if isinstance(part, (tuple, list)):
+        return f"{len(part)} numbers"
+    if isinstance(part, np.generic):
+        part = part.item()
+    return type(part).__name__ if part is None or isinstance(part, _SINGLE) else "an object"
 
 
 def _check_labels_stay(mixed: Any, target: int, known: Mapping[int, Any], dataset: Any) -> None:

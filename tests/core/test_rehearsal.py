@@ -73,6 +73,9 @@ OUTPUTS = {
     "in a dict": lambda image: {"logits": teacher(image)},
     "in a tuple": lambda image: (3, teacher(image)),
     "a list": lambda image: teacher(image).tolist(),
+    "a list of float32": lambda image: list(teacher(image).numpy()),
+    "a list of float64": lambda image: list(teacher(image).double().numpy()),
+    "a list of tensors": lambda image: list(teacher(image)),
 }
 
 
@@ -426,8 +429,33 @@ def test_a_mixer_that_can_be_called():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_mixer_that_fails_or_returns_nothing_does_so_at_the_first_batch(workers):
-    refused(Plain(N), "returned None", mixer=returns_nothing, workers=workers)
+    refused(Plain(N), "returned nothing as sample", mixer=returns_nothing, workers=workers)
     refused(Plain(N), "neither", mixer=fails, error=ZeroDivisionError, workers=workers)
+
+
+FORMS = {
+    "the image alone": lambda x, y: x,
+    "a field less": lambda x, y: (x,),
+    "a field more": lambda x, y: (x, y, 1.0),
+    "a dict": lambda x, y: {"x": x, "y": y},
+    "another dtype": lambda x, y: (x.double(), y),
+    "another shape": lambda x, y: (x.flatten()[:-1], y),
+    "an array": lambda x, y: (x.numpy(), y),
+    "a mixed label": lambda x, y: (x, float(y)),
+    "no label": lambda x, y: (x, None),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_mixer_that_returns_another_form_does_so_at_the_first_batch(form):
+    refused(
+        Plain(N), r"as sample.* must return dataset\[index\], mixed", mixer=lambda d, i, _: FORMS[form](*d[i])
+    )
+
+
+def test_a_mixer_may_return_what_samples_have_in_no_common_form():
+    ragged = Made(lambda _, i: (torch.zeros(i + 1), [i, 0.5] if i % 2 else None, np.int64(i)))
+    first_batch(ragged, mixer=lambda d, i, _: [torch.zeros(999), "text", int(i)], collate_fn=list)
 
 
 def returns_nothing(dataset, index, steps):
