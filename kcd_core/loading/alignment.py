@@ -67,8 +67,7 @@ class Pass:
         """The next batch was yielded."""
         begin = self.next
         self.end, self._lost = begin + positions, 0
-        # Before the first record, two batches are one too many, held or not.
-        self.owed.append(Drawn(indices, begin, self.end, _largest(batch) if self._records else None))
+        self.owed.append(Drawn(indices, begin, self.end, _largest(batch)))
         self._yielded += 1
         self._thread = threading.get_ident()
         self.place.current, self.place.last = self, indices
@@ -107,10 +106,11 @@ class Pass:
         """The batch that owes its record and has this sample."""
         return next((drawn for drawn in self.owed if (drawn.indices == index).any()), None)
 
-    def check(self, others: Iterable[Pass], left: Callable[[int], int]) -> Drawn:
+    def check(self, others: Iterable[Pass], left: Callable[[int], int], on_device: bool) -> Drawn:
         """The batch yielded last; RuntimeError unless it is beyond doubt that it is what is recorded now.
 
-        ``others`` are the passes that somebody still holds; ``left`` gives the batches from a position on.
+        ``others`` are the passes that somebody still holds; ``left`` gives the batches from a position on; ``on_device``
+        is whether batches may be copied to a device.
         """
         if not self.owed:
             raise RuntimeError(self._nothing_owed() + HINT)
@@ -130,17 +130,22 @@ class Pass:
                     "record() can't tell which batch the logits belong to: a second iteration was started while "
                     "a batch of the first was not recorded yet, or two are read in turns" + HINT
                 )
-        if self._ahead or (self._records == 0 and self._yielded != 1):
+        # A batch of no samples, which were all None, has nothing to record.
+        earlier = [one for one in islice(self.owed, len(self.owed) - 1) if len(one.indices)]
+        # A prefetcher that fetches ahead from the start may hold copies on a device alone, so there, two are one too many.
+        hidden = self._records == 0 and (on_device or any(one.held is None for one in earlier))
+        if self._ahead or (earlier and hidden):
             raise RuntimeError(
                 f"record() can't tell which batch the logits belong to: {self._yielded} batches were fetched "
                 "before the first record, so something (a prefetcher?) looks ahead, or the first batches "
                 "were not recorded" + HINT
             )
-        if any(_alive(earlier, last) for earlier in islice(self.owed, len(self.owed) - 1)):
+        if any(_alive(one, last) for one in earlier):
+            since = "the last record" if self._records else "the pass began"
             raise RuntimeError(
                 f"record() can't tell which batch the logits belong to: {len(self.owed)} batches were fetched since "
-                "the last record, and an earlier one is still in use, so the loop looks ahead by now (or it keeps a "
-                "batch that it skipped)" + HINT
+                f"{since}, and an earlier one is still in use, so the loop looks ahead (a prefetcher?), or it keeps a "
+                "batch that it skipped" + HINT
             )
         self.place.check_once(self, last, left)
         return last
@@ -156,8 +161,8 @@ class Pass:
         if not self._passed_over:
             return over
         return (
-            f"{over}. If the loop looks ahead, it began to after its first record, {self._passed_over} batches were never "
-            "recorded, and the values since belong to other samples: go back to a state saved before"
+            f"{over}. If the loop looks ahead, and keeps copies of its batches alone, {self._passed_over} batches were "
+            "never recorded, and values belong to other samples: go back to a state saved before"
         )
 
 

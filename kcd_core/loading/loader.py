@@ -218,11 +218,11 @@ class CondensedLoader(Generic[Batch]):
         ------
         RuntimeError
             Without ``indices``, whenever it is not certain which batch the logits belong to: nothing
-            was yielded since the last record; more than one batch was yielded before a pass's first
-            record; more than one since the last record, and an earlier one is still held by somebody (one that
-            nobody holds was skipped); another thread fetched it; another pass, still in use, owes a record of another
-            batch; a whole pass over this epoch was recorded before; or ``collate_fn`` was seen to put samples in
-            another order.
+            was yielded since the last record; more than one batch was, and an earlier one is still held by somebody (one
+            that nobody holds was skipped; before a pass's first record it is refused where CUDA is in use, too, since a
+            prefetcher may hold copies on a device); another thread fetched it; another pass, still in use, owes a
+            record of another batch; a whole pass over this epoch was recorded before; or ``collate_fn`` was seen
+            to put samples in another order.
         ValueError
             If ``indices``, in host memory, has a sample that no batch has held yet. Told until an epoch with
             recordings has ended: from then on, all of the data was drawn.
@@ -236,13 +236,13 @@ class CondensedLoader(Generic[Batch]):
 
         Notes
         -----
-        A loop that begins to look ahead after its first record, and copies each batch to a device at once, looks
+        A loop that begins to look ahead after its first record, and keeps copies of its batches alone, looks
         like one that skips a batch. It is told at the pass's end, when it records once more than batches were left.
         """
         reader = self._reader
         given = one_of(student_logits, values)
         with reader.lock:
-            owed = reader.drawn_last() if indices is None else None
+            owed = reader.drawn_last(given) if indices is None else None
             samples = indices if owed is None else owed[1].indices
             name = "student_logits" if values is None else "values"
             rows, size = checked_length(given, name), checked_length(samples, "indices")

@@ -126,15 +126,17 @@ class Reader:
 
     # -- which batch a record is of ----------------------------------------------------------------
 
-    def drawn_last(self) -> tuple[Pass, Drawn]:
-        """The batch yielded last; RuntimeError unless it is certain that it is what is recorded now."""
+    def drawn_last(self, given: Any) -> tuple[Pass, Drawn]:
+        """The batch yielded last; RuntimeError unless it is certain that what is ``given`` is recorded of it."""
         self._check_order()
         current = self.place.current
         if current is None:
             raise RuntimeError(
                 "record() was called before this pass yielded a batch: iterate the loader first"
             )
-        return current, current.check(self._held(), self.left)
+        on_host = not is_tensor(given) or given.is_cpu
+        in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        return current, current.check(self._held(), self.left, on_device=in_use or not on_host)
 
     def settle(self) -> None:
         """Note the record under way as soon as the tracker has it, whatever interrupts: the two are saved together."""

@@ -17,7 +17,7 @@ from helpers import (
     run_epoch,
     wrap,
 )
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 import kcd_core as kcd
 
@@ -90,7 +90,7 @@ def test_before_any_batch():
     assert loader.tracker.count.sum() == 8
 
 
-# -- (ii) at the first record, exactly one batch has been yielded -----------------------------------------
+# -- (ii) no batch yielded before is still in use ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -98,7 +98,9 @@ def test_before_any_batch():
 def test_behind_a_prefetcher(batches, workers):
     loader = wrap(Plain(N), num_workers=workers)
     for batch in look_ahead(loader, batches):
-        with pytest.raises(RuntimeError, match=r"batches were fetched before the first record.*return_index"):
+        with pytest.raises(
+            RuntimeError, match=r"batches were fetched since the pass began.*prefetcher.*return_index"
+        ):
             record(loader, batch)
         break
     assert loader.tracker.count.sum() == 0
@@ -132,13 +134,59 @@ def test_indices_that_come_along_are_right_behind_a_prefetcher(workers):
     assert len(loader.end_epoch().kept) == 34
 
 
-def test_the_first_batches_not_recorded():
+@pytest.mark.parametrize("start", [0, 16])
+@pytest.mark.parametrize("skipped", [1, 3])
+def test_the_first_batches_not_recorded(start, skipped):
+    """Of a pass, or after a resume: NaN in the first step, or a burn-in."""
     loader = wrap(Plain(N))
-    iterator = iter(loader)
-    next(iterator)
-    batch = next(iterator)
-    with pytest.raises(RuntimeError, match="2 batches were fetched before the first record"):
-        record(loader, batch)
+    if start:
+        for batch in itertools.islice(loader, start // 8):
+            record(loader, batch)
+        state, loader = loader.state_dict(), wrap(Plain(N))
+        loader.load_state_dict(state)
+    for number, batch in enumerate(loader):
+        if number >= skipped:
+            record(loader, batch)
+    assert loader.tracker.count.sum() == N - 8 * skipped
+    assert_right(loader)
+
+
+@pytest.mark.parametrize("sign", ["CUDA is in use", "logits on a device"])
+def test_the_first_batches_not_recorded_where_a_device_may_hide_a_prefetcher(sign, monkeypatch):
+    """It may have fetched two batches, and hold copies of them alone."""
+    loader = wrap(Plain(N))
+    for number, batch in enumerate(loader):
+        logits = logits_of(index_of(batch), 1)
+        if sign == "CUDA is in use":
+            monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        else:
+            logits = logits.to("meta")
+        if number:
+            with pytest.raises(RuntimeError, match="2 batches were fetched before the first record"):
+                loader.record(logits)
+            break
+    assert loader.tracker.count.sum() == 0
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_a_first_batch_without_samples_has_nothing_to_record(device, monkeypatch):
+    class Missing(Plain):
+        def __getitem__(self, index):
+            return None if index in (0, 1, 4, 5) else super().__getitem__(index)
+
+    def collate(samples):
+        there = [sample for sample in samples if sample is not None]
+        return default_collate(there) if there else None
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: device)
+    loader = wrap(Missing(N), batch_size=2, shuffle=False, collate_fn=collate, kcd_options={"mixing": None})
+    kept = []
+    for batch in loader:
+        if batch is not None:
+            record(loader, batch)
+        kept.append(batch)
+    assert loader.tracker.count.sum() == N - 4
+    assert_right(loader)
 
 
 def test_skipping_records_later_stays_right():
