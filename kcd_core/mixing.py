@@ -10,6 +10,7 @@ import copy
 import sys
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from inspect import getattr_static
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def mix_arrays(dataset: Any, index: int, steps: Steps) -> Any:
     ----------
     dataset
         Has an attribute ``data``, a NumPy array or torch tensor with one entry per sample, floating
-        point, uint8, uint16 or int16, and reads its image as ``self.data[index]`` (torchvision's MNIST
+        point, uint8, uint16 or int16, and reads its image as ``self.data[index]`` or ``self.data[index, ...]`` (torchvision's MNIST
         and CIFAR families do). Integers must be intensities: ids and labels have no mixture.
     index : int
     steps : tuple of (target, source, weight)
@@ -173,9 +174,11 @@ def default_mixer(dataset: Any) -> Mixer:
 
     That is floating-point numbers, or uint8 of two dimensions or more a sample that `holds_pixels`.
     """
-    if not has_arrays(dataset):
+    base = unwrap(dataset)[1]
+    # A wrapper that only passes on another's .data does not read its images there.
+    if not has_arrays(dataset) or getattr_static(base, "data", None) is None:
         return mix_samples
-    data = unwrap(dataset)[1].data
+    data = base.data
     some = range(0, len(data), max(1, len(data) // 64))
     images = is_floating(data) or (_is_image(data[0]) and holds_pixels(data[i] for i in some))
     return mix_arrays if images else mix_samples
@@ -190,7 +193,7 @@ def has_arrays(dataset: Any) -> bool:
     """Whether the data set (through ``Subset``, too) has one array or tensor entry per sample in ``.data``."""
     base = unwrap(dataset)[1]
     data: Any = getattr(base, "data", None)
-    if not is_array(data) or data.ndim < 2 or not 0 < len(data) == len(base):
+    if is_array(base) or not is_array(data) or data.ndim < 2 or not 0 < len(data) == len(base):
         return False
     # Wide integers are labels or tokens, which have no mixture.
     return is_floating(data) or dtype_name(data) in {"uint8", "uint16", "int16"}
@@ -216,6 +219,8 @@ class _Overlay:
         self.was_read = False
 
     def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, tuple) and key:
+            return self[key[0]][key[1:]]
         if not isinstance(key, (int, np.integer)) and not (is_tensor(key) and key.ndim == 0):
             raise TypeError(
                 f"mix_arrays needs a data set that reads one image as self.data[index], got self.data[{key!r}]; "
@@ -305,14 +310,10 @@ def _is_image(x: Any) -> bool:
 
 def _mixable(x: Any, what: str, index: int) -> Any:
     way_out = f"in sample {index}; convert images in the transform, name other fields, or use mixing=None"
-    if not is_array(x):
+    if not is_array(x) or not (is_floating(x) or _is_image(x)):
+        got = f"dtype {dtype_name(x)} and shape {tuple(x.shape)}" if is_array(x) else type(x).__name__
         raise TypeError(
-            f"{what} can't be mixed: expected a floating-point tensor or array, or a uint8 image, got "
-            f"{type(x).__name__} {way_out}"
-        )
-    if not is_floating(x) and not _is_image(x):
-        raise TypeError(
-            f"{what} can't be mixed: integers are never mixed, but for uint8 images of two dimensions or more, got "
-            f"dtype {dtype_name(x)} and shape {tuple(x.shape)} {way_out}"
+            f"{what} can't be mixed: expected a floating-point tensor or array, or a uint8 image of two dimensions or "
+            f"more (other integers are never mixed), got {got} {way_out}"
         )
     return x

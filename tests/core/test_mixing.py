@@ -285,7 +285,9 @@ def test_mix_arrays_leaves_the_data_set_alone():
     assert type(base.data) is np.ndarray
 
 
-@pytest.mark.parametrize("key", [lambda i: i, np.int64, torch.tensor, lambda i: i - N])
+@pytest.mark.parametrize(
+    "key", [lambda i: i, np.int64, torch.tensor, lambda i: i - N, lambda i: (i, ...), lambda i: (i - N,)]
+)
 def test_mix_arrays_reads_any_spelling_of_the_index(key):
     class Mine(Cifar):
         def __getitem__(self, index):
@@ -383,6 +385,48 @@ def test_which_mixer_is_the_default():
     scalars = Cifar(N)
     scalars.data = np.arange(N)
     assert default_mixer(scalars) is kcd.mix_samples
+
+
+class PassesOn(Dataset):
+    """Has no images of its own, though it looks so."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __len__(self):
+        return len(self.inner)
+
+    def __getitem__(self, index):
+        image, label = self.inner[index]
+        return torch.as_tensor(np.asarray(image)).float(), label
+
+    def __getattr__(self, name):
+        if name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.rand(N, 3),
+        lambda: torch.randint(0, 255, (N, 3, 4), dtype=torch.uint8),
+        lambda: np.random.default_rng(0).random((N, 3)),
+        lambda: PassesOn(Cifar(N)),
+        lambda: Subset(PassesOn(Cifar(N)), range(N)),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_of_another_kind_is_no_store_of_images(make, workers):
+    dataset = make()
+    assert default_mixer(dataset) is kcd.mix_samples
+    loader = wrap(dataset, num_workers=workers)
+    for epoch in range(2):
+        for _ in loader:
+            loader.record(logits_of(loader.indices, epoch))
+        loader.end_epoch()
+    assert len(loader.sampler.recipes)
+    assert len(list(loader)) == len(loader)
 
 
 def test_wrapping_fetches_nothing():
@@ -501,9 +545,10 @@ def test_mix_samples_writes_nothing_to_what_the_data_set_gave():
         (Plain(N), {"fields": 0}, TypeError, r"as in fields=\[0\], got 0"),
         (Plain(N), {"fields": []}, ValueError, "fields is empty"),
         (Plain(N), {"fields": [1]}, TypeError, "field 1 can't be mixed"),
-        ([(torch.zeros(3, dtype=torch.uint8), 1)] * 9, {}, TypeError, "integers are never mixed, .* got dtype uint8"),
-        ([(torch.zeros(3, 3, dtype=torch.int16), 1)] * 9, {}, TypeError, "integers are never mixed, .* got dtype int16"),
+        ([(torch.zeros(3, dtype=torch.uint8), 1)] * 9, {}, TypeError, "integers are never mixed.*, got dtype uint8"),
+        ([(torch.zeros(3, 3, dtype=torch.int16), 1)] * 9, {}, TypeError, "integers are never mixed.*, got dtype int16"),
         ([torch.zeros(3, dtype=torch.int64)] * 9, {}, TypeError, "integers are never mixed"),
+        ([torch.zeros(3, dtype=torch.complex64)] * 9, {}, TypeError, "expected a floating-point.*, got dtype complex64"),
         ([np.zeros(3, bool)] * 9, {}, TypeError, "dtype bool"),
         ([("an image", 1)] * 9, {}, TypeError, "got str"),
         ([1.0] * 9, {}, TypeError, "can't tell what to mix in a float"),
