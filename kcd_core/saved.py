@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .base import distributed
+from .base.dataset_identity import told_apart
 from .base.states import check_rank, check_same, check_together, state_bool, state_int
 from .history import CondensationHistory
 from .layout import Layout
@@ -105,6 +106,9 @@ def _one(
     """One rank's state, and which rank's it is, of how many."""
     what = layout.what
     own = ("num_replicas", "rank", "epoch", "seen", "tracker", "history", *layout.parts)
+    if isinstance(state, Mapping) and "dataset" in state and "dataset" in identity:
+        saved, here = told_apart(state["dataset"], identity["dataset"])
+        state, identity = {**state, "dataset": saved}, {**identity, "dataset": here}
     check_same(state, identity, what, needs=(*own, *needs), hints=HINTS)
     ranks = state_int(state, "rank", 0, what), state_int(state, "num_replicas", 1, what)
     history = CondensationHistory.from_state(state["history"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from .arguments import checked_length
 from .arrays import is_tensor, to_numpy
 
-__all__ = ["DatasetIdentity", "dataset_identity"]
+__all__ = ["DatasetIdentity", "dataset_identity", "told_apart"]
 
 DatasetIdentity = dict[str, int | str]
 
@@ -91,6 +91,19 @@ def dataset_identity(dataset: Any) -> DatasetIdentity:
     with suppress(Exception):
         _look_into(dataset, "", about)
     return about
+
+
+def told_apart(one: Any, other: Any) -> tuple[Any, Any]:
+    """What two identities differ in: equal if in nothing.
+
+    An attribute that one alone has tells nothing, since data sets open their files at the first access; but
+    ``indices``, which a ``Subset`` always has, do.
+    """
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return one, other
+    both = {key for key in one.keys() & other.keys() if one[key] != other[key]}
+    both |= {key for key in one.keys() ^ other.keys() if str(key).endswith("indices")}
+    return tuple({key: x[key] for key in sorted(both & x.keys())} for x in (one, other))  # type: ignore[return-value]
 
 
 def _look_into(dataset: Any, where: str, about: DatasetIdentity) -> None:

@@ -771,6 +771,36 @@ def test_labels_that_were_corrected_can_be_said_to_be():
     reader.load_state_dict(state)
 
 
+class OpensLate(Cifar):
+    """Reads its labels at the first access."""
+
+    def __init__(self, n):
+        super().__init__(n)
+        self.late, self.targets = self.targets, None
+
+    def __getitem__(self, index):
+        self.targets = self.late
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("opened", [0, 1])
+def test_a_data_set_that_opens_at_the_first_access_is_no_other_one(opened):
+    datasets = OpensLate(N), OpensLate(N)
+    datasets[opened][0]
+    saver, reader = (wrap(data, schedule=SCHEDULE, batch_size=7) for data in datasets)
+    go_on(saver, stop=3)
+    reader.load_state_dict(saver.state_dict())
+
+
+def test_a_subset_is_another_data_set_than_one_of_its_size():
+    plain, part = (
+        wrap(data, schedule=SCHEDULE) for data in (Cifar(N), torch.utils.data.Subset(Cifar(2 * N), range(N)))
+    )
+    for saver, reader in ((plain, part), (part, plain)):
+        with pytest.raises(ValueError, match=r"saved with dataset = .*indices"):
+            reader.load_state_dict(saver.state_dict())
+
+
 def test_labels_that_change_in_the_course_of_a_run_are_no_other_data():
     """Pseudo-labels: what counts is what the data set was when it was wrapped."""
     loader = make()
