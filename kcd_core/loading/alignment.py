@@ -61,10 +61,14 @@ class Pass:
         self.owed: deque[Drawn] = deque(maxlen=WAITING)
         self.exhausted = False
         self._yielded = self._records = self._passed_over = self._lost = self._thread = 0
-        self._ahead = self._by_indices = False
+        self._ahead = self._by_indices = self._look = False
 
     def note_batch(self, indices: Any, positions: int, batch: Any) -> None:
         """The next batch was yielded."""
+        recording = self.place.recording
+        self._look = (
+            self._yielded == 0 and recording is not None and recording is not self and not recording.owed
+        )
         begin = self.next
         self.end, self._lost = begin + positions, 0
         self.owed.append(Drawn(indices, begin, self.end, _largest(batch)))
@@ -121,6 +125,9 @@ class Pass:
                 "may be ahead" + HINT
             )
         for other in others:
+            # One batch, taken while this pass owed none: a look, whose iterator is kept in a variable.
+            if other._look and self is self.place.recording:
+                continue
             # The first batches of two passes are one and the same.
             same = other is self or (
                 other.place is self.place and other.owed and other.owed[-1].begin == last.begin

@@ -231,6 +231,34 @@ def test_an_iterator_that_was_kept_disturbs_nothing():
     assert_right(loader)
 
 
+@pytest.mark.parametrize("looks", [1, 2])
+@pytest.mark.parametrize("at", [0, 4, 7])
+def test_a_look_whose_iterator_is_kept_disturbs_nothing(at, looks):
+    loader, kept = make(), []
+    for number, batch in enumerate(loader):
+        record(loader, batch)
+        if number == at:
+            next(iter(loader))
+            kept += [iter(loader) for _ in range(looks)]
+            images = [next(look) for look in kept]
+    assert len(images) == looks
+    assert (loader.tracker.count == 1).all()
+    assert_right(loader)
+
+
+def test_a_second_pass_that_goes_on_is_no_look():
+    loader = make()
+    first, second = iter(loader), iter(loader)
+    record(loader, next(first))
+    next(second)
+    record(loader, next(first))
+    next(second)
+    batch = next(first)
+    with pytest.raises(RuntimeError, match="read in turns"):
+        record(loader, batch)
+    assert_right(loader)
+
+
 @pytest.mark.parametrize("at", [1, 4])
 def test_a_look_between_a_batch_and_its_record(at):
     loader = make()
