@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ Place = tuple[Any, ...]  # the keys that lead to a field
 Rows = list[Any]  # a comparable object for each row
 
 HEAD = 16  # numbers of a row that are compared
+PARTS = 16  # of a sample or batch that are looked at, on each level
+DEPTH = 3  # levels
 
 
 def fields_of(samples: list[Any]) -> dict[Place, Rows]:
@@ -28,46 +31,86 @@ def fields_of(samples: list[Any]) -> dict[Place, Rows]:
 
     Taken before they are collated, since a collate function may write to its samples.
     """
-    first = samples[0]
-    if any(type(sample) is not type(first) for sample in samples):
-        return {}
-    columns: dict[Place, Any]
-    if isinstance(first, Mapping):
-        columns = {(key,): [sample.get(key) for sample in samples] for key in first}
-    elif isinstance(first, (tuple, list)):
-        shortest = min(map(len, samples))
-        columns = {(at,): [sample[at] for sample in samples] for at in range(shortest)}
-    else:
-        columns = {(): samples}
-    found = {place: _rows(column, len(samples)) for place, column in columns.items()}
-    return {place: rows for place, rows in found.items() if rows is not None and len(set(rows)) > 1}
+    return {place: rows for place, rows in _columns(samples, (), DEPTH) if len(set(rows)) > 1}
 
 
 def reordered(fields: Mapping[Place, Rows], batch: Any) -> bool | None:
     """Whether the rows of ``batch`` are the samples' in another order; None if nothing shows it.
 
     A field in its order says that they are not. A field in another order says that they are where it has kept its
-    place, or has too many different values for chance.
+    place, or has too many different values for chance; and so does one that is the samples' without a few, moved up and
+    filled up again.
     """
     verdict = None
     for place, rows in fields.items():
-        for where, found in _leaves(batch, len(rows)):
-            if found == rows:
+        for where, leaf in _leaves(batch, len(rows), (), DEPTH):
+            mine, found = _alike(rows, leaf)
+            if found == mine:
                 return False
-            by_chance = len(rows) < 4 or len(set(rows)) < 3
-            if (where == place or not by_chance) and Counter(found) == Counter(rows):
+            by_chance = len(mine) < 4 or len(set(mine)) < 3
+            moved = (where == place or not by_chance) and Counter(found) == Counter(mine)
+            if moved or (not by_chance and _refilled(mine, found)):
                 verdict = True
     return verdict
 
 
-def _leaves(batch: Any, size: int, place: Place = ()) -> Iterator[tuple[Place, Rows]]:
-    if isinstance(batch, (torch.Tensor, np.ndarray, list, tuple)):
+def _alike(rows: Rows, found: Rows) -> tuple[Rows, Rows]:
+    """Both, without what padding or cutting to one length did to sequences."""
+    longest, width = max(map(len, rows)), max(map(len, found))
+    if isinstance(rows[0], (str, bytes)) or isinstance(found[0], (str, bytes)) or min(longest, width) < 2:
+        return rows, found
+    rows = [row[:width] for row in rows]
+    known = set(rows)
+    lengths = sorted({len(row) for row in known if row}, reverse=True)
+    return rows, [next((row[:n] for n in lengths if row[:n] in known), row) for row in found]
+
+
+def _refilled(rows: Rows, found: Rows) -> bool:
+    """Whether ``found`` is ``rows`` without up to a quarter of them, moved up, and then others of them."""
+    at = kept = moved = 0
+    for row in found:
+        try:
+            at = rows.index(row, at) + 1
+        except ValueError:
+            break
+        moved += row != rows[kept]
+        kept += 1
+    return moved > 2 and 4 * kept >= 3 * len(rows) and set(found) <= set(rows)
+
+
+def _columns(column: Sequence[Any], place: Place, depth: int) -> Iterator[tuple[Place, Rows]]:
+    """The fields of samples, as far down as they are alike."""
+    rows = _rows(column, len(column))
+    if rows is not None:
+        yield place, rows
+    if depth and len({type(sample) for sample in column}) == 1:
+        parts = [_parts(sample) for sample in column]
+        for key in parts[0]:
+            if all(key in part for part in parts):
+                yield from _columns([part[key] for part in parts], (*place, key), depth - 1)
+
+
+def _leaves(batch: Any, size: int, place: Place, depth: int) -> Iterator[tuple[Place, Rows]]:
+    if isinstance(batch, (list, tuple)) and len(batch) == size:
+        yield from _columns(batch, place, depth)
+    elif isinstance(batch, (torch.Tensor, np.ndarray)):
         rows = _rows(batch, size)
         if rows is not None:
             yield place, rows
-    if len(place) < 2 and isinstance(batch, (Mapping, list, tuple)):
-        for key, part in batch.items() if isinstance(batch, Mapping) else enumerate(batch):
-            yield from _leaves(part, size, (*place, key))
+    if depth:
+        for key, part in _parts(batch).items():
+            yield from _leaves(part, size, (*place, key), depth - 1)
+
+
+def _parts(whole: Any) -> dict[Any, Any]:
+    """What a sample or a batch consists of: items, elements or attributes."""
+    if isinstance(whole, (torch.Tensor, np.ndarray, str, bytes)):
+        return {}
+    if isinstance(whole, Mapping):
+        return dict(islice(whole.items(), PARTS))
+    if isinstance(whole, (list, tuple)):
+        return dict(enumerate(whole[:PARTS]))
+    return dict(islice(getattr(whole, "__dict__", {}).items(), PARTS))
 
 
 def _rows(column: Any, size: int) -> Rows | None:
@@ -82,9 +125,14 @@ def _rows(column: Any, size: int) -> Rows | None:
         return list(column)
     if issubclass(kind, (int, float, np.generic)):
         return _heads(np.asarray(column), size)
+    if issubclass(kind, (list, tuple)):
+        heads = [row[:HEAD] for row in column]
+        if all(isinstance(number, (int, float)) for head in heads for number in head):
+            return [tuple(np.asarray(head, np.float32).tolist()) for head in heads]
+        return None
     if issubclass(kind, (torch.Tensor, np.ndarray)):
-        heads = [_heads(row, 1) for row in column]
-        return None if None in heads else [head[0] for head in heads if head]
+        found = [_heads(row, 1) for row in column]
+        return None if None in found else [head[0] for head in found if head]
     return None
 
 

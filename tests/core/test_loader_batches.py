@@ -446,6 +446,76 @@ def test_a_collate_function_that_moves_rows(kind, order, workers):
     assert_right(loader)
 
 
+class Holder:
+    def __init__(self, **parts):
+        self.__dict__.update(parts)
+
+
+def lists(index):
+    length = 1 + index * 7 % 23
+    return {"ids": [101, *[index + 1] * length], "mask": [1] * (length + 1)}
+
+
+def padded_lists(samples):
+    longest = max(len(sample["ids"]) for sample in samples)
+    pad = [{key: row + [0] * (longest - len(row)) for key, row in sample.items()} for sample in samples]
+    return {key: torch.tensor([sample[key] for sample in pad]) for key in pad[0]}
+
+
+DEEP = {
+    "lists": (lists, padded_lists, lambda sample: -len(sample["ids"])),
+    "ragged": (lambda i: torch.full((2 + i * 7 % 11,), i + 1), lambda s: pad_sequence(s, batch_first=True), len),
+    "nested": (lambda i: {"a": {"ids": torch.full((32,), i)}, "b": {"label": i % 7}}, default_collate,
+               lambda sample: sample["b"]["label"]),
+    "object": (lambda i: (float(i), i % 7), lambda s: Holder(both=default_collate(s)), lambda s: s[1]),
+    "objects": (lambda i: Holder(x=float(i), n=i % 7), lambda s: {"x": torch.tensor([one.x for one in s])},
+                lambda sample: sample.n),
+    "boxes": (lambda i: (torch.zeros(3, 4 + i % 5), {"boxes": torch.ones(i % 3, 4), "id": i}),
+              lambda s: tuple(zip(*s, strict=True)), lambda s: s[0].shape[1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("moved", [True, False])
+@pytest.mark.parametrize("name", DEEP)
+def test_rows_that_move_are_seen_in_lists_objects_and_padded_sequences(name, moved):
+    sample, collate, key = DEEP[name]
+    loader = make(
+        [sample(i) for i in range(N)],
+        collate_fn=lambda samples: collate(sorted(samples, key=key) if moved else samples),
+    )
+    if not moved:
+        for _ in loader:
+            loader.record(torch.zeros(8, 5))
+        return
+    with pytest.raises(RuntimeError, match="collate_fn puts"):
+        [loader.record(torch.zeros(8, 5)) for _ in loader]
+
+
+@pytest.mark.parametrize("change", ["refill", "noise", "flip", "coarse", "none"])
+def test_a_batch_whose_broken_samples_are_left_out_and_filled_up_again(change):
+    """And labels that a collate function changes where they are."""
+
+    def collate(samples):
+        labels = np.array([sample.n for sample in samples])
+        if change == "refill":
+            there = [sample.n for sample in samples if not sample.broken]
+            labels = np.array((there + there)[: len(samples)])
+        elif change == "noise":
+            labels[::5] = (labels[::5] + 3) % 10
+        elif change != "none":
+            labels = 1 - labels % 2 if change == "flip" else labels // 2
+        return torch.from_numpy(labels)
+
+    samples = [Holder(image=Holder(), n=(i * 7 + i // 10) % 10, broken=i % 17 == 3) for i in range(200)]
+    loader = make(samples, collate_fn=collate, batch_size=20)
+    if change == "refill":
+        with pytest.raises(RuntimeError, match="collate_fn puts"):
+            [loader.record(torch.zeros(20, 5)) for _ in loader]
+        return
+    for _ in loader:
+        loader.record(torch.zeros(20, 5))
+
+
 def test_rows_that_are_in_order_by_chance_at_first():
     loader = make(Sequences(N, "pair"), collate_fn=ByLabel(), shuffle=False, batch_size=8)
     with pytest.raises(RuntimeError, match="collate_fn puts"):
