@@ -554,6 +554,14 @@ def test_no_false_alarm_of_a_collate_function(collate):
         assert_right(loader)
 
 
+def test_no_false_alarm_of_two_classes_that_are_swapped():
+    """With as many samples of one as of the other, it is a permutation."""
+    loader = make([(Holder(), i % 2) for i in range(N)], shuffle=False,
+                  collate_fn=lambda samples: (None, 1 - torch.tensor([label for _, label in samples])))  # fmt: skip
+    for _ in loader:
+        loader.record(torch.zeros(8, 5))
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_no_false_alarm_of_small_batches(batch_size):
     """Lengths that happen to be the labels of the other samples."""
