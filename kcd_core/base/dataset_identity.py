@@ -74,7 +74,7 @@ def dataset_identity(dataset: Any) -> DatasetIdentity:
         ``length``, and for each attribute that says which samples these are a digest of 16 digits: ``indices`` of a
         ``Subset``, and what the data set in it has, as ``dataset.targets``; ``targets``, ``labels``, ``samples``,
         ``imgs`` and others like them (`NAMES`), where they hold whole numbers or text. Floating-point numbers, which
-        may differ in their last bit between machines, are left out. A data set that keeps nothing of this kind
+        may differ in their last bit between machines, are left out, and pictures, which may be a cache that fills. A data set that keeps nothing of this kind
         has its length alone.
 
     Raises
@@ -99,7 +99,7 @@ def told_apart(one: Any, other: Any) -> tuple[Any, Any]:
     An attribute that one alone has tells nothing, since data sets open their files at the first access; but
     ``indices``, which a ``Subset`` always has, do.
     """
-    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+    if not all(isinstance(x, Mapping) and "length" in x for x in (one, other)):
         return one, other
     both = {key for key in one.keys() & other.keys() if one[key] != other[key]}
     both |= {key for key in one.keys() ^ other.keys() if str(key).endswith("indices")}
@@ -162,7 +162,9 @@ def _digests(x: Any, name: str, length: int) -> Iterator[tuple[str, str]]:
         rows, first = _some(x), x[0]
         for key in list(first if isinstance(first, dict) else range(len(first)))[:MOST_COLUMNS]:
             yield from _digests([row[key] for row in rows], f"{name}[{key!r}]", len(rows))
-    elif isinstance(x, (list, tuple, range, np.ndarray)) or is_tensor(x):
+    elif (
+        isinstance(x, (list, tuple, range)) or getattr(x, "ndim", 3) < 3
+    ):  # pictures may be a cache that is filled later
         digest = _digest(_some(x))
         if digest:
             yield name, digest

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from .._version import __version__
 from .arrays import checked_int
+from .dataset_identity import told_apart
 
 __all__ = [
     "check_agreement",
@@ -224,8 +225,13 @@ def check_agreement(what: Mapping[str, Any], *, shard: int, shards: int, group: 
     table[rank(group), :-1], table[rank(group), -1] = mine, shard
     table = _communicate(dist, table, dist.all_reduce, group)
     table, drawn = table[:, :-1], np.bincount(table[:, -1], minlength=shards)
-    if (table != table[0]).any():
-        raise RuntimeError(_disagreement(gather(lambda: texts, group)))
+    if (table != table[0]).any() and (
+        found := _differences(gather(lambda: (texts, what.get("dataset")), group))
+    ):
+        raise RuntimeError(
+            f"ranks disagree: {'; '.join(found)}. Every rank needs the same settings and samples, makes its loaders in the "
+            "same order, draws every epoch and ends it once"
+        )
     if drawn.min() < drawn.max():
         raise RuntimeError(
             f"the ranks' samplers must draw each of the {shards} shards equally often, and they draw them "
@@ -233,21 +239,23 @@ def check_agreement(what: Mapping[str, Any], *, shard: int, shards: int, group: 
         )
 
 
-def _disagreement(everyones: list[dict[str, str]]) -> str:
-    """In what the ranks differ, from what all of them have."""
+def _differences(everyones: list[tuple[dict[str, str], Any]]) -> list[str]:
+    """In what the ranks differ, from what all of them have: their settings, and what their data sets are."""
     found = []
-    for name in sorted(set().union(*everyones)):
-        first, *_ = values = [texts.get(name, "not there") for texts in everyones]
-        others = [number for number, value in enumerate(values) if value != first]
+    settings = [texts for texts, _ in everyones]
+    for name in sorted(set().union(*settings)):
+        values = [texts.get(name, "not there") for texts in settings]
+        pairs = [(value, values[0]) for value in values]
+        if name == "dataset":  # what one rank alone knows of it says nothing
+            apart = (told_apart(about, everyones[0][1]) for _, about in everyones)
+            pairs = [(_written(one), _written(here)) for one, here in apart]
+        others = [number for number, (one, here) in enumerate(pairs) if one != here]
         if others:
-            other = values[others[0]]
+            one, here = pairs[others[0]]
             found.append(
-                f"rank(s) {others} differ from rank 0 in {name}: {other:.200} there, and {first:.200} on rank 0"
+                f"rank(s) {others} differ from rank 0 in {name}: {one:.200} there, and {here:.200} on rank 0"
             )
-    return (
-        f"ranks disagree: {'; '.join(found)}. Every rank needs the same settings, makes its loaders in the same order, "
-        "draws every epoch and ends it once"
-    )
+    return found
 
 
 def _written(x: Any) -> str:

@@ -61,7 +61,7 @@ class Ranks:
         self._given[self._here.rank] = mine
         self._barrier.wait(30)
         everyones[:] = self._given
-        self.compared = set(mine)
+        self.compared = set(mine[0])  # settings
         self._barrier.wait(30)
 
     group = types.SimpleNamespace(WORLD=None)  # without a store
@@ -424,6 +424,24 @@ def test_runs_that_agree_end_in_one_set(ranks: Ranks, kind: str) -> None:
     one, other = ranks.each(work)
     assert one == other
     assert one[0] == 4
+
+
+def test_what_one_rank_alone_knows_of_the_data_set_says_nothing(ranks: Ranks) -> None:
+    """It has looked at a sample already, and the data set opens its files at the first."""
+
+    def work(rank: int, labels: Any) -> Any:
+        data = Plain(N)
+        if labels[rank] is not None:
+            data.labels = labels[rank]  # type: ignore[attr-defined]
+        run = loader(rank, data=data)
+        record(run, rank)
+        return run.end_epoch().kept.tolist()
+
+    one, other = ranks.each(lambda rank: work(rank, [list(range(N)), None]))
+    assert one == other
+    assert isinstance(one, list)
+    (found,) = {str(error) for error in ranks.each(lambda rank: work(rank, [[0] * N, [1] * N]))}
+    assert found.startswith("ranks disagree: rank(s) [1] differ from rank 0 in dataset: {labels: ")
 
 
 def test_a_selection_that_differs_is_found_whichever_array_differs(ranks: Ranks) -> None:
