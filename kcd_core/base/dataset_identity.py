@@ -101,7 +101,7 @@ def told_apart(one: Any, other: Any) -> tuple[Any, Any]:
     """
     if not all(isinstance(x, Mapping) and "length" in x for x in (one, other)):
         return one, other
-    both = {key for key in one.keys() & other.keys() if one[key] != other[key]}
+    both = {key for key in one.keys() & other.keys() if repr(one[key]) != repr(other[key])}
     both |= {key for key in one.keys() ^ other.keys() if str(key).endswith("indices")}
     return tuple({key: x[key] for key in sorted(both & x.keys())} for x in (one, other))  # type: ignore[return-value]
 
