@@ -22,7 +22,7 @@ from .keys import IndexedCollate, KeyBatches, KeyedDataset
 
 __all__ = ["Order", "order_of", "rebuild", "resolve_mixer", "understand"]
 
-MANUAL = "; use KnowledgeValueTracker, CondensedSampler and condense_step() by hand (docs/by-hand.md in the repository)"
+MANUAL = "; use Condensation with a CondensedSampler by hand (docs/by-hand.md in the repository)"
 # What the rebuilt loader sets itself; every other argument of DataLoader is carried over by name.
 OWN_ARGUMENTS = ("dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last")
 

@@ -378,7 +378,7 @@ def test_refused_with_the_manual_route(name):
     with pytest.raises(TypeError, match="by hand") as caught:
         kcd.wrap_loader(make(), schedule=ONCE)
     assert reason in str(caught.value)
-    assert "condense_step" in str(caught.value)
+    assert "Condensation" in str(caught.value)
 
 
 def test_refused_otherwise():
