@@ -47,7 +47,7 @@ LAYERS = (
     ("kcd_adapters.profiles",),
     ("kcd_adapters.patching",),
     ("kcd_adapters.hosts",),
-    ("kcd_adapters.demo", "kcd_adapters.report", "kcd_adapters.torchdistill"),
+    ("kcd_adapters.demo", "kcd_adapters.report", "kcd_adapters.torchdistill", "kcd_adapters.trainers"),
     ("kcd_adapters.auto", "kcd_adapters.cli"),
     ("kcd_adapters.__main__",),
 )

@@ -1,0 +1,83 @@
+"""A student whose every step is read a second time: by index, in float64, beside whatever a trainer does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from reference import condense, entropy
+from torch.utils.data import Dataset
+
+CLASSES = 5
+WIDTH = 8
+
+
+class Samples(Dataset):  # type: ignore[type-arg]
+    """(x, label) pairs, or dicts of them; the first feature says which sample it is, exactly."""
+
+    def __init__(self, n: int = 203, *, dicts: bool = False, keys: tuple[str, str] = ("x", "labels")) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.x = torch.randn(n, WIDTH, generator=generator)
+        self.x[:, 0] = torch.arange(n) / 256  # exact in float32, bfloat16 up to 256 samples too
+        self.labels = torch.randint(0, CLASSES, (n,), generator=generator)
+        self.dicts, self.keys = dicts, keys
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> Any:
+        pair = self.x[index].clone(), int(self.labels[index])
+        return dict(zip(self.keys, pair, strict=True)) if self.dicts else pair
+
+
+def which(x: torch.Tensor) -> list[int]:
+    """The indices of the samples in a batch of `Samples`."""
+    return (x[:, 0].double() * 256).round().long().tolist()
+
+
+class Student(torch.nn.Module):
+    """Classifies `Samples`, and keeps a reading of its own of all it says in training: (index, entropy), by epoch."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.layer = torch.nn.Linear(WIDTH - 1, CLASSES)
+        self.read: list[list[tuple[int, float]]] = [[]]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layer(x[:, 1:])
+        if self.training and torch.is_grad_enabled():
+            self.read[-1] += zip(which(x), map(entropy, logits.detach().double().tolist()), strict=True)
+        return logits
+
+    def new_epoch(self) -> None:
+        """What is read from now on is of the next epoch."""
+        self.read.append([])
+
+
+def summed(read: list[tuple[int, float]], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """V and F of everything that was read: float64 [n], NaN where nothing was, and int64 [n]."""
+    values: list[list[float]] = [[] for _ in range(n)]
+    for index, value in read:
+        values[index].append(value)
+    mean = [math.fsum(one) / len(one) if one else math.nan for one in values]
+    return np.array(mean), np.array([len(one) for one in values])
+
+
+def expected_sets(epochs: list[list[tuple[int, float]]], n: int, schedule: Any) -> list[np.ndarray]:
+    """The set that the reference keeps after each of the epochs at which a stage ends, ascending.
+
+    ``epochs`` holds what was read in each, duplicates that only pad left out.
+    """
+    sets, size, read = [], n, []
+    for epoch, one in enumerate(epochs, 1):
+        read += one
+        if schedule.due(epoch):
+            value, count = summed(read, n)
+            target = schedule.target(n, size)
+            sets.append(np.sort(condense(value, count, previous=size, target=target).kept))
+            size = target
+    return sets
