@@ -19,6 +19,7 @@ from ..tracker import KnowledgeValueTracker
 from ..values import one_of
 from .alignment import Place
 from .keys import KeyBatches
+from .prefetch import Prefetch
 from .reader import Reader
 
 __all__ = ["CondensedLoader"]
@@ -39,15 +40,21 @@ class CondensedLoader(Generic[Batch]):
         The user's, rebuilt around ``batches``.
     dataset
         The user's.
-    return_index : bool
+    return_index, prefetch
         See `wrap_loader`.
     """
 
     def __init__(
-        self, run: Condensation, batches: KeyBatches, inner: DataLoader[Any], dataset: Any, return_index: bool
+        self,
+        run: Condensation,
+        batches: KeyBatches,
+        inner: DataLoader[Any],
+        dataset: Any,
+        return_index: bool,
+        prefetch: Prefetch | None = None,
     ) -> None:
         self._run = run
-        self._reader = Reader(run, batches, inner, dataset, return_index)
+        self._reader = Reader(run, batches, inner, dataset, return_index, prefetch)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if hasattr(type(self), name) or name in inspect.signature(DataLoader.__init__).parameters:

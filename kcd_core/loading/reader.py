@@ -17,6 +17,7 @@ from ..base.padding import PADDING
 from ..stages import Condensation
 from .alignment import Drawn, Pass, Place
 from .keys import Fetched, KeyBatches
+from .prefetch import Prefetch, prefetched
 from .row_order import REORDERED
 
 __all__ = ["PassIterator", "Reader"]
@@ -36,6 +37,8 @@ class Reader:
         The user's.
     with_indices : bool
         Whether to yield (indices, batch).
+    prefetch : callable, optional
+        What looks ahead between ``inner`` and the loop.
 
     Attributes
     ----------
@@ -46,10 +49,16 @@ class Reader:
     """
 
     def __init__(
-        self, run: Condensation, batches: KeyBatches, inner: DataLoader[Any], dataset: Any, with_indices: bool
+        self,
+        run: Condensation,
+        batches: KeyBatches,
+        inner: DataLoader[Any],
+        dataset: Any,
+        with_indices: bool,
+        prefetch: Prefetch | None = None,
     ) -> None:
         self.batches, self.inner, self.dataset = batches, inner, dataset
-        self._run, self._with_indices = run, with_indices
+        self._run, self._with_indices, self._prefetch = run, with_indices, prefetch
         self._main = copy.copy(
             inner
         )  # with persistent workers, it has one iterator, which each pass begins anew
@@ -92,7 +101,8 @@ class Reader:
         now = Pass(self.place)
         self.batches.start, self.batches.epoch = now.end, self._run.epoch
         under_way = any(not one.exhausted for one in self._held())
-        return now, iter(copy.copy(self.inner) if under_way else self._main)
+        fetched: Iterator[Fetched] = iter(copy.copy(self.inner) if under_way else self._main)
+        return now, prefetched(self._prefetch, fetched) if self._prefetch else fetched
 
     def note(self, now: Pass, fetched: Fetched) -> Any:
         """What is yielded for a batch that was fetched."""

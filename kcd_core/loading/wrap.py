@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from ..agreement import numbered
 from ..base import distributed
-from ..base.arguments import check_kind, checked_bool
+from ..base.arguments import check_callable, check_kind, checked_bool
 from ..base.dataset_identity import dataset_identity
 from ..base.states import value_name
 from ..em_step import Select
@@ -25,6 +25,7 @@ from ..tracker import KnowledgeValueTracker
 from ..values import Value, ValueName
 from .keys import KeyBatches
 from .loader import CondensedLoader
+from .prefetch import Prefetch
 from .rebuild import order_of, rebuild, resolve_mixer, understand
 
 __all__ = ["wrap_loader"]
@@ -43,6 +44,7 @@ def wrap_loader(
     mixer: Literal["auto", "arrays", "samples"] | Mixer = "auto",
     select: Select | None = None,
     return_index: bool = False,
+    prefetch: Prefetch | None = None,
     on_nonfinite: OnNonfinite = "skip",
     device: Any = None,
     seed: int | None = None,
@@ -86,6 +88,11 @@ def wrap_loader(
         Yield ``(indices, batch)``, int64 [B] and your batch, instead of your batch alone. The index
         of a sample that only pads a rank's length is -1: pass it to ``record`` as it is. Without it, those of the
         batch yielded last are ``loader.indices``.
+    prefetch : callable, optional
+        ``prefetch(batches) -> iterator``, for what looks ahead between the DataLoader and your loop, as a copy to a
+        device does: it is given an iterator over the batches of a pass, and yields one for each, in the same order.
+        The loader yields what it yields; batches that it holds back are not drawn yet, so that ``record`` and
+        ``state_dict`` are of the batch that your loop is at.
     device : torch device, optional
         Where values are kept. Default: where the first recorded logits are.
     seed : int, 0 .. 2**64 - 1, optional
@@ -136,6 +143,8 @@ def wrap_loader(
         loader, seed=seed, num_replicas=num_replicas, rank=rank, group=distributed.check_group(group)
     )
     check_kind(schedule, "schedule", CondensationSchedule)
+    if prefetch is not None:
+        check_callable(prefetch, "prefetch", "a callable prefetch(batches) -> iterator", places=1)
     return_index, sharded = checked_bool(return_index, "return_index"), checked_bool(sharded, "sharded")
     if sharded and select is not None:
         raise ValueError("select needs the values of all samples in one place: not with sharded=True")
@@ -175,7 +184,7 @@ def wrap_loader(
     run.warn_once("drops nothing", schedule.why_idle(num_samples), stacklevel=3)
     run.warn_once("no batch ahead", _without_batch(schedule, batches, num_samples), stacklevel=3)
     inner = rebuild(loader, batches, mix)
-    return CondensedLoader(run, batches, inner, loader.dataset, return_index)
+    return CondensedLoader(run, batches, inner, loader.dataset, return_index, prefetch)
 
 
 def _without_batch(schedule: CondensationSchedule, batches: KeyBatches, num_samples: int) -> str:

@@ -234,8 +234,8 @@ CALLS: dict[str, Call] = {
     "Condensation.load_state_dict": Call(method(run, "load_state_dict"), {"state": lambda: run().state_dict()}),
     "wrap_loader": Call(
         made_by(kcd.wrap_loader),
-        {"loader": plain, **RUN, "mixing": nothing, "mixer": lambda: "auto", "return_index": lambda: True, "seed": lambda: 1, "num_replicas": lambda: 1, "rank": lambda: 0, "sharded": lambda: False},
-        {**RUN_TAKES, "mixing": "none", "return_index": "true", "sharded": "true", "seed": "none", "num_replicas": "none", "rank": "none"},
+        {"loader": plain, **RUN, "mixing": nothing, "mixer": lambda: "auto", "return_index": lambda: True, "prefetch": lambda: iter, "seed": lambda: 1, "num_replicas": lambda: 1, "rank": lambda: 0, "sharded": lambda: False},
+        {**RUN_TAKES, "mixing": "none", "return_index": "true", "prefetch": "none lambda", "sharded": "true", "seed": "none", "num_replicas": "none", "rank": "none"},
     ),
     "CondensedLoader.record": Call(method(loader, "record"), {"indices": drawn, "student_logits": lambda: torch.randn(3, CLASSES)}, {"indices": "none"}),
     "CondensedLoader.record(values)": Call(method(loader, "record"), {"indices": drawn, "values": lambda: torch.rand(3)}, takes={"indices": "none"},

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -132,6 +133,45 @@ def test_indices_that_come_along_are_right_behind_a_prefetcher(workers):
     assert (loader.tracker.count == 1).all()
     assert_right(loader)
     assert len(loader.end_epoch().kept) == 34
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_prefetcher_that_the_loader_knows(batches, workers):
+    """No indices needed: what it holds back is not drawn."""
+    loader = wrap(
+        Plain(N), num_workers=workers, kcd_options={"prefetch": partial(look_ahead, batches=batches)}
+    )
+    for done, batch in enumerate(loader, 1):
+        assert loader.indices.tolist() == index_of(batch)
+        assert loader.batches_done == done
+        record(loader, batch)
+        assert loader.state_dict()["position"] == 8 * done
+        with pytest.raises(RuntimeError, match="twice for one batch"):
+            record(loader, batch)
+    assert (loader.tracker.count == 1).all()
+    assert_right(loader)
+
+
+def test_a_loop_that_looks_ahead_of_a_prefetcher_is_told():
+    loader = wrap(Plain(N), kcd_options={"prefetch": look_ahead})
+    batch = next(look_ahead(loader))
+    with pytest.raises(RuntimeError, match="2 batches were fetched"):
+        record(loader, batch)
+
+
+@pytest.mark.parametrize(
+    ("prefetch", "told"),
+    [
+        (lambda batches: itertools.islice(batches, 2), "ended after 2 batches, and others were left"),
+        (lambda batches: itertools.islice(batches, 0, None, 2), "kept 2 of the 5 batches"),
+        (lambda batches: itertools.chain(batches, [None]), "more batches than the 5"),
+    ],
+)
+def test_a_prefetcher_yields_one_batch_for_each(prefetch, told):
+    loader = wrap(Plain(N), kcd_options={"prefetch": prefetch})
+    with pytest.raises(RuntimeError, match=f"{told}.*one batch for each"):
+        list(loader)
 
 
 @pytest.mark.parametrize("start", [0, 16])
