@@ -139,7 +139,9 @@ def test_by_hand_examples_run(capsys):
     assert len(chosen.kept) == 5
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/by-hand.md", "docs/streams.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/by-hand.md", "docs/streams.md", "docs/trainers.md", "CONTRIBUTING.md"]
+)
 def test_links_point_at_files(name):
     path = ROOT / name
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
