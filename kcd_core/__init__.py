@@ -27,7 +27,7 @@ from .sharded.condense import condense_sharded
 from .sharded.sampler import ShardedSampler
 from .stages import Condensation
 from .tracker import KnowledgeValueTracker
-from .values import cross_entropy, entropy, kd_divergence, margin
+from .values import cross_entropy, entropy, kd_divergence, margin, sequence_entropy
 
 if TYPE_CHECKING:
     from .loading.loader import CondensedLoader
@@ -57,6 +57,7 @@ __all__ = [
     "mix_arrays",
     "mix_samples",
     "save_checkpoint",
+    "sequence_entropy",
     "wrap_loader",
 ]
 

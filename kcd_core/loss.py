@@ -148,7 +148,7 @@ class CondensedLoss(torch.nn.Module):
 
         Parameters
         ----------
-        student_logits : floating tensor [B, C]
+        student_logits : floating tensor [B, C]; with value "sequence_entropy", [B, T, C]
         *args, **kwargs
             Passed on to the criterion, after the student's logits.
         indices : integer array [B]

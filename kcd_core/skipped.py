@@ -102,6 +102,6 @@ class SkipReport:
 
 def _unrecordable(number: int) -> str:
     return (
-        f"{number} values were not finite (a NaN or infinite logit?) or larger than 2**20 in size, or of a "
-        "sample whose values add up to more than 2**22 already, and were not recorded"
+        f"{number} values were not finite (a NaN or infinite logit? a sequence whose labels are all -100?) or larger "
+        "than 2**20 in size, or of a sample whose values add up to more than 2**22 already, and were not recorded"
     )

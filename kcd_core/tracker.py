@@ -27,7 +27,17 @@ from .base.padding import PADDING, without_padding
 from .base.states import check_same, value_name
 from .skipped import OnNonfinite, SkipReport
 from .sums import CheckedState, Sums, ValueSums, checked_sums, mean, summed
-from .values import Value, ValueName, check_logits, entropy, host_entropy, is_built_in, resolve, values_of
+from .values import (
+    Value,
+    ValueName,
+    check_logits,
+    entropy,
+    host_entropy,
+    is_built_in,
+    is_of_sequences,
+    resolve,
+    values_of,
+)
 from .waiting import MAX_PENDING, Step, alike, joined, may_wait
 
 __all__ = ["KnowledgeValueTracker"]
@@ -43,7 +53,8 @@ class KnowledgeValueTracker:
     num_samples : int, at least 1
         N. Samples are known by their index, 0 .. N-1.
     value : str or callable
-        ``"entropy"`` (the paper's), ``"cross_entropy"``, ``"kd_divergence"``, ``"margin"``, or
+        ``"entropy"`` (the paper's), ``"cross_entropy"``, ``"kd_divergence"``, ``"margin"``, of language
+        models ``"sequence_entropy"``, which takes logits [B, T, C] and their labels as ``targets`` [B, T], or
         ``f(student_logits, *, teacher_logits, targets) -> [B]``, which is given by keyword what is
         passed to `update`, and nothing else. See `kcd_core.values`.
     device : torch device or str, optional
@@ -127,10 +138,10 @@ class KnowledgeValueTracker:
         ----------
         indices : integer array [B]
             A sample may occur more than once; each counts. -1 is padding: its row is not recorded.
-        student_logits : floating array [B, C], C >= 2
+        student_logits : floating array [B, C], C >= 2; with value "sequence_entropy", [B, T, C]
             float16 and bfloat16 (AMP) are reduced in float32. Needs no ``detach()``.
         teacher_logits : floating array [B, C], optional
-        targets : integer array [B], optional
+        targets : integer array [B], optional; with value "sequence_entropy", [B, T]
             For values that use them.
 
         Returns
@@ -157,7 +168,7 @@ class KnowledgeValueTracker:
             If the first batch holds probabilities, where the value is one of `kcd_core.values`; on a device,
             at the next `report`.
         """
-        logits = check_logits(student_logits, "student_logits")
+        logits = check_logits(student_logits, "student_logits", sequences=is_of_sequences(self._function))
         indices, *rows = self._samples(indices, logits, teacher_logits, targets)
         return self._append(indices, self._values(*rows))
 

@@ -1,7 +1,7 @@
 r"""Knowledge values: how much a sample's teacher knowledge is worth to the student right now.
 
-Pure functions from logits ``[B, C]`` to values ``[B]``; a higher value means "more worth learning".
-They take NumPy arrays, torch tensors on any device, and whatever DLPack brings; float16 and bfloat16
+Pure functions from logits ``[B, C]``, of sequences ``[B, T, C]``, to values ``[B]``; a higher value means "more
+worth learning". They take NumPy arrays, torch tensors on any device, and whatever DLPack brings; float16 and bfloat16
 are computed in float32, float64 stays float64. A row with a logit that is not finite gets NaN, which
 no tracker records; so may one whose logits are further apart than that precision reaches, as 3e38 and -3e38
 are in float32.
@@ -12,14 +12,14 @@ three for `kd_divergence`, one for the others); and the values themselves, twice
 With 64 MB of logits or more that is at most a quarter of their bytes, if C is at least 128 and no chunk is a
 single row. What is to be differentiated is computed whole.
 
-`entropy` is the paper's (KCD, ECCV 2022, section 3.2: OGVE). The others are for experiments, and so
-is any callable ``f(student_logits, *, teacher_logits, targets) -> [B]``; it is given by keyword what
+`entropy` is the paper's (KCD, ECCV 2022, section 3.2: OGVE), and `sequence_entropy` its mean over a sequence's tokens,
+for which C must be 4096 in the place of 128, since each token takes 40 bytes. The others are for experiments, and so is any callable ``f(student_logits, *, teacher_logits, targets) -> [B]``; it is given by keyword what
 the caller of ``update()`` passed, and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from .base.arrays import (
     as_array,
     backend,
     checked_float,
+    detached,
     dtype_name,
     in_memory,
     is_floating,
@@ -39,12 +40,16 @@ from .base.arrays import (
     is_tensor,
     torch_backend,
 )
-from .base.rows import Rows, by_rows, nan_unless_finite
+from .base.rows import Rows, by_rows, group_means, nan_unless_finite
 
-__all__ = ["Value", "ValueName", "cross_entropy", "entropy", "kd_divergence", "margin"]
+__all__ = ["Value", "ValueName", "cross_entropy", "entropy", "kd_divergence", "margin", "sequence_entropy"]
 
 Value = Callable[..., Array]
-ValueName = Literal["entropy", "cross_entropy", "kd_divergence", "margin"]
+ValueName = Literal["entropy", "cross_entropy", "kd_divergence", "margin", "sequence_entropy"]
+
+IGNORED = -100  # the label of a token that is not trained on, everywhere in PyTorch
+COPIED = 2**18  # bytes of logits that are copied at a time where sequences lie apart, or
+COPIED_SHARE = 128  # one in so many of their bytes
 
 
 def entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
@@ -200,6 +205,102 @@ def _margin(rows: Rows, logits: Array) -> Array:
     return 1 - (1 - second) / rows.sum(rows.exp_(below)) + rows.nan_if_low(logits)
 
 
+def sequence_entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
+    """Mean entropy of a sequence's tokens, in nats: of those that are trained on, whose label is not -100.
+
+    Parameters
+    ----------
+    student_logits : array [B, T, C], floating
+        What the student says of each token.
+    teacher_logits
+        Accepted and ignored.
+    targets : integer array [B, T], classes in 0 .. C-1, or -100
+        The labels of the same tokens. Those of a causal model are shifted by the caller: the logits
+        ``logits[:, :-1]`` are of the labels ``labels[:, 1:]``. A pad token that is no -100 counts like any other.
+
+    Returns
+    -------
+    float64 array [B]
+        Not differentiable. NaN for a sequence whose labels are all -100, as one that is truncated within its prompt,
+        and for one with a logit that is not finite at a token that counts: no tracker records it.
+
+    Raises
+    ------
+    TypeError
+        If the logits are not floating-point, or ``targets`` not of an integer dtype.
+    ValueError
+        If the logits are not ``[B, T, C]`` with C >= 2, or ``targets`` is missing or is not their ``[B, T]``.
+    IndexError
+        If a target in host memory is neither -100 nor in ``0 .. C-1``. On a device it gives NaN instead.
+
+    Notes
+    -----
+    Neither the padding beside a sequence, on either side, nor the batch it is in changes a bit of its value. Tokens are
+    computed like rows of `entropy`, those that don't count, too: leaving them out would stall a device.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> logits = np.array([[[0.0, 0.0], [0.0, 50.0], [0.0, 0.0]]])
+    >>> sequence_entropy(logits, targets=[[1, 0, -100]]).round(4)
+    array([0.3466])
+    """
+    logits = check_logits(student_logits, "student_logits", sequences=True)
+    targets = checked_labels(targets, logits)
+    tokens = token_entropy(logits, targets).reshape(-1)
+    back, (sequences, length) = backend(tokens), logits.shape[:2]
+    counted = back.own(targets.reshape(-1) != IGNORED)
+    row = back.arange(sequences * length, tokens) // max(length, 1)
+    group = (row - sequences) * counted + sequences
+    return like(group_means(tokens, group, sequences), logits)
+
+
+def token_entropy(logits: Array, labels: Array) -> Array:
+    """[B, T], without a graph: the entropy of each token; of one whose label is neither -100 nor a class, not finite.
+
+    Parameters
+    ----------
+    logits, labels
+        As `check_logits` and `checked_labels` gave them.
+    """
+    sequences, length, classes = logits.shape
+    logits = detached(logits)
+    pieces: Sequence[Array] = [logits]
+    # What lies in one piece is only looked at in another shape; logits[:, :-1] is copied, some sequences at a time.
+    if sequences > 1 and not (logits.is_contiguous() if is_tensor(logits) else logits.flags.c_contiguous):
+        size = logits[0].nbytes
+        most = max(COPIED, sequences * size // COPIED_SHARE)
+        pieces = backend(logits).split(logits, max(1, most // max(1, size)))
+    parts = [by_rows(_entropy, 2, piece.reshape(-1, classes)) for piece in pieces]
+    tokens = backend(parts[0]).join(parts) if len(parts) > 1 else parts[0]
+    known = (labels == IGNORED) | ((labels >= 0) & (labels < classes))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return tokens.reshape(sequences, length) / backend(tokens).own(known)
+
+
+def checked_labels(labels: Any, logits: Array) -> Array:
+    """The labels of the tokens of ``logits`` [B, T, C], as int64 beside them, or an error that names ``targets``."""
+    labels = _required(labels, "targets", "sequence_entropy", logits)
+    if not is_integer(labels):
+        raise TypeError(f"targets must be the tokens' labels (integers), got dtype {dtype_name(labels)}")
+    if tuple(labels.shape) != tuple(logits.shape[:2]):
+        raise ValueError(
+            f"targets must be [B, T] = {tuple(logits.shape[:2])}, one label per token of the logits, got shape "
+            f"{tuple(labels.shape)}; a causal model's logits[:, :-1] go with labels[:, 1:]"
+        )
+    classes = logits.shape[-1]
+    back = backend(labels)
+    labels = back.to_int64(labels)
+    if back.on_host(labels):
+        wrong = labels[((labels < 0) | (labels >= classes)) & (labels != IGNORED)]
+        if len(wrong):
+            raise IndexError(
+                f"targets must lie in 0 .. {classes - 1}, or be {IGNORED} for a token that is not trained on, "
+                f"got {int(wrong[0])}"
+            )
+    return back.beside(labels, logits)
+
+
 def _log_softmax(rows: Rows, logits: Array, temperature: float = 1.0) -> Array:
     below = rows.below_top(logits)
     if temperature != 1.0:
@@ -207,7 +308,9 @@ def _log_softmax(rows: Rows, logits: Array, temperature: float = 1.0) -> Array:
     return rows.sub_(below, rows.log(rows.sum(rows.exp(below))).reshape(-1, 1))
 
 
-_BUILT_IN: dict[str, Value] = {f.__name__: f for f in (entropy, cross_entropy, kd_divergence, margin)}
+_BUILT_IN: dict[str, Value] = {
+    f.__name__: f for f in (entropy, cross_entropy, kd_divergence, margin, sequence_entropy)
+}
 
 
 def resolve(value: str | Value) -> Value:
@@ -227,6 +330,11 @@ def resolve(value: str | Value) -> Value:
 def is_built_in(value: Value) -> bool:
     """Whether ``value`` gives NaN for logits that are not finite all by itself."""
     return value in _BUILT_IN.values() or getattr(value, "func", None) in _BUILT_IN.values()
+
+
+def is_of_sequences(value: Value) -> bool:
+    """Whether ``value`` takes logits [B, T, C]."""
+    return sequence_entropy in (value, getattr(value, "func", None))
 
 
 def values_of(function: Value, logits: Any, given: Mapping[str, Any]) -> Array:
@@ -316,16 +424,25 @@ def refuse_output(output: Any, name: str) -> None:
         raise TypeError(f"{name} must have a row for each sample, got a {what}: {how}")
 
 
-def check_logits(logits: Any, name: str) -> Array:
-    """``logits`` as an array, or an error that says what is wrong with them."""
+def check_logits(logits: Any, name: str, *, sequences: bool = False) -> Array:
+    """``logits`` [B, C], or [B, T, C] of ``sequences``, as an array, or an error that says what is wrong with them."""
     refuse_output(logits, name)
     logits = in_memory(logits, name)
     if not is_floating(logits):
         raise TypeError(f"{name} must be floating-point logits, got dtype {dtype_name(logits)}")
-    if logits.ndim != 2 or logits.shape[1] < 2:
+    if sequences:
+        if logits.ndim != 3 or logits.shape[2] < 2:
+            raise ValueError(
+                f"{name} must be [B, T, C] with C >= 2 classes, logits for each token of a sequence, got shape "
+                f"{tuple(logits.shape)}"
+            )
+    elif logits.ndim != 2 or logits.shape[1] < 2:
         advice = "a binary student's logit z [B, 1] stands for two: torch.cat([torch.zeros_like(z), z], 1)"
         if logits.ndim > 2:
-            advice = "of a sequence or a map, record one value a sample, such as its mean entropy: record(values=...)"
+            advice = (
+                'of sequences [B, T, C], choose value="sequence_entropy"; of a map, record one value a sample, such as its '
+                "mean entropy: record(values=...)"
+            )
         raise ValueError(
             f"{name} must be [B, C] with C >= 2 classes, got shape {tuple(logits.shape)}; {advice}"
         )

@@ -61,6 +61,18 @@ class NumPy:
         return x.astype(np.int64, copy=False)
 
     @staticmethod
+    def arange(stop: int, beside: Array) -> Array:
+        """0 .. stop-1, int64, on the device that ``beside`` is on."""
+        return np.arange(stop)
+
+    @staticmethod
+    def add_up(numbers: Array, place: Array, length: int) -> Array:
+        """[length]: the sums of the ``numbers`` that have one ``place``, each in ``0 .. length-1``."""
+        sums = np.zeros(length, numbers.dtype)
+        np.add.at(sums, place, numbers)
+        return sums
+
+    @staticmethod
     def no_grad() -> AbstractContextManager[Any]:
         """A context in which no graph is recorded."""
         return nullcontext()
@@ -102,6 +114,13 @@ class Torch:
     @staticmethod
     def to_int64(x: Array) -> Array:
         return x.long()
+
+    def arange(self, stop: int, beside: Array) -> Array:
+        return self.torch.arange(stop, device=beside.device)
+
+    @staticmethod
+    def add_up(numbers: Array, place: Array, length: int) -> Array:
+        return numbers.new_zeros(length).index_add_(0, place, numbers)
 
     def no_grad(self) -> AbstractContextManager[Any]:
         return self.torch.no_grad()  # type: ignore[no-any-return]

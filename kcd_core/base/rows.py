@@ -24,6 +24,7 @@ DEVICE_SHARE = 5  # and where they are large, one in so many of their bytes
 MOST_NUMBERS = 2**30  # of a chunk: kernels that pool count in 32 bits
 EINSUM_BUFFER = 8192  # numbers; a longer row is added in another order if it comes alone
 WINDOW = 32  # numbers that one thread of a device adds
+GRAIN = 2.0**40  # parts of 1 that numbers are rounded to before those of a group are added
 
 #: What is computed of a chunk: ``f(rows, logits, *others) -> [B]``, ``rows`` being the back end.
 RowFunction = Callable[..., Array]
@@ -189,6 +190,33 @@ def _chunked(function: Callable[..., Array], length: int, arrays: tuple[Array, .
 
 def _in_numpy(function: RowFunction, *chunk: Array) -> Array:
     return function(NumpyRows(), *map(to_numpy, chunk))
+
+
+def group_means(numbers: Array, group: Array, groups: int) -> Array:
+    """The mean of each group's numbers, whatever their order, and whatever lies between them: sums are integers.
+
+    Parameters
+    ----------
+    numbers : floating array [n]
+        Smaller than 2**23 in size, all of a group together.
+    group : int64 array [n]
+        Of each number, in ``0 .. groups``; those of group ``groups`` are left out.
+    groups : int
+
+    Returns
+    -------
+    float64 array [groups]
+        NaN for a group that has no number, or one that is not finite.
+    """
+    back = backend(numbers)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        wide = back.to_float64(numbers)
+        finite = abs(wide) < float("inf")
+        total, whole, count = (
+            back.add_up(back.to_int64(x), group, groups + 1)[:groups]
+            for x in ((wide * GRAIN).round(), finite, group >= 0)
+        )
+        return back.to_float64(total) / GRAIN / count + 0 / (whole == count)
 
 
 def _for_numpy(x: Array) -> bool:

@@ -211,7 +211,7 @@ class CondensedLoader(Generic[Batch]):
 
         Parameters
         ----------
-        student_logits : floating tensor [B, C]
+        student_logits : floating tensor [B, C]; with value "sequence_entropy", [B, T, C]
             The student's, before ``backward()`` or after it; no ``detach()`` needed.
         values : real array [B]
             Values of your own in their place, for losses that make no logits.

@@ -174,7 +174,7 @@ class CondensedStream(StreamFilter):
 
         Parameters
         ----------
-        student_logits : floating tensor [B, C]
+        student_logits : floating tensor [B, C]; with value "sequence_entropy", [B, T, C]
             No ``detach()`` needed.
         ids : list of str, bytes or int, or integer array [B]
             What ``key`` gave for these samples; ``batch["__key__"]`` after torch's own collate function.

@@ -78,6 +78,14 @@ def logits() -> Any:
     return torch.randn(N, CLASSES)
 
 
+def tokens() -> Any:
+    return torch.randn(N, 3, CLASSES)
+
+
+def token_labels() -> Any:
+    return torch.arange(3 * N).reshape(N, 3) % CLASSES
+
+
 def labels() -> Any:
     return torch.arange(N) % CLASSES
 
@@ -180,6 +188,9 @@ CALLS: dict[str, Call] = {
     "KnowledgeValueTracker.update(targets)": Call(
         method(partial(tracker, value="cross_entropy"), "update"), {"indices": some, "student_logits": logits, "targets": labels}
     ),
+    "KnowledgeValueTracker.update(sequences)": Call(
+        method(partial(tracker, value="sequence_entropy"), "update"), {"indices": some, "student_logits": tokens, "targets": token_labels}
+    ),
     "KnowledgeValueTracker.record": Call(method(tracker, "record"), {"indices": some, "values": lambda: torch.rand(N)}, {"values": "floats"}, {"values": "values|the batch"}),
     "KnowledgeValueTracker.to": Call(method(tracker, "to"), {"device": nothing}, {"device": "none"}),
     "KnowledgeValueTracker.load_state_dict": Call(method(tracker, "load_state_dict"), {"state": lambda: tracker().state_dict()}),
@@ -268,6 +279,7 @@ called={"values": "values|the batch"}),
     "entropy": Call(made_by(kcd.entropy), {"student_logits": logits}),
     "margin": Call(made_by(kcd.margin), {"student_logits": logits}),
     "cross_entropy": Call(made_by(kcd.cross_entropy), {"student_logits": logits, "targets": labels}),
+    "sequence_entropy": Call(made_by(kcd.sequence_entropy), {"student_logits": tokens, "targets": token_labels}),
     "kd_divergence": Call(made_by(kcd.kd_divergence), {"student_logits": logits, "teacher_logits": logits, "temperature": lambda: 2.0}, {"temperature": "half"}),
 }  # fmt: skip
 
@@ -299,7 +311,7 @@ def test_what_is_right_is_taken(name: str) -> None:
 #: Of public functions, what is not looked at here: data sets and mixers (test_mixing), files (test_checkpoint), and what a value
 #: accepts and ignores.
 ELSEWHERE = {"mix_arrays", "mix_samples", "save_checkpoint", "load_checkpoint", "CondensedLoader"}
-IGNORED = {"entropy": {"teacher_logits", "targets"}, "margin": {"teacher_logits", "targets"}, "cross_entropy": {"teacher_logits"}, "kd_divergence": {"targets"}}  # fmt: skip
+IGNORED = {"entropy": {"teacher_logits", "targets"}, "margin": {"teacher_logits", "targets"}, "cross_entropy": {"teacher_logits"}, "kd_divergence": {"targets"}, "sequence_entropy": {"teacher_logits"}}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted({*kcd.__all__} - ELSEWHERE))

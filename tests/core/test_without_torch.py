@@ -105,6 +105,10 @@ def test_every_value_and_refusal() -> None:
             tracker.update([0, 1, 2], student, teacher_logits=teacher, targets=[0, 1, 2])
             assert tracker.count.tolist() == [1, 1, 1]
             assert np.isfinite(tracker.value).all()
+        tracker = kcd.KnowledgeValueTracker(3, value="sequence_entropy")
+        tracker.update([0, 1, 2], np.zeros((3, 2, 4)), targets=[[0, -100], [1, 2], [-100, 3]])
+        assert np.allclose(tracker.value, np.log(4))
+        tracker = kcd.KnowledgeValueTracker(3)
         for call, error in [
             (lambda: tracker.update([3], student[:1]), IndexError),
             (lambda: tracker.update([0], student[:1].astype(int)), TypeError),
