@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,3 +86,49 @@ def expected_sets(epochs: list[list[tuple[int, float]]], n: int, schedule: Any) 
             sets.append(np.sort(condense(value, count, previous=size, target=target).kept))
             size = target
     return sets
+
+
+def on_ranks(
+    work: Callable[..., Any], folder: Path, *args: Any, world: int = 2, seconds: int = 240
+) -> list[Any]:
+    """What ``work(folder, *args)`` returns on each of ``world`` ranks: processes that find each other as torchrun's do.
+
+    ``work`` is a function of a module. No process is left behind.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
+        _rank, (work, world, port, folder, *args), nprocs=world, join=False, start_method="spawn"
+    )
+    deadline = time.monotonic() + seconds
+    try:
+        while not processes.join(timeout=1):  # raises what a rank raised
+            assert time.monotonic() < deadline, "the ranks hang"
+    finally:
+        for process in processes.processes:
+            process.kill()
+            process.join()
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def _rank(rank: int, work: Callable[..., Any], world: int, port: int, folder: Path, *args: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        {
+            "RANK": f"{rank}",
+            "LOCAL_RANK": f"{rank}",
+            "WORLD_SIZE": f"{world}",
+            "LOCAL_WORLD_SIZE": f"{world}",
+        },
+        MASTER_ADDR="localhost",
+        MASTER_PORT=f"{port}",
+    )
+    result = work(folder, *args)
+    torch.save(result, folder / f"unfinished{rank}")
+    (folder / f"unfinished{rank}").rename(folder / f"rank{rank}.pt")
+    while (
+        len(list(folder.glob("rank?.pt"))) < world
+    ):  # a rank that leaves first takes the others' store with it
+        time.sleep(0.02)
+    os._exit(0)

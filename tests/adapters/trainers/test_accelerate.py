@@ -1,0 +1,276 @@
+"""Loops with Accelerate: shared out, accumulated, saved and gone on with, on one process and on two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
+
+pytest.importorskip("accelerate", reason="run make test-trainers")
+
+from accelerate import Accelerator
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedType,
+    set_seed,
+)
+from common import Samples, Student, expected_sets, on_ranks, summed
+
+import kcd_core as kcd
+from kcd_adapters.trainers.accelerate import prepare, unprepared
+
+N, BATCH, EPOCHS, ACCUMULATE = 203, 16, 5, 2
+SCHEDULE = kcd.CondensationSchedule(ratio=0.4, stages=3, period=1)
+SIZES = [203, 163, 123, 83, 81]
+WAYS = [
+    (1, 4),
+    (2, 2),
+    (3, "last"),
+    (2, "end"),
+    (1, "end"),
+]  # a resumed run goes on after these: (epoch, batches)
+
+
+def data_loader(n: int = N, **settings: Any) -> Any:
+    return DataLoader(Samples(n), **{"batch_size": BATCH, "shuffle": True, **settings})
+
+
+def accelerated(**settings: Any) -> Accelerator:
+    return Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(**settings))
+
+
+class Run:
+    """A loop as accelerate's users write it, up to and with ``until``: (epoch, batches done, "last" or "end")."""
+
+    def __init__(self, folder: Path, *, seed: int = 5, until: Any = None, resume: bool = False) -> None:
+        set_seed(seed)
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
+        self.loader = loader = prepare(accelerator, data_loader(), schedule=SCHEDULE, mixing=None)
+        student = Student()
+        student.layer = torch.nn.Sequential(torch.nn.Dropout(0.1), student.layer)
+        optimizer: Any = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
+        scheduler: Any = torch.optim.lr_scheduler.LinearLR(
+            optimizer, 1.0, 0.0, total_iters=loader.scheduler_steps(EPOCHS)
+        )
+        model, optimizer, same, scheduler = accelerator.prepare(student, optimizer, loader, scheduler)
+        assert same is loader
+        if resume:
+            accelerator.load_state(str(folder))
+        self.student, self.updates, self.lr = student, 0, scheduler.get_last_lr
+        self.drawn: list[list[int]] = []  # by batch, -1 where a row only pads
+        self.metrics: list[int] = []  # how many rows gather_for_metrics left, by epoch
+        self.read: list[list[tuple[int, float]]] = [[]]
+        while loader.epoch <= EPOCHS:
+            self.metrics.append(0)
+            for x, labels in loader:
+                with accelerator.accumulate(model):
+                    logits = model(x)
+                    loader.record(logits)
+                    accelerator.backward(cross_entropy(logits, labels))
+                    optimizer.step()
+                    scheduler.step()
+                    optimizer.zero_grad()
+                self.updates += accelerator.sync_gradients
+                self.drawn.append(loader.indices.tolist())
+                self.read[-1] += [
+                    pair for pair, i in zip(student.read[-1], self.drawn[-1], strict=True) if i >= 0
+                ]
+                student.new_epoch()
+                self.metrics[-1] += len(accelerator.gather_for_metrics(x))
+                assert accelerator.gradient_state.active_dataloader is loader
+                place = "last" if loader.batches_done == len(loader) else loader.batches_done
+                if until in ((loader.epoch, place), (loader.epoch, loader.batches_done)):
+                    break
+            else:
+                ended = loader.epoch
+                loader.end_epoch()
+                self.read.append([])
+                if until != (ended, "end"):
+                    continue
+            accelerator.save_state(str(folder))
+            break
+        assert accelerator.gradient_state.active_dataloader is None
+
+    def result(self) -> dict[str, Any]:
+        """What is equal in a run that was not interrupted."""
+        value, count = self.loader.tracker.value, self.loader.tracker.count
+        return {
+            "weights": [p.detach().clone() for p in self.student.parameters()],
+            "value": np.array(value),
+            "count": np.array(count),
+            "kept": self.loader.sampler.kept,
+            "lr": self.lr(),
+            "history": [stage["kept"] for stage in self.loader.history],
+        }
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """A whole run, and those that go on from each of `WAYS`."""
+    whole = Run(folder / "whole")
+    results = {"whole": whole.result(), "drawn": whole.drawn, "read": whole.read, "updates": whole.updates}
+    results["metrics"] = whole.metrics
+    for way in WAYS:
+        first = Run(folder / f"{way}", until=way)
+        then = Run(folder / f"{way}", seed=77, resume=True)
+        results[way] = then.result(), first.drawn + then.drawn
+    return results
+
+
+def same(one: Any, other: Any) -> bool:
+    """To the bit."""
+    if isinstance(one, dict):
+        return all(same(one[name], other[name]) for name in one)
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, list) and one and isinstance(one[0], torch.Tensor):
+        return all(map(torch.equal, one, other))
+    return bool(np.array_equal(one, other, equal_nan=isinstance(one, np.ndarray) and one.dtype.kind == "f"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: Any) -> list[Any]:
+    return [everything(tmp_path_factory.mktemp("alone"))]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: Any) -> list[Any]:
+    return on_ranks(everything, tmp_path_factory.mktemp("together"))
+
+
+@pytest.fixture(params=["alone", "together"])
+def ranks(request: Any) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def test_values_counts_and_sets_are_those_of_an_independent_reading(ranks: list[Any]) -> None:
+    read = [[pair for rank in ranks for pair in rank["read"][epoch]] for epoch in range(EPOCHS)]
+    assert [len(epoch) for epoch in read] == SIZES
+    assert all(len({index for index, _ in epoch}) == len(epoch) for epoch in read)
+    value, count = summed([pair for epoch in read for pair in epoch], N)
+    total = sum(np.nan_to_num(rank["whole"]["value"]) * rank["whole"]["count"] for rank in ranks)
+    assert np.array_equal(sum(rank["whole"]["count"] for rank in ranks), count)
+    np.testing.assert_allclose(total / count, value, atol=3e-7)
+    sets = expected_sets(read, N, SCHEDULE)
+    for rank in ranks:
+        assert np.array_equal(rank["whole"]["kept"], sets[-1])
+        assert rank["whole"]["history"] == [len(one) for one in sets]
+
+
+def test_epochs_are_as_long_on_every_rank_and_padding_is_not_recorded(ranks: list[Any]) -> None:
+    for rank in ranks:
+        assert list(map(len, rank["drawn"])) == list(map(len, ranks[0]["drawn"]))
+    drawn = sum(len(batch) for rank in ranks for batch in rank["drawn"])
+    padding = sum(batch.count(-1) for rank in ranks for batch in rank["drawn"])
+    assert (drawn, padding) == (sum(SIZES) + 5 * (len(ranks) - 1), 5 * (len(ranks) - 1))
+
+
+def test_the_last_batch_of_an_epoch_is_stepped_and_the_schedule_ends_at_its_end(ranks: list[Any]) -> None:
+    steps = [-(-size // len(ranks) // BATCH) for size in SIZES]
+    for rank in ranks:
+        assert rank["updates"] == sum(-(-step // ACCUMULATE) for step in steps)
+        assert rank["whole"]["lr"] == [0.0]
+
+
+def test_gather_for_metrics_leaves_out_what_only_pads(ranks: list[Any]) -> None:
+    assert all(rank["metrics"] == SIZES for rank in ranks)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_goes_on_to_the_bit(ranks: list[Any], way: Any) -> None:
+    count = sum(rank[way][0]["count"] for rank in ranks)
+    total = sum(np.nan_to_num(rank[way][0]["value"]) * rank[way][0]["count"] for rank in ranks)
+    assert np.array_equal(count, sum(rank["whole"]["count"] for rank in ranks))
+    whole = sum(np.nan_to_num(rank["whole"]["value"]) * rank["whole"]["count"] for rank in ranks)
+    np.testing.assert_allclose(total, whole, rtol=1e-12)
+    for rank in ranks:
+        result, drawn = rank[way]
+        assert drawn == rank["drawn"]
+        assert same({k: v for k, v in result.items() if k not in ("value", "count")}, rank["whole"])
+
+
+# -- what is refused, at prepare() -------------------------------------------------------------------------
+
+
+def make(loader: Any = None, accelerator: Any = None, **settings: Any) -> Any:
+    return prepare(accelerator or accelerated(), loader or data_loader(), schedule=SCHEDULE, **settings)
+
+
+def test_what_reads_on_the_main_process_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match="dispatch_batches=True"):
+        make(accelerator=accelerated(dispatch_batches=True))
+    dispatched = accelerated(dispatch_batches=True).prepare(data_loader())
+    with pytest.raises(TypeError, match="dispatch_batches=True"):
+        make(dispatched)
+
+
+@pytest.mark.parametrize("name", ["num_replicas", "rank", "group"])
+def test_who_draws_what_is_accelerates_to_say(name: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name} is accelerate's to say"):
+        make(**{name: 1})
+
+
+@pytest.mark.parametrize("name", ["tp_size", "cp_size", "sp_size"])
+def test_several_processes_with_one_replica_are_refused(monkeypatch: Any, name: str) -> None:
+    accelerator, shape = accelerated(), SimpleNamespace(**{name: 2})
+    monkeypatch.setattr(Accelerator, "parallelism_config", property(lambda self: shape))
+    with pytest.raises(ValueError, match=f"not supported with {name}: each process must"):
+        make(accelerator=accelerator)
+
+
+@pytest.mark.parametrize("kind", [DistributedType.XLA, DistributedType.MEGATRON_LM])
+def test_other_kinds_of_processes_are_refused(monkeypatch: Any, kind: DistributedType) -> None:
+    accelerator = accelerated()
+    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: kind))
+    with pytest.raises(ValueError, match=f"not supported with {kind.value}"):
+        make(accelerator=accelerator)
+
+
+def test_no_accelerator_is_refused() -> None:
+    with pytest.raises(TypeError, match="accelerator must be a Accelerator, got DataLoader"):
+        prepare(data_loader(), data_loader(), schedule=SCHEDULE)  # type: ignore[arg-type]
+
+
+def test_skip_first_batches_says_that_the_loader_goes_on_by_itself() -> None:
+    accelerator = accelerated()
+    for workers in (0, 1):
+        loader = make(data_loader(num_workers=workers), accelerator)
+        with pytest.raises(RuntimeError, match=r"skip_first_batches .* iterate the loader itself"):
+            next(iter(accelerator.skip_first_batches(loader, 2)))
+
+
+# -- what a loader was before ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seedable", [False, True])
+def test_a_loader_that_was_prepared_already_is_made_again(seedable: bool) -> None:
+    accelerator = accelerated(use_seedable_sampler=seedable, data_seed=11 if seedable else None)
+    before = data_loader(drop_last=True, pin_memory=True)
+    after = unprepared(accelerator.prepare(before))
+    assert type(after) is DataLoader
+    assert (after.batch_size, after.drop_last, after.pin_memory) == (BATCH, True, True)
+    assert after.dataset is before.dataset
+    first, second = (make(loader, accelerator) for loader in (before, accelerator.prepare(before)))
+    assert first.sampler.seed == second.sampler.seed == (11 if seedable else torch.initial_seed())
+    fresh = data_loader()
+    assert unprepared(fresh) is fresh
+
+
+def test_batch_samplers_of_ones_own_are_refused_whether_prepared_or_not() -> None:
+    class Own(BatchSampler):
+        pass
+
+    loader = DataLoader(Samples(), batch_sampler=Own(SequentialSampler(range(N)), BATCH, False))
+    for given in (loader, accelerated().prepare(loader)):
+        with pytest.raises(TypeError, match="a batch sampler of its own, Own"):
+            make(given)
+
+
+def test_a_distributed_sampler_brings_its_seed() -> None:
+    sampler: Any = DistributedSampler(Samples(), num_replicas=1, rank=0, seed=8)
+    assert make(data_loader(shuffle=False, sampler=sampler)).sampler.seed == 8
