@@ -5,6 +5,7 @@ Batch and prediction meet nowhere in a host but at their labels, which come with
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CHECKED_AT_ONCE", "Labels", "Pass", "differ", "unfit"]
+__all__ = ["CHECKED_AT_ONCE", "Labels", "Pass", "Student", "differ", "unfit"]
 
 CHECKED_AT_ONCE = 3  # batches whose labels are compared at once; on a device, later ones are counted
 MOST_PENDING = 64  # batches' indices; a pass that nothing is observed in would gather an epoch of them
@@ -123,6 +124,41 @@ class Labels:
     def agree(self) -> bool:
         """Whether all that were compared are the same. Waits for a device."""
         return self._wrong is None or not int(self._wrong)
+
+
+class Student:
+    """Which model predictions are of: known by the parameters that their gradients reach."""
+
+    def __init__(self) -> None:
+        self._parameters: dict[int, weakref.ref[torch.Tensor]] = {}
+
+    def is_of(self, prediction: torch.Tensor) -> bool:
+        """Whether a prediction shares a parameter with the first that was asked about, which may be frozen in part.
+
+        A gradient that reaches no parameter, or parameters that are gone, say nothing of another model.
+        """
+        found = parameters(prediction)
+        known = self._parameters
+        if not any(ref() is not None for ref in known.values()):
+            self._parameters = {id(one): weakref.ref(one) for one in found}
+            return True
+        return not found or any(id(one) in known and known[id(one)]() is one for one in found)
+
+
+def parameters(prediction: torch.Tensor) -> list[torch.Tensor]:
+    """The leaves that the gradient of a prediction reaches."""
+    found: list[torch.Tensor] = []
+    seen: set[Any] = set()
+    left: list[Any] = [prediction.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        left += [following for following, _ in node.next_functions]
+    return found
 
 
 def differ(expected: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from kcd_core.mixing import mix_arrays
 
 from ..profiles import Profile
 from ..settings import Settings
-from .alignment import CHECKED_AT_ONCE, Labels, Pass, differ, unfit
+from .alignment import CHECKED_AT_ONCE, Labels, Pass, Student, differ, unfit
 from .journal import Journal, Reasons
 from .resume import Checkpoints
 
@@ -51,9 +51,12 @@ class Engine:
         self._any = False  # whether a loader was followed
         self.alone = True  # whether no other process may be the one that trains
         self._told = False  # whether it was said that nothing is observed
+        self._lost = False  # whether it was said that labels are not found
         self._hosted: weakref.WeakKeyDictionary[DataLoader[Any], HostedLoader] = weakref.WeakKeyDictionary()
         self._candidates: weakref.WeakSet[HostedLoader] = weakref.WeakSet()
         self._labels = Labels()
+        self._student = Student()
+        self._length: int | None = None  # what the script was told between two epochs; -1 once that was said
         self._strangers = 0  # predictions of this pass with labels that no batch has
         self._elsewhere = 0  # predictions since this pass ended
         self._closed = self._plain = False
@@ -80,7 +83,9 @@ class Engine:
             return None
         if hosted is not None:
             self._hosted[loader] = hosted
-            if self.train is None:
+            if hosted is self.train:  # whoever asks a new loader anything is about to begin an epoch
+                self._end_passes()
+            else:
                 self._candidates.add(hosted)
                 self._any = True
                 self._resume(hosted)
@@ -109,8 +114,33 @@ class Engine:
             )
         self._agreed = bool(ranks[0])
 
+    def length(self, hosted: HostedLoader) -> int:
+        """``len(loader)``: between two epochs, that of the one that has ended, which is the one it began with."""
+        told = len(hosted)
+        between = bool(hosted.passes) and all(one.over for one in hosted.passes)
+        if hosted is self.train and between and self._length != -1:
+            self._length = told
+        return told
+
+    def _see_length(self, hosted: HostedLoader) -> None:
+        """Say once that a length was asked for before an epoch that has another."""
+        told, now = self._length, len(hosted)
+        if hosted is not self.train or told in (None, -1):
+            return
+        self._length = None
+        if told != now:
+            self._length = -1
+            self.journal.say(
+                f"the script asked for len(loader) between two epochs and was told {told}, the length of the one "
+                f"that had ended; the next has {now} batches. An average over the one that ended is right. What the "
+                "script plans with it for the next is not: the last step of accumulated gradients, or a learning rate by "
+                "the step (docs/adapters.md)"
+            )
+
     def _watched(self, hosted: HostedLoader, batches: Iterator[Any]) -> Iterator[Any]:
-        yield from batches
+        for batch in batches:
+            self._see_length(hosted)
+            yield batch
         if self.checkpoints.unconfirmed and hosted is self.train:
             raise RuntimeError(
                 f"KCD resumed, but nothing was observed in a whole pass over {type(hosted.dataset).__name__}: "
@@ -139,6 +169,9 @@ class Engine:
                 known = one.observed
                 found = one.match(rows, lambda expected: bool(differ(expected, targets) == 0))
                 if found is not None:
+                    if not (known or self._student.is_of(prediction)):
+                        self.journal.say("another model is trained now: the run stops")
+                        raise RuntimeError(self._another_student())
                     if self.train is None:
                         self.checkpoints.refuse(hosted)
                         self.choose(hosted)
@@ -163,6 +196,14 @@ class Engine:
         self._pass_over(len(prediction))
 
     def _pass_over(self, rows: int) -> None:
+        for hosted in () if self._lost else self.followed():
+            if hosted.unlabelled:
+                self._lost = True
+                self.journal.say(
+                    f"WARNING: a prediction was observed, and the labels in the batches of {type(hosted.dataset).__name__} "
+                    f"were not found by the profile's `targets`, which takes them from a batch: {hosted.unlabelled}. Name "
+                    "them there: targets=lambda batch: batch[...] gives a tensor [B] (docs/adapters.md)"
+                )
         if any(one.waits(rows) for one in self.followed() if not one.observed):
             self.reasons.note("strange", "the labels are not those of the batch")
         else:
@@ -206,6 +247,16 @@ class Engine:
             f"{self.profile.observe} was given predictions with other labels than the batch has that was drawn for "
             "them (mixed labels? a loop that was changed?), so nothing could be recorded rightly. Write a profile for "
             "this repository (docs/adapters.md), or run without KCD"
+        )
+
+    def _another_student(self) -> str:
+        stages = len(self.train.history) if self.train else 0
+        ended = f", and {stages} of its stages have ended" if stages else ""
+        return (
+            f"another model is trained now on the loader of the one that {self.profile.observe} was called for first "
+            f"(a teacher, before its student?). KCD is at epoch {self.journal.epochs + 1} of that model{ended}: its values "
+            "say nothing of this one. Train the first in a run of its own without KCD, or let the profile observe a "
+            "function that is called for the student alone"
         )
 
     # -- stages ------------------------------------------------------------------------------------

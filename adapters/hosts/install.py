@@ -103,7 +103,7 @@ def _patch_loader(engine: Engine, _: ModuleType) -> None:
 
     def patched_len(loader: DataLoader[Any]) -> int:
         hosted = engine.hosted(loader) if engine.train or engine.checkpoints.waiting else None
-        return length(loader) if hosted is None else len(hosted)
+        return length(loader) if hosted is None else engine.length(hosted)
 
     DataLoader.__iter__ = patched_iter  # type: ignore[method-assign,assignment]
     DataLoader.__len__ = patched_len  # type: ignore[method-assign]

@@ -43,6 +43,8 @@ class HostedLoader:
         Those that are no epoch yet, in the order in which they began. As a rule, one.
     unmixable : Exception or None
         Why its samples can't be mixed: an error if it turns out to be the student's loader.
+    unlabelled : str
+        Why the labels of its batches were not found; empty if they were.
 
     Raises
     ------
@@ -69,6 +71,7 @@ class HostedLoader:
         )
         self.passes: list[Pass] = []
         self.unmixable: Exception | None = None
+        self.unlabelled = ""
         self._attach(loader, batching)
 
     def _attach(self, loader: DataLoader[Any], batching: tuple[int, bool]) -> None:
@@ -232,9 +235,14 @@ class HostedLoader:
         """The labels of a batch, and never the images: those would be kept alive here."""
         try:
             targets = self._profile.targets(batch)
-        except (TypeError, LookupError, AttributeError):  # a loader of something else
+        except Exception as error:  # as of a loader of something else
+            self.unlabelled = f"{type(error).__name__}: {error}"
             return None
-        return targets if isinstance(targets, torch.Tensor) and targets.ndim == 1 else None
+        if isinstance(targets, torch.Tensor) and targets.ndim == 1:
+            return targets
+        shape = list(targets.shape) if isinstance(targets, torch.Tensor) else ""
+        self.unlabelled = f"it gives {type(targets).__name__} {shape}".rstrip()
+        return None
 
 
 def _shuffled(loader: DataLoader[Any]) -> tuple[int, bool]:

@@ -23,11 +23,12 @@ __all__ = ["SHIMS", "install"]
 Say = Callable[[str], None]
 
 
-def install(names: Iterable[str], without: Sequence[str], say: Say) -> None:
-    """Install the shims of these names but those in ``without`` ("all" means all)."""
-    for name in names:
+def install(shims: Iterable[str | Callable[[Say], None]], without: Sequence[str], say: Say) -> None:
+    """Install these shims, by name or as they are, but those in ``without`` ("all" means all)."""
+    for shim in shims:
+        name, act = (shim, SHIMS[shim]) if isinstance(shim, str) else (shim.__name__, shim)
         if name not in without and "all" not in without:
-            SHIMS[name](_once(name, say))
+            act(_once(name, say))
 
 
 def _once(name: str, say: Say) -> Say:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..settings import SHIMS
+
 __all__ = ["Profile", "option"]
 
 Arguments = Sequence[str]
@@ -49,8 +51,9 @@ class Profile:
         and looked up in the module at call time, or bound from there by a script that is not running yet.
     method : callable
         ``method(arguments) -> str``: what the script's command line trains; for people to read.
-    shims : tuple of str
-        Names of `kcd_adapters.hosts.shims` that current versions of torch and others make necessary.
+    shims : tuple of str or callable
+        Names of `kcd_adapters.hosts.shims` that current versions of torch and others make necessary; or bridges of
+        your own, ``shim(say)``, called before the script runs: ``say(text)`` prints what it does, once.
     prediction : callable
         ``prediction(*args, **kwargs) -> (logits [B, C], labels [B])``: which arguments of that function
         they are. Default: the first two, or those named ``input`` or ``output``, and ``target``. A call
@@ -67,6 +70,11 @@ class Profile:
         force. The data set itself is not written to.
     checkpoint : tuple of str
         Functions ``(save(state, path), load(path))`` of the host's, if it resumes.
+
+    Raises
+    ------
+    ValueError
+        If a shim's name is not known.
     """
 
     name: str
@@ -75,13 +83,21 @@ class Profile:
     marks: tuple[str, ...]
     observe: str
     method: Callable[[Arguments], str]
-    shims: tuple[str, ...] = ()
+    shims: tuple[str | Callable[[Callable[[str], None]], None], ...] = ()
     prediction: Callable[..., tuple[Any, Any]] = _first_two
     refuse: Callable[[Arguments], str | None] = _nothing
     targets: Callable[[Any], Any] = _second
     fields: tuple[Any, ...] | None = None
     condensed: Callable[[Any, npt.NDArray[np.int64]], Any] = _whole
     checkpoint: tuple[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        for shim in self.shims:
+            if not (callable(shim) or shim in SHIMS):
+                raise ValueError(
+                    f"profile {self.name}: there is no shim {shim!r}; there are {', '.join(SHIMS)}, or give a function, "
+                    "shim(say)"
+                )
 
     def knows(self, root: Path) -> bool:
         """Whether ``root`` is a checkout of this codebase."""

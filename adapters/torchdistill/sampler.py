@@ -146,6 +146,10 @@ class KCDBatchSampler:
                 "KCD can't tell at which epoch this run starts: with state, use pre_epoch_process: "
                 "'kcd_default_pre_epoch_process_with_teacher' (or 'kcd_' and the one you have)"
             )
+        return self._drawn()
+
+    def _drawn(self) -> Iterator[list[Any]]:
+        # At the first batch: a DataLoader with workers calls iter() twice for one pass.
         self._passes += 1
         if self._passes == 2 and self.epoch == 0 and distributed.rank() == 0:
             print(
@@ -153,7 +157,7 @@ class KCDBatchSampler:
                 f"{FORGOTTEN}",
                 flush=True,
             )
-        return iter(self._batches)
+        yield from self._batches
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.util
+import re
 import sys
 import types
 from dataclasses import replace
@@ -406,6 +407,74 @@ def test_predictions_without_a_gradient_are_a_reason_until_the_student_is_known(
     assert "labels have shape" in engine._why()
 
 
+@pytest.mark.parametrize(
+    ("targets", "reason"),
+    [
+        (lambda batch: batch["label"], "KeyError: 'label'|TypeError: list indices"),
+        (lambda batch: batch[0], r"it gives Tensor \[8, 1\]"),
+        (lambda batch: None, "it gives NoneType"),
+    ],
+)
+def test_labels_that_a_profile_does_not_find_are_told_at_the_first_prediction(
+    targets: Any, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine, train = Engine(Settings(), PROFILE, []), hosted()
+    train._profile = replace(PROFILE, targets=targets)
+    engine._candidates.add(train)
+    for place, (_, y) in enumerate(engine.start(train)):
+        engine.observe(torch.zeros(len(y), 3, requires_grad=True), y)
+        out = capsys.readouterr().out
+        assert len(
+            re.findall(f"labels in the batches of TensorDataset were not found.*(?:{reason})", out)
+        ) == (place == 0)
+
+
+def test_a_length_that_was_told_before_a_shorter_epoch_is_said_to_be_old(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = Settings(ratio=0.5, stages=2, period=2, mixing="none")
+
+    def epochs(asks: str) -> list[str]:
+        engine, train = Engine(settings, PROFILE, []), hosted(settings=settings)
+        engine._candidates.add(train)
+        lines = []
+        for _ in range(6):
+            if asks == "before":
+                engine.length(train)
+            for _, y in engine.start(train):
+                engine.observe(torch.zeros(len(y), 3, requires_grad=True), y)
+                if asks == "within":
+                    assert engine.length(train) == len(train)
+            out = capsys.readouterr().out
+            lines += re.findall(r"told (\d+), the length of the one that had ended; the next has (\d+)", out)
+        return lines
+
+    assert epochs("before") == [("5", "4")]  # once
+    assert epochs("within") == epochs("") == []
+
+
+def test_another_model_on_the_same_loader_stops_the_run() -> None:
+    settings = Settings(ratio=0.5, stages=2, period=1, mixing="none")
+    teacher, student = (torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Linear(4, 3)) for _ in range(2))
+    engine, train = Engine(settings, PROFILE, []), hosted(settings=settings)
+    engine._candidates.add(train)
+
+    def epoch(model: torch.nn.Module) -> int:
+        for x, y in engine.start(train):
+            engine.observe(model(x), y)
+        return train.observed
+
+    epoch(teacher)
+    teacher[1].requires_grad_(False)  # a model is the same one, whatever of it is frozen
+    epoch(teacher)
+    teacher[0].requires_grad_(False)
+    teacher[1].requires_grad_(True)
+    before = epoch(teacher)
+    with pytest.raises(RuntimeError, match=r"another model is trained now .* and 3 of its stages have ended"):
+        epoch(student)
+    assert train.observed == 0 < before
+
+
 @pytest.mark.parametrize("fields", [None, (1,)])
 def test_raw_images_are_mixed_raw_whatever_fields_a_profile_names(fields: Any) -> None:
     loader = DataLoader(Cifar(8), batch_size=4, shuffle=True)
@@ -504,13 +573,31 @@ def test_a_profile_may_be_a_file_anywhere(tmp_path: Path) -> None:
         "PROFILE = Profile('mine', 'Mine', 'go.py', (), 'mine.acc', lambda arguments: 'kd')\n"
     )
     assert find(tmp_path / "go.py", str(path)).title == "Mine"
+    whole = path.read_text()
     for code, reason in (
         ("import nemo", "can't be imported: ModuleNotFoundError"),
         ("", "must define PROFILE"),
+        (
+            whole.replace("'kd')", "'kd', ('wandd',))"),
+            "there is no shim 'wandd'; there are tensorboard_logger, .*",
+        ),
     ):
         path.write_text(code)
         with pytest.raises(ValueError, match=reason):
             find(tmp_path / "go.py", str(path))
+
+
+def test_a_profile_brings_shims_of_its_own() -> None:
+    def mended(say: Any) -> None:
+        say("done")
+        say("done")
+
+    lines: list[str] = []
+    profile = replace(PROFILE, shims=("torch_six", mended))
+    shims.install(profile.shims, ("torch_six",), lines.append)
+    assert lines == ["shim mended: done"]
+    shims.install(profile.shims, ("all",), lines.append)
+    assert len(lines) == 1
 
 
 def test_options_of_a_command_line() -> None:
