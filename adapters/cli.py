@@ -16,6 +16,7 @@ COMMANDS = {
         "compare plain KD, KC-KD and random dropping on real images; prints a table and draws pictures",
     ),
     "run": (".hosts.run", "run a training script of a known repository with KCD, without changing it"),
+    "profiles": (".hosts.known", "list the repositories that run and patch know"),
     "patch": (
         ".patching.patch",
         "change a repository's training script so that its own command line trains with KCD",
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 2 where the input is wrong."""
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
-        prog="kcd", description="Knowledge condensation for any distillation loop."
+        prog="kcd",
+        description="Knowledge condensation for any distillation loop.",
+        epilog="kcd COMMAND --help says more of each.",
     )
     parser.add_argument("--version", action="version", version=f"kcd {kcd_core.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -43,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = import_module(module_name, __package__)
             module.configure(subparser)
             subparser.set_defaults(run=module.run)
+    if not argv:
+        parser.print_help()
+        return 0
     args = parser.parse_args(argv)
     try:
         return int(args.run(args) or 0)

@@ -47,8 +47,8 @@ class Journal:
 
     @property
     def rank(self) -> int:
-        """This process's, remembered: at the end, the host's process group may be gone."""
-        self._rank = self._rank or distributed.rank()
+        """This process's, remembered: the host's process group may not be there yet, and at the end be gone."""
+        self._rank = self._rank or distributed.rank_announced()
         return self._rank
 
     def say(self, text: str) -> None:

@@ -151,7 +151,7 @@ class KCDBatchSampler:
     def _drawn(self) -> Iterator[list[Any]]:
         # At the first batch: a DataLoader with workers calls iter() twice for one pass.
         self._passes += 1
-        if self._passes == 2 and self.epoch == 0 and distributed.rank() == 0:
+        if self._passes == 2 and self.epoch == 0 and distributed.rank_announced() == 0:
             print(
                 "kcd: WARNING: nothing was observed in a whole epoch. That is right for a stage before the student's own. "
                 f"{FORGOTTEN}",
@@ -265,7 +265,7 @@ class KCDBatchSampler:
 
     def _tell(self, chosen: CondensedSet) -> None:
         settings = self.settings
-        if distributed.rank() == 0:
+        if distributed.rank_announced() == 0:
             print(
                 f"kcd: stage {chosen.stage} after epoch {self.epoch}: {len(chosen.kept)} of {chosen.num_samples} "
                 f"kept, {len(chosen.dropped)} dropped, cut {chosen.cut:.4f}",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kcd_adapters.cli import main
+from kcd_adapters.profiles import find, profiles
 
 HEAVY = ("torch", "torchvision", "matplotlib", "sklearn", "rich")
 MINI = Path(__file__).parent / "miniatures" / "sskd"
@@ -30,17 +31,26 @@ def kcd(without: tuple[str, ...], *arguments: str) -> str:
 
 @pytest.mark.parametrize(
     ("command", "without"),
-    [((), HEAVY), *(((name,), HEAVY) for name in ("run", "patch", "unpatch")), (("report",), ("torch",))],
+    [
+        ((), HEAVY),
+        *(((name,), HEAVY) for name in ("run", "profiles", "patch", "unpatch")),
+        (("report",), ("torch",)),
+    ],
 )
 def test_help_needs_no_heavy_package(command: tuple[str, ...], without: tuple[str, ...]) -> None:
     text = kcd(without, *command, "--help")
     assert f"usage: kcd {' '.join(command)}".strip() in text
     if command:
-        assert {"run": "--ratio", "patch": "--diff", "unpatch": "--diff", "report": "--force"}[
-            command[0]
-        ] in text
+        assert {
+            "run": "--ratio",
+            "profiles": "--profile NAME",
+            "patch": "--diff",
+            "unpatch": "--diff",
+            "report": "--force",
+        }[command[0]] in text
     else:
-        assert all(name in text for name in ("demo", "run", "patch", "unpatch", "report"))
+        assert all(name in text for name in ("demo", "run", "profiles", "patch", "unpatch", "report"))
+        assert kcd(without) == text  # bare `kcd` shows it, too
 
 
 @pytest.mark.parametrize(
@@ -64,6 +74,14 @@ def test_what_run_refuses(
     out, err = capsys.readouterr()
     assert reason in err
     assert out == ""
+
+
+def test_profiles_are_listed_by_the_names_that_run_takes(tmp_path: Path) -> None:
+    lines = kcd(HEAVY, "profiles").splitlines()
+    names = [line.partition(":")[0] for line in lines if not line.startswith(" ")]
+    assert names == [profile.name for profile in profiles()]
+    for name in names:
+        assert find(tmp_path / "train.py", name).observe in " ".join(lines)
 
 
 def test_patching_needs_no_heavy_package(tmp_path: Path) -> None:

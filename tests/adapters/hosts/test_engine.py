@@ -514,6 +514,26 @@ def test_a_host_without_ranks_is_the_first_of_one() -> None:
     assert (hosted().sampler.num_replicas, hosted().sampler.rank) == (1, 0)
 
 
+@pytest.mark.parametrize(
+    ("launched", "says"),
+    [
+        ({}, True),
+        ({"RANK": "1"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, False),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, True),
+    ],
+)
+def test_before_there_is_a_process_group_the_launchers_first_rank_alone_speaks(
+    launched: dict[str, str], says: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    Engine(Settings(), PROFILE, []).journal.say("a line")
+    assert capsys.readouterr().out == ("kcd: a line\n" if says else "")
+
+
 def test_a_history_that_can_not_be_written_later_does_not_stop_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
