@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from kcd_core.base.files import check_writable
 
-from ..profiles import Profile, find
+from ..profiles import Profile, find, option
 from ..settings import Settings
 from . import import_hooks, shims
 from .engine import Engine
@@ -80,6 +80,12 @@ def install(
         f"{profile.title}, {journal.method} (profile {profile.name}); the student is observed at {profile.observe}"
     )
     say(str(settings))
+    epochs, first = option(arguments, "--epochs"), settings.schedule().next_due(1) or 0
+    if settings.ratio < 1 and epochs.isdecimal() and first >= int(epochs):
+        say(
+            f"WARNING: with --epochs {epochs} this will be plain training: the first stage ends after epoch {first}, and nothing "
+            "would train on its set. Lower kcd's --period (or --warmup)"
+        )
     shims.install(profile.shims, settings.no_shims, say)
     import_hooks.before_call(profile.observe, engine.observe)
     if profile.checkpoint is not None:
