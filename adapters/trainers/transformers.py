@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Iterator, MutableMapping
@@ -21,7 +22,7 @@ INDICES = "kcd_indices"  # of a batch's rows: its key on the way from the loader
 FILE = "kcd.ckpt"  # in a checkpoint's folder
 SETTINGS = ("value", "alpha", "min_weight", "mixing", "mixer", "select", "on_nonfinite", "device", "seed")
 # What the Trainer calls and has no public hook for. A version without one of them is refused.
-HOOKS = ("_inner_training_loop", "_save_rng_state", "set_initial_training_values")
+HOOKS = ("_inner_training_loop", "_prepare_inputs", "_save_rng_state", "set_initial_training_values")
 
 
 class KCDTrainerMixin:
@@ -200,11 +201,19 @@ class KCDTrainerMixin:
 
     def training_step(self, model: Any, inputs: Any, *others: Any, **settings: Any) -> Any:
         """One step, whose batch `kcd_record` is about."""
-        self.kcd_indices, self._kcd_owed = inputs.pop(INDICES, None), True
+        self._kcd_owed = True
         try:
             return super().training_step(model, inputs, *others, **settings)  # type: ignore[misc]
         finally:
             self.kcd_indices = self._kcd_owed = None
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        # The last that sees the batch that compute_loss() is given, which may be another than training_step() was given,
+        # as from a replay buffer: its own indices come with it, or none.
+        if self._kcd_owed:
+            inputs = copy.copy(inputs)
+            self.kcd_indices = inputs.pop(INDICES, None)
+        return super()._prepare_inputs(inputs)  # type: ignore[misc]
 
     def _save_rng_state(self, output_dir: str) -> None:
         # Called on every rank, for what can be resumed, before the checkpoint is announced, pushed or rotated.
