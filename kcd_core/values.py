@@ -247,12 +247,19 @@ def sequence_entropy(student_logits: Any, *, teacher_logits: Any = None, targets
     """
     logits = check_logits(student_logits, "student_logits", sequences=True)
     targets = checked_labels(targets, logits)
-    tokens = token_entropy(logits, targets).reshape(-1)
-    back, (sequences, length) = backend(tokens), logits.shape[:2]
-    counted = back.own(targets.reshape(-1) != IGNORED)
+    tokens = token_entropy(logits, targets)
+    return like(token_means(tokens, backend(tokens).own(targets != IGNORED)), logits)
+
+
+def token_means(tokens: Array, counted: Array) -> Array:
+    """float64 [B]: the mean of each sequence's ``tokens`` [B, T] that are ``counted``; NaN if there is none.
+
+    To the last bit the same, whatever lies between them.
+    """
+    back, (sequences, length) = backend(tokens), tokens.shape
     row = back.arange(sequences * length, tokens) // max(length, 1)
-    group = (row - sequences) * counted + sequences
-    return like(group_means(tokens, group, sequences), logits)
+    group = (row - sequences) * counted.reshape(-1) + sequences
+    return group_means(tokens.reshape(-1), group, sequences)
 
 
 def token_entropy(logits: Array, labels: Array) -> Array:

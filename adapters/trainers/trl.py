@@ -1,0 +1,102 @@
+"""TRL's trainers: the mixin of `transformers`, which records by itself what a language model says of each sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from trl.trainer.utils import RepeatSampler
+
+from kcd_core.values import token_means
+
+from .transformers import KCDTrainerMixin as PlainMixin
+
+__all__ = ["KCDTrainerMixin"]
+
+
+class KCDTrainerMixin(PlainMixin):
+    """Trains on the condensed set of sequences: ``class Distil(KCDTrainerMixin, GKDTrainer): pass``, the mixin first.
+
+    A sequence's value is the mean entropy of the student over the tokens that it is trained on: see
+    `kcd_core.sequence_entropy`. It is recorded where ``compute_loss`` runs the student, from its logits, or, where TRL makes
+    none (``SFTTrainer``), from the entropies that it computes beside the loss. Under GKD on its own policy the completions
+    are the student's, and the sequence is its prompt. A ``compute_loss`` of one's own that does not call the trainer's
+    calls ``self.kcd_record(logits[:, :-1], targets=labels[:, 1:])``.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        Of the trainer, and of `kcd_adapters.trainers.transformers.KCDTrainerMixin`, but for ``kcd_value``,
+        ``kcd_mixing`` and ``kcd_mixer``: sequences have one value, and tokens can't be mixed.
+
+    Raises
+    ------
+    TypeError
+        If one of the three is given.
+    ValueError
+        With ``packing`` or ``padding_free``, whose rows are no samples (packs: `kcd_adapters.trainers.packing`); or if the
+        trainer draws each prompt several times and shuffles what it generates, as ``DistillationTrainer`` does.
+    RuntimeError
+        In the first step, if the student was not run exactly once in ``compute_loss``, or gave neither logits nor entropies.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name in ("kcd_value", "kcd_mixing", "kcd_mixer"):
+            if kwargs.get(name) is not None:
+                raise TypeError(
+                    f"{name} is no setting for language models: sequences are valued by 'sequence_entropy', and tokens can't be "
+                    "mixed. The mixin of kcd_adapters.trainers.transformers takes values of your own, kcd_record(values=...)"
+                )
+            kwargs.pop(name, None)
+        super().__init__(*args, kcd_value="sequence_entropy", **kwargs)
+        self._kcd_check()
+
+    def _kcd_check(self) -> None:
+        trainer: Any = self
+        if getattr(trainer.args, "packing", False):
+            raise ValueError(
+                "packing=True: a pack of sequences is no sample, and packs must be made anew when the set changes. Use a loop "
+                "of your own with kcd_adapters.trainers.packing, or packing=False"
+            )
+        if getattr(trainer.args, "padding_free", False):
+            raise ValueError(
+                "padding_free=True puts a batch's sequences into one row, and none is left for each sample: use padding_free=False"
+            )
+        if trainer.train_dataset is not None and isinstance(trainer._get_train_sampler(), RepeatSampler):
+            raise ValueError(
+                f"{type(self).__mro__[1 + type(self).__mro__.index(PlainMixin)].__name__} draws each prompt several times, shuffles "
+                "the completions that it generates, and makes no logits, so that no value could be told from another "
+                "sequence's: use trl.experimental.gkd.GKDTrainer, whose lmbda=1.0 is on-policy, too"
+            )
+
+    def compute_loss(self, model: Any, inputs: Any, *others: Any, **settings: Any) -> Any:
+        """The trainer's; in training, what the student said in it is recorded."""
+        labels, outputs = inputs.get("labels"), []
+
+        def keep(module: Any, given: Any, output: Any) -> None:
+            if torch.is_grad_enabled():
+                outputs.append(output)
+
+        hook = model.register_forward_hook(keep) if model.training else None
+        try:
+            loss = super().compute_loss(model, inputs, *others, **settings)  # type: ignore[misc]
+        finally:
+            if hook is not None:
+                hook.remove()
+        if hook is not None:
+            self._kcd_record_output(outputs, labels)
+        return loss
+
+    def _kcd_record_output(self, outputs: list[Any], labels: Any) -> None:
+        output = outputs[0] if len(outputs) == 1 else None
+        entropy, logits = getattr(output, "entropy", None), getattr(output, "logits", None)
+        if entropy is not None:  # TRL's fused head; 0 for tokens that don't count
+            self.kcd_record(values=token_means(entropy.detach(), output.label_mask))  # type: ignore[union-attr]
+        elif logits is not None and labels is not None:
+            self.kcd_record(logits[:, :-1], targets=labels[:, 1:])
+        else:
+            raise RuntimeError(
+                f"compute_loss() ran the student {len(outputs)} times, and got "
+                f"{', '.join(type(one).__name__ for one in outputs) or 'nothing'}, where one output with logits, or entropies, "
+                "and labels are wanted: no value can be told. Override compute_loss, and call kcd_record() in it"
+            )
