@@ -2,8 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TRAINERS ?= .venv-trainers
+TRANSFORMERS_4 := $(TRAINERS)/transformers-4.57
+# Each of the tests' processes takes neighbours first, whose fixtures are the same, then what another has left.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo help test lint check bench gpu mutants study paper-table dist clean
+.PHONY: demo help test test-trainers lint check bench gpu mutants study paper-table dist clean
 
 demo: $(VENV)/.done ## KD, KC-KD and random dropping on real images
 	$(BIN)/kcd demo
@@ -12,14 +16,18 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 test: $(VENV)/.done ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-trainers: $(TRAINERS)/.done ## the tests of kcd_adapters.trainers; the trainers, torch and CUDA take 6 GB
+	$(TRAINERS)/bin/python -m pytest $(PARALLEL) tests/adapters/trainers
+	PYTHONPATH=$(TRANSFORMERS_4) $(TRAINERS)/bin/python -m pytest tests/adapters/trainers/test_transformers.py
 
 lint: $(VENV)/.done ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy kcd_core adapters
 
-check: lint test dist ## all that has to pass before a change lands
+check: lint test test-trainers dist ## all that has to pass before a change lands
 
 bench: $(VENV)/.done ## what kcd costs, into benchmarks/results; needs 6 GB of memory
 	$(BIN)/python benchmarks/selection.py
@@ -58,11 +66,19 @@ dist: $(VENV)/.done ## both archives, each installed and imported
 	done
 
 clean: ## remove the environment and all that was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TRAINERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# The stamp is written last: an installation that was interrupted is done again.
+# The stamps are written last: an installation that was interrupted is done again.
 $(VENV)/.done: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "kcd needs Python 3.10 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+# transformers 4.57 lies beside 5; the tests of it have its folder before all others.
+$(TRAINERS)/.done: setup.cfg pyproject.toml constraints-trainers.txt constraints-transformers-4.57.txt
+	test -x $(TRAINERS)/bin/python || $(PYTHON) -m venv $(TRAINERS)
+	$(TRAINERS)/bin/python -m pip install --quiet -c constraints-trainers.txt -e '.[trainers]'
+	rm -rf $(TRANSFORMERS_4)
+	$(TRAINERS)/bin/python -m pip install --quiet --no-deps --target $(TRANSFORMERS_4) -r constraints-transformers-4.57.txt
 	touch $@

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from .base import distributed
 from .base.dataset_identity import told_apart
+from .base.resumption import await_all
 from .base.states import check_rank, check_same, check_together, state_bool, state_int
 from .history import CondensationHistory
 from .layout import Layout
@@ -51,6 +52,7 @@ class Saved(NamedTuple):
 
 def gathered(state_dict: Callable[[], dict[str, Any]], group: Any) -> list[dict[str, Any]]:
     """The states of all ranks at one step, on each of them; of ranks that draw alike, the first one's."""
+    await_all("gathers", group)
     everyones = distributed.gather(state_dict, group)
     states = [*{(state["num_replicas"], state["rank"]): state for state in reversed(everyones)}.values()][
         ::-1

@@ -450,6 +450,12 @@ class Condensation:
         -------
         list of dict
             Of one, without a process group, or where all ranks draw alike.
+
+        Raises
+        ------
+        RuntimeError
+            If another rank has not called this within five minutes. (With a torch that has no
+            ``ProcessGroup.get_group_store``, it waits until the process group's own timeout.)
         """
         return gathered(self.state_dict, self.group)
 

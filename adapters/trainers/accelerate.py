@@ -30,8 +30,6 @@ from kcd_core.loading.rebuild import understand
 
 __all__ = ["AcceleratedLoader", "prepare", "unprepared"]
 
-NOT_SHARED_OUT = ("num_replicas", "rank", "group")
-
 
 def prepare(
     accelerator: Accelerator,
@@ -80,11 +78,10 @@ def prepare(
         context or sequence parallelism, Megatron-LM), or under XLA.
     """
     check_kind(accelerator, "accelerator", Accelerator)
-    ranks = accelerator.num_processes
     _check_accelerator(accelerator)
-    for name in NOT_SHARED_OUT:
-        if name in settings:
-            raise TypeError(f"{name} is accelerate's to say here: leave it out")
+    for name in settings.keys() & {"num_replicas", "rank", "group"}:
+        raise TypeError(f"{name} is accelerate's to say here: leave it out")
+    ranks = accelerator.num_processes
     plain = unprepared(loader)
     batch_size, drop_last = understand(plain)
     if accelerator.split_batches:
@@ -96,14 +93,8 @@ def prepare(
     chosen = _common_seed(accelerator, plain) if seed is None else seed
     # An iterator draws its workers' seeds from the global generator, if it is given none: the pass that a resumed
     # run begins would then change what its student draws, dropout for instance.
-    workers = None if plain.generator is not None else torch.Generator(device=torch.empty(0).device)
-    remade = _remade(
-        plain,
-        batch_size=batch_size,
-        drop_last=drop_last,
-        sampler=plain.batch_sampler.sampler,
-        generator=plain.generator if workers is None else workers,
-    )
+    workers = None if plain.generator else torch.Generator(device=torch.empty(0).device)
+    changed = {"batch_size": batch_size, "drop_last": drop_last, "sampler": plain.batch_sampler.sampler}
     place = accelerator.device_placement if device_placement is None else device_placement
     users = settings.pop("prefetch", None)
 
@@ -112,7 +103,7 @@ def prepare(
             yield send_to_device(batch, accelerator.device, non_blocking=accelerator.non_blocking)
 
     condensed = wrap_loader(
-        remade,
+        _remade(plain, generator=workers or plain.generator, **changed),
         schedule=schedule,
         seed=chosen,
         prefetch=placed if place else users,
@@ -192,9 +183,9 @@ class AcceleratedLoader(DataLoaderStateMixin):
 
     def __iter__(self) -> Iterator[Any]:
         """One pass over the current epoch: see `CondensedLoader.__iter__`."""
-        loader, accelerator = self._loader, self._accelerator
-        if kinds := [kind for kind in accelerator.rng_types or () if str(kind) != "generator"]:
-            synchronize_rng_states(kinds)
+        loader = self._loader
+        kinds = self._accelerator.rng_types
+        synchronize_rng_states([kind for kind in kinds if str(kind) != "generator"])  # the order needs none
         if self._workers is not None:
             self._workers.manual_seed((self._workers_seed + loader.epoch) % 2**63)
         if not self._open:
@@ -240,7 +231,7 @@ class AcceleratedLoader(DataLoaderStateMixin):
         accelerator, state = self._accelerator, self.gradient_state
         if state.sync_with_dataloader:
             updates = self._loader.total_steps(epochs, accumulate=state.num_steps)
-        else:
+        else:  # what an epoch leaves over is accumulated in the next
             updates = self._loader.total_steps(epochs) // state.num_steps
         return updates if accelerator.split_batches else updates * accelerator.num_processes
 
@@ -254,7 +245,7 @@ class AcceleratedLoader(DataLoaderStateMixin):
 
 
 class Batches:
-    """How an `AcceleratedLoader` draws, for who asks. It can't be drawn by."""
+    """How an `AcceleratedLoader` draws, for who asks; nothing to draw by."""
 
     def __init__(self, loader: CondensedLoader[Any]) -> None:
         self.sampler, self.batch_size, self.drop_last = loader.sampler, loader.batch_size, loader.drop_last
@@ -282,13 +273,11 @@ def _check_accelerator(accelerator: Accelerator) -> None:
         )
     if accelerator.dispatch_batches:
         raise ValueError(
-            "dispatch_batches=True lets the main process read for all, and indices would not go along with the rows: "
-            "leave it out, so that each process reads its own share"
+            "dispatch_batches=True lets the main process read for all, and no index goes along with a row: leave it out"
         )
     if not accelerator.even_batches and accelerator.num_processes > 1:
         raise ValueError(
-            "even_batches=False asks for processes with unequal numbers of batches: leave it out. What pads a process's "
-            "last batch is not recorded"
+            "even_batches=False asks for unequal numbers of batches: leave it out; padding is not recorded"
         )
 
 

@@ -1,7 +1,8 @@
-"""Whether all ranks go on from one moment, after states were loaded. A rank that loaded none has no part in it.
+"""Whether all ranks save at one moment, and go on from one: a rank that loaded no state has no part in that.
 
 No collective: a rank may load alone, or draw a first batch alone, as trainers do to see what a loader yields, and would
-then wait in one that no other rank is in. Each rank leaves word in the group's key-value store instead.
+then wait in one that no other rank is in. So may one that saves alone, and meet the others in another collective, of the
+model's. Each rank leaves word in the group's key-value store instead.
 """
 
 from __future__ import annotations
@@ -14,9 +15,32 @@ from typing import Any
 
 from . import distributed
 
-__all__ = ["WAIT", "check_one_moment", "leave_word"]
+__all__ = ["WAIT", "await_all", "check_one_moment", "leave_word"]
 
-WAIT = 300.0  # seconds that a rank gives the others to load their states
+WAIT = 300.0  # seconds that a rank gives the others to load their states, or to save them
+
+
+def await_all(what: str, group: Any) -> None:
+    """Wait until every rank has called this as often, `WAIT` at most. ``what`` they do next, in a word.
+
+    Raises
+    ------
+    RuntimeError
+        If one has not by then: it can be called again.
+    """
+    if distributed.world_size(group) == 1 or (store := distributed.store(group)) is None:
+        return
+    mine, *others = sorted(range(distributed.world_size(group)), key=lambda r: r != distributed.rank(group))
+    times = store.add(f"kcd_core/{what}/{mine}", 1)
+    deadline = time.monotonic() + WAIT
+    while waiting := [other for other in others if store.add(f"kcd_core/{what}/{other}", 0) < times]:
+        if time.monotonic() > deadline:
+            store.add(f"kcd_core/{what}/{mine}", -1)
+            raise RuntimeError(
+                f"this rank {what} the states of all ranks, and rank(s) {waiting} did not come within {WAIT:.0f} s: call it, "
+                "or whatever saves a checkpoint, on every rank, and not on the main one alone"
+            )
+        time.sleep(0.02)
 
 
 def leave_word(run: str, times: int, moment: Mapping[str, str], group: Any) -> None:

@@ -147,6 +147,14 @@ def gathered(rank: int, sharded: bool) -> Any:
     return [[state["rank"], int(state["tracker"]["count"].sum())] for state in states]
 
 
+def gathered_by_one_rank_alone(rank: int) -> Any:
+    """As where a loop saves on its main process only; and then, by all."""
+    loader = plain(num_replicas=WORLD, rank=rank)
+    alone = told(loader.gather_state_dict) if rank == 0 else ""
+    torch.distributed.barrier()
+    return [alone, len(loader.gather_state_dict())]
+
+
 def gathered_alike(rank: int) -> Any:
     """All ranks draw everything. Gathered in the first epoch, gone on with, and compared when it ends."""
     loader = plain(num_replicas=1, rank=0, mixing=None)
@@ -251,6 +259,7 @@ def work(rank: int, world: int, folder: Path) -> None:
         "probed": probed(rank),
         "gathered": gathered(rank, False),
         "gathered slices": gathered(rank, True),
+        "gathered alone": gathered_by_one_rank_alone(rank),
         "gathered alike": gathered_alike(rank),
         "gathered with a skip": gathered_with_a_skip(rank),
         "looked between loads": told(lambda: looked_between_loads(rank)),
@@ -359,6 +368,14 @@ def test_gathered_states_go_on_on_any_number_of_ranks(sharded: bool) -> None:
     loader.load_state_dict(seen()[1][sharded])
     assert loader.tracker.count.sum() == 6 * WORLD
     assert len(loader.gather_state_dict()) == 1
+
+
+def test_a_rank_that_gathers_states_alone_is_told_and_does_not_wait_in_a_collective() -> None:
+    results = on_every_rank("gathered alone")
+    assert [gathered for _, gathered in results] == [WORLD] * WORLD
+    assert results[0][0].startswith(
+        "RuntimeError: this rank gathers the states of all ranks, and rank(s) [1, 2, 3] did not come within 2 s"
+    )
 
 
 def test_of_ranks_that_draw_alike_one_state_is_gathered() -> None:

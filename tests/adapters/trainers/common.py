@@ -89,7 +89,7 @@ def expected_sets(epochs: list[list[tuple[int, float]]], n: int, schedule: Any) 
 
 
 def on_ranks(
-    work: Callable[..., Any], folder: Path, *args: Any, world: int = 2, seconds: int = 240
+    work: Callable[..., Any], folder: Path, *args: Any, world: int = 2, seconds: int = 120
 ) -> list[Any]:
     """What ``work(folder, *args)`` returns on each of ``world`` ranks: processes that find each other as torchrun's do.
 

@@ -20,10 +20,11 @@ from accelerate.utils import (
     DistributedType,
     set_seed,
 )
-from common import Samples, Student, expected_sets, on_ranks, summed
+from common import Samples, Student, expected_sets, on_ranks, summed, which
 
 import kcd_core as kcd
 from kcd_adapters.trainers.accelerate import prepare, unprepared
+from kcd_core.base import resumption
 
 N, BATCH, EPOCHS, ACCUMULATE = 203, 16, 5, 2
 SCHEDULE = kcd.CondensationSchedule(ratio=0.4, stages=3, period=1)
@@ -110,6 +111,61 @@ class Run:
         }
 
 
+def told(work: Any) -> Any:
+    """What ``work`` returns, or what it says."""
+    try:
+        return work()
+    except (RuntimeError, ValueError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def drawn_by(loader: Any, epochs: int = 1) -> list[list[list[int]]]:
+    """The indices that each batch of each epoch is recorded by; what else is drawn is an error."""
+    student, drawn = Student(), []
+    for _ in range(epochs):
+        drawn.append([])
+        for x, _ in loader:
+            loader.record(student(x))
+            drawn[-1].append(loader.indices.tolist())
+            assert all(i in (-1, j) for i, j in zip(drawn[-1][-1], which(x), strict=True))
+        loader.end_epoch()
+    return drawn
+
+
+def on_two() -> dict[str, Any]:
+    """What differs where there are several processes."""
+    accelerator = accelerated()
+    set_seed(accelerator.process_index, device_specific=True)
+    seeds = make().sampler.seed, make(seed=4).sampler.seed
+    split = make(accelerator=accelerated(split_batches=True))
+    generator = Accelerator(cpu=True, rng_types=["torch"])
+    first = next(iter(make(accelerator=generator)))
+    resumption.WAIT = 0.5
+    loader = make()
+    alone = told(loader.state_dict) if accelerator.is_main_process else ""
+    accelerator.wait_for_everyone()
+    hand = kcd.CondensedSampler(N)
+    twice = accelerator.prepare(DataLoader(Samples(), batch_size=BATCH, sampler=hand))  # type: ignore[arg-type]
+    slices = make(sharded=True)
+    sliced = drawn_by(slices)
+    slices.load_state_dict(slices.state_dict())
+    return {
+        "seeds": seeds,
+        "split": [split.batch_size, split.scheduler_steps(1), drawn_by(split)],
+        "not split": told(lambda: make(data_loader(batch_size=5), accelerated(split_batches=True))),
+        "prepared before": drawn_by(make(accelerator.prepare(data_loader()))),
+        "even_batches": told(lambda: make(accelerator=accelerated(even_batches=False))),
+        "distributed": drawn_by(
+            make(data_loader(shuffle=None, sampler=DistributedSampler(Samples(), seed=3)))
+        ),
+        "generators": [len(first), torch.rand(1).item()],
+        "alone": alone,
+        "slices": sliced + drawn_by(slices),
+        "plain": told(lambda: kcd.wrap_loader(data_loader(), schedule=SCHEDULE)),
+        "twice": [int(i) for x, _ in twice for i in which(x)],
+    }
+
+
 def everything(folder: Path) -> dict[str, Any]:
     """A whole run, and those that go on from each of `WAYS`."""
     whole = Run(folder / "whole")
@@ -119,6 +175,8 @@ def everything(folder: Path) -> dict[str, Any]:
         first = Run(folder / f"{way}", until=way)
         then = Run(folder / f"{way}", seed=77, resume=True)
         results[way] = then.result(), first.drawn + then.drawn
+    if Accelerator().num_processes > 1:
+        results.update(on_two())
     return results
 
 
@@ -140,7 +198,8 @@ def alone(tmp_path_factory: Any) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: Any) -> list[Any]:
-    return on_ranks(everything, tmp_path_factory.mktemp("together"))
+    folder = tmp_path_factory.mktemp("together")
+    return [{**rank, "folder": folder} for rank in on_ranks(everything, folder)]
 
 
 @pytest.fixture(params=["alone", "together"])
@@ -194,11 +253,66 @@ def test_a_run_goes_on_to_the_bit(ranks: list[Any], way: Any) -> None:
         assert same({k: v for k, v in result.items() if k not in ("value", "count")}, rank["whole"])
 
 
+def test_two_processes_checkpoint_goes_on_on_one(together: list[Any]) -> None:
+    then = Run(together[0]["folder"] / f"{(1, 4)}", resume=True)
+    first = [index for rank in together for batch in rank["drawn"][:4] for index in batch]
+    left = [index for batch in then.drawn[: then.loader.steps(1) - 8] for index in batch]
+    assert sorted(first + left) == list(range(N))
+    assert [stage["kept"] for stage in then.loader.history] == together[0]["whole"]["history"]
+    assert then.loader.tracker.count.sum() == sum(SIZES)
+
+
+# -- what differs on several processes ---------------------------------------------------------------------
+
+
+def shared_out(ranks: list[Any], name: str, *place: int) -> list[int]:
+    """What all ranks record in the first epoch, one batch of each in turn."""
+    epochs = [rank[name][-1][0] if name == "split" else rank[name][0] for rank in ranks]
+    assert len({len(epoch) for epoch in epochs}) == 1
+    return [index for batches in zip(*epochs, strict=True) for batch in batches for index in batch]
+
+
+@pytest.mark.parametrize("name", ["split", "prepared before", "distributed", "slices"])
+def test_samples_are_shared_out_and_each_is_drawn_once(together: list[Any], name: str) -> None:
+    drawn = shared_out(together, name)
+    assert len(drawn) == N + 1
+    assert {*drawn} == {-1, *range(N)}
+
+
+def test_all_processes_draw_by_the_main_ones_seed(together: list[Any]) -> None:
+    assert [rank["seeds"] for rank in together] == [(0, 4), (0, 4)]
+
+
+def test_split_batches_are_split_and_a_scheduler_is_stepped_once(together: list[Any]) -> None:
+    for rank in together:
+        assert rank["split"][:2] == [BATCH // 2, -(-N // BATCH)]
+        assert rank["not split"].startswith(
+            "ValueError: with split_batches, the batch size must be a multiple of the 2"
+        )
+
+
+def test_processes_of_unequal_lengths_are_refused(together: list[Any]) -> None:
+    assert all(rank["even_batches"].startswith("ValueError: even_batches=False asks") for rank in together)
+
+
+def test_generators_are_synchronised_as_accelerate_was_told(together: list[Any]) -> None:
+    assert together[0]["generators"] == together[1]["generators"]
+
+
+def test_a_state_saved_on_the_main_process_alone_is_refused(together: list[Any]) -> None:
+    assert "rank(s) [1] did not come within" in together[0]["alone"]
+
+
+def test_without_prepare_ranks_that_draw_alike_are_refused(together: list[Any]) -> None:
+    assert all(rank["plain"].startswith("RuntimeError: there are 2 ranks, and each") for rank in together)
+
+
 # -- what is refused, at prepare() -------------------------------------------------------------------------
 
 
 def make(loader: Any = None, accelerator: Any = None, **settings: Any) -> Any:
-    return prepare(accelerator or accelerated(), loader or data_loader(), schedule=SCHEDULE, **settings)
+    loader = loader or data_loader()
+    return prepare(accelerator or accelerated(), loader, schedule=SCHEDULE, **{"mixing": None, **settings})
 
 
 def test_what_reads_on_the_main_process_alone_is_refused() -> None:
