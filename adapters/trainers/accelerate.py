@@ -69,13 +69,9 @@ def prepare(
     Raises
     ------
     TypeError, ValueError
-        As `wrap_loader` does.
-    TypeError
-        If ``accelerator`` is none; or if the loader reads on the main process for all.
-    ValueError
-        With ``dispatch_batches``; with ``even_batches=False`` on several processes; with ``split_batches``, if the
-        batch size is no multiple of the number of processes; or if several processes hold one replica of the model (tensor,
-        context or sequence parallelism, Megatron-LM), or under XLA.
+        As `wrap_loader` does; if ``accelerator`` is none; with ``dispatch_batches``; with ``even_batches=False`` on several
+        processes; with ``split_batches``, if they are not as many parts as processes; or if several processes hold one
+        replica of the model (tensor, context or sequence parallelism, Megatron-LM), or under XLA.
     """
     check_kind(accelerator, "accelerator", Accelerator)
     _check_accelerator(accelerator)
@@ -177,6 +173,9 @@ class AcceleratedLoader(DataLoaderStateMixin):
     def __setattr__(self, name: str, value: Any) -> None:
         own = name.startswith("_") or name in ("gradient_state", "end_of_dataloader", "remainder")
         (super().__setattr__ if own else self._loader.__setattr__)(name, value)
+
+    def __repr__(self) -> str:
+        return repr(self._loader).replace("Condensed", "Accelerated", 1)
 
     def __len__(self) -> int:
         return len(self._loader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +19,13 @@ from accelerate import Accelerator
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedType,
+    GradientAccumulationPlugin,
     set_seed,
 )
 from common import Samples, Student, expected_sets, on_ranks, summed, which
 
 import kcd_core as kcd
-from kcd_adapters.trainers.accelerate import prepare, unprepared
+from kcd_adapters.trainers.accelerate import AcceleratedLoader, prepare, unprepared
 from kcd_core.base import resumption
 
 N, BATCH, EPOCHS, ACCUMULATE = 203, 16, 5, 2
@@ -388,3 +390,126 @@ def test_batch_samplers_of_ones_own_are_refused_whether_prepared_or_not() -> Non
 def test_a_distributed_sampler_brings_its_seed() -> None:
     sampler: Any = DistributedSampler(Samples(), num_replicas=1, rank=0, seed=8)
     assert make(data_loader(shuffle=False, sampler=sampler)).sampler.seed == 8
+
+
+# -- on one process ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "own", "placed"),
+    [(True, None, True), (False, None, False), (True, False, False), (False, True, True)],
+)
+def test_batches_are_moved_to_the_device_as_accelerate_was_told(
+    monkeypatch: Any, accelerators: bool, own: Any, placed: bool
+) -> None:
+    accelerator = Accelerator(cpu=True, device_placement=accelerators)
+    monkeypatch.setattr(Accelerator, "device", property(lambda self: torch.device("meta")))
+    loader = make(accelerator=accelerator, device_placement=own, return_index=True, prefetch=lambda b: b)
+    indices, (x, labels) = next(iter(loader))
+    assert x.is_meta is labels.is_meta is placed
+    assert indices.is_cpu
+    loader.record(torch.zeros(len(x), 5))
+    assert loader.tracker.count.sum() == BATCH
+
+
+@pytest.mark.filterwarnings("ignore:epoch 1 is recorded again")
+def test_accumulation_sees_the_end_also_of_a_pass_that_is_looked_into() -> None:
+    accelerator = accelerated()
+    loader, evaluation = make(), accelerator.prepare(data_loader(32, shuffle=False))
+    state = accelerator.gradient_state
+    ends, looks = [], []
+    for x, _ in loader:
+        loader.record(torch.zeros(len(x), 5))
+        looks.append(iter(loader))
+        next(looks[-1])  # an iterator that is kept
+        next(iter(loader))
+        for _ in evaluation:
+            assert state.active_dataloader is evaluation
+        assert state.active_dataloader is loader
+        ends.append(state.end_of_dataloader)
+        if len(ends) == 2:
+            break
+    looks.clear()
+    assert state.active_dataloader is None
+    for x, _ in loader:
+        loader.record(torch.zeros(len(x), 5))
+        ends.append(state.end_of_dataloader)
+    assert ends == [False] * 14 + [True]
+    assert not loader.end_of_dataloader
+
+
+def test_a_remainder_that_is_not_at_the_end_is_unknown() -> None:
+    def remainder(n: int, ranks: int, **settings: Any) -> int:
+        condensed = kcd.wrap_loader(
+            data_loader(n, batch_size=4, **settings), schedule=SCHEDULE, num_replicas=ranks, rank=0
+        )
+        several: Any = SimpleNamespace(num_processes=ranks, rng_types=["generator"])
+        loader = AcceleratedLoader(several, condensed, None)
+        for _ in loader:
+            last = loader.remainder
+        return last
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is no process group
+        # the last batches have 2 rows on each of 4 processes, and as many samples as
+        assert [remainder(n, 4) for n in (24, 23, 22, 21)] == [0, 7, -1, -1]
+        assert [remainder(n, 4, drop_last=True) for n in (24, 23, 16, 15)] == [0, 0, 0, 15]
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_one_cycle_ends_at_its_end(across: bool) -> None:
+    plugin = GradientAccumulationPlugin(num_steps=3, adjust_scheduler=False, sync_with_dataloader=not across)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_plugin=plugin)
+    loader, student = make(accelerator=accelerator), Student()
+    optimizer: Any = torch.optim.SGD(student.parameters(), lr=0.1)
+    total = loader.scheduler_steps(4)
+    scheduler: Any = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=total + 1)
+    model, optimizer, scheduler = accelerator.prepare(student, optimizer, scheduler)
+    updates = 0
+    for _ in range(4):
+        for x, labels in loader:
+            with accelerator.accumulate(model):
+                logits = model(x)
+                accelerator.backward(cross_entropy(logits, labels))
+                optimizer.step()
+                scheduler.step()
+                updates += accelerator.sync_gradients
+            loader.record(logits)
+        loader.end_epoch()
+    assert updates == total
+    assert scheduler.scheduler.last_epoch == total
+    assert scheduler.get_last_lr()[0] == pytest.approx(4e-7)
+
+
+def test_what_accelerate_does_to_its_own_loaders_is_harmless(tmp_path: Path) -> None:
+    accelerator = accelerated(use_stateful_dataloader=True)
+    loader = make(accelerator=accelerator)
+    accelerator.register_for_checkpointing(loader)  # as it is already
+    first = drawn_by(loader)
+    accelerator.save_state(str(tmp_path))
+    then = drawn_by(loader)
+    accelerator.load_state(str(tmp_path))
+    assert accelerator.prepare(loader) is loader
+    assert drawn_by(loader) == then != first
+    accelerator.free_memory()
+    accelerator.end_training()
+    assert len(drawn_by(loader)[0]) == loader.steps(3)
+    with pytest.raises(AttributeError, match="batch_size can't be set on a wrapped loader"):
+        loader.batch_size = 8
+
+
+def test_a_pass_draws_nothing_from_the_global_generator_and_workers_are_seeded_by_epoch() -> None:
+    torch.manual_seed(6)
+    loader = make(data_loader(64, num_workers=1, collate_fn=with_noise))
+    before = torch.get_rng_state()
+    first = [noise for noise, _ in loader]
+    for noise, x in loader:
+        loader.record(torch.zeros(len(x), 5))
+        assert noise == first[loader.batches_done - 1]
+    assert torch.equal(torch.get_rng_state(), before)
+    loader.end_epoch()
+    assert next(iter(loader))[0] != first[0]
+
+
+def with_noise(samples: Any) -> Any:
+    return torch.rand(1).item(), torch.stack([x for x, _ in samples])
