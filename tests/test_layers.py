@@ -53,7 +53,9 @@ LAYERS = (
 )
 
 #: Private names of another module that are used all the same: (module, name). To be shortened.
-BORROWED: set[tuple[str, str]] = set()
+BORROWED: set[tuple[str, str]] = {
+    ("kcd_adapters.trainers.lightning_loader", name) for name in ("_data_source", "_process_dataloader")
+}
 
 #: Private in name, and meant for others: methods of named tuples, and the module that holds the version.
 MEANT_FOR_OTHERS = {"_asdict", "_fields", "_make", "_replace", "kcd_core._version"}

@@ -1,0 +1,199 @@
+"""KCDCallback in Lightning's Trainer: what is recorded, drawn, counted, saved and refused, in both of Lightning's packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+pytest.importorskip("lightning.pytorch", reason="run make test-trainers")
+
+import lightning.pytorch as pl
+from common import Samples, Student, expected_sets, summed, which
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+import kcd_core as kcd
+from kcd_adapters.trainers.lightning import KCDCallback
+
+N, BATCH, EPOCHS = 203, 16, 5
+SCHEDULE = kcd.CondensationSchedule(ratio=0.4, stages=3, period=1)
+SIZES = [203, 163, 123, 83, 81]
+STEPS = [13, 11, 8, 6, 6]
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Data(pl.LightningDataModule):  # type: ignore[misc]
+    """An ordinary DataModule, whose data is there once setup() was called."""
+
+    def setup(self, stage: str) -> None:
+        self.train = Samples(N)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.train, batch_size=BATCH, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(Samples(20), batch_size=10)
+
+
+class Lit(pl.LightningModule):  # type: ignore[misc]
+    """An ordinary LightningModule, and what it saw."""
+
+    def __init__(self, *, cosine: bool = True, out: bool = False) -> None:
+        super().__init__()
+        self.student, self.cosine, self.out = Student(), cosine, out
+        self.drawn: list[list[int]] = []
+        self.validated: list[tuple[int, int]] = []
+        self.lengths: list[int] = []
+        self.estimated: Any = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, labels = batch
+        self.drawn.append(which(x))
+        logits = self.student(x)
+        loss = cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits} if self.out else loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        with torch.enable_grad():  # as careless a validation as there is
+            self.student(batch[0])
+        if batch_idx == 0 and not self.trainer.sanity_checking:
+            self.validated.append((self.trainer.current_epoch, self.trainer.fit_loop.batch_idx))
+        self.log("val", float(self.global_step))
+
+    def on_train_epoch_start(self) -> None:
+        self.lengths.append(self.trainer.num_training_batches)
+
+    def on_train_epoch_end(self) -> None:
+        self.student.new_epoch()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.student.parameters(), lr=0.1, momentum=0.9)
+        if not self.cosine:
+            return optimizer
+        self.estimated = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=self.estimated)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def trainer_of(folder: Path, *callbacks: Any, package: Any = pl, **settings: Any) -> Any:
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    saves = any(isinstance(each, ModelCheckpoint) for each in callbacks)
+    settings = {"max_epochs": EPOCHS, "accelerator": "cpu", "devices": 1, **quiet, **settings}
+    return package.Trainer(
+        default_root_dir=folder, callbacks=list(callbacks), enable_checkpointing=saves, **settings
+    )
+
+
+def callback(**settings: Any) -> KCDCallback:
+    where = {} if "outputs" in settings else {"student": "student"}
+    return KCDCallback(**{"schedule": SCHEDULE, "mixing": None, **where, **settings})
+
+
+def fit(
+    folder: Path, *more: Any, resume: Any = None, lit: Any = None, kcd_callback: Any = None, **settings: Any
+) -> Any:
+    pl.seed_everything(5)
+    lit = lit or Lit()
+    lit.kcd = kcd_callback or callback()
+    trainer = trainer_of(folder, lit.kcd, *more, **settings)
+    lit.metrics = []
+    trainer.fit(lit, Data(), ckpt_path=resume, weights_only=True if resume else None)
+    return lit
+
+
+def check_recorded(lit: Any, epochs: int = EPOCHS) -> None:
+    """V, F and every stage's set are those of the independent reading."""
+    read = [one for one in lit.student.read if one]
+    loader = lit.kcd.loader
+    value, count = summed([pair for epoch in read for pair in epoch], N)
+    assert np.array_equal(np.asarray(loader.tracker.count), count)
+    np.testing.assert_allclose(np.asarray(loader.tracker.value)[count > 0], value[count > 0], atol=3e-7)
+    sets = expected_sets(read, N, SCHEDULE)
+    assert np.array_equal(np.sort(np.asarray(loader.sampler.kept)), sets[-1])
+    assert [stage["kept"] for stage in loader.history] == [len(one) for one in sets]
+
+
+def weights(lit: Any) -> Any:
+    return {name: value.clone() for name, value in lit.state_dict().items()}
+
+
+def same(one: Any, other: Any) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: Any) -> Any:
+    """The uninterrupted run."""
+    return fit(tmp_path_factory.mktemp("twin"))
+
+
+def test_whole_run(twin: Any) -> None:
+    assert twin.lengths == STEPS
+    assert len(twin.drawn) == twin.estimated == sum(STEPS)
+    check_recorded(twin)
+    assert twin.validated == [(epoch, steps - 1) for epoch, steps in enumerate(STEPS)]
+    (group,) = twin.optimizers().param_groups
+    assert group["lr"] == pytest.approx(0.0, abs=1e-12)
+    metrics = twin.trainer.callback_metrics
+    assert float(metrics["kcd/kept"]) == 81
+    assert float(metrics["kcd/saved"]) == pytest.approx(1 - sum(STEPS) / (13 * EPOCHS))
+    assert float(metrics["kcd/cut"]) == pytest.approx(twin.kcd.loader.history[-1]["cut"])
+    assert type(twin.trainer) is pl.Trainer
+    assert "dataloader" not in vars(twin.trainer.fit_loop._data_source)
+    assert not twin.student._forward_hooks
+
+
+EVERY: dict[str, Any] = {"every_n_train_steps": 1, "save_top_k": -1}
+KINDS = {
+    "steps": (EVERY, {}, [5, 13, 24, 40]),
+    "on validation": ({"save_last": True, "save_top_k": -1}, {}, [13, 32]),
+    "monitor": ({"monitor": "val", "mode": "max", "save_top_k": -1}, {}, [13, 24]),
+    "train epoch end": ({"save_on_train_epoch_end": True, "save_top_k": -1}, {}, [13, 24]),
+    "no validation": (
+        {"save_on_train_epoch_end": True, "save_top_k": -1},
+        {"limit_val_batches": 0},
+        [13, 32],
+    ),
+    "no validation, steps": (EVERY, {"limit_val_batches": 0}, [13, 30]),
+    "within": ({"monitor": "val", "mode": "max", "save_top_k": -1}, {"val_check_interval": 5}, [5, 10, 18]),
+    "within, ends": (
+        {"save_on_train_epoch_end": True, "save_top_k": -1},
+        {"val_check_interval": 0.4},
+        [13, 24],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("by", ["epochs", "steps"])
+def test_resumed(twin: Any, tmp_path: Path, kind: str, by: str) -> None:
+    saving, settings, at = KINDS[kind]
+    if by == "steps":
+        settings = {**settings, "max_steps": sum(STEPS)}
+
+    def saver(folder: str) -> Any:
+        return ModelCheckpoint(dirpath=tmp_path / folder, filename="{step}", **saving)
+
+    whole = fit(tmp_path, saver("whole"), **settings)
+    assert whole.drawn == twin.drawn
+    assert same(weights(whole), weights(twin))
+    path = tmp_path / "whole" / f"step={at[0]}.ckpt"
+    for step, after in zip(
+        at, [*at[1:], None], strict=True
+    ):  # each goes on from what the one before has saved
+        resumed = fit(tmp_path / "again", saver(f"{step}"), resume=path, **settings)
+        assert resumed.drawn == twin.drawn[step:], step
+        assert same(weights(resumed), weights(twin)), step
+        ours, theirs = resumed.kcd.loader, twin.kcd.loader
+        assert np.array_equal(
+            np.asarray(ours.tracker.value), np.asarray(theirs.tracker.value), equal_nan=True
+        )
+        assert np.array_equal(ours.sampler.kept, theirs.sampler.kept)
+        assert list(ours.history) == list(theirs.history)
+        path = tmp_path / f"{step}" / f"step={after}.ckpt"
