@@ -126,7 +126,7 @@ class KCDCallback(Callback):
         check_version(trainer)
         # A trainer that goes on in another fit() goes on here; a new one begins anew, or brings a checkpoint.
         if before is not None and trainer.current_epoch > 0:
-            self._saved = before.state_dict()
+            self._saved = before.gather_state_dict()
         self._begun = False
         self._undo.append(stand_in(trainer, self._train_loader))
         self._undo.append(estimate_exactly(trainer, lambda: self.loader))
@@ -142,7 +142,7 @@ class KCDCallback(Callback):
                 )
             loader = wrap_loader(processed(trainer, users), schedule=self.schedule, **self.settings)
             if self._saved is not None:
-                loader.load_state_dict(self._saved)
+                self._load(loader)
             check_lengths(trainer, loader)
             self.loader, self._view = loader, TrainLoader(loader)
         return self._view
@@ -228,7 +228,7 @@ class KCDCallback(Callback):
         if self.loader.epoch <= trainer.current_epoch:
             raise RuntimeError(
                 f"Lightning goes on with epoch {trainer.current_epoch + 1}, and the condensed loader with {self.loader.epoch}: "
-                "the checkpoint was saved without a KCDCallback. Begin a run of its own from the weights, without ckpt_path"
+                "epochs were trained without this KCDCallback. Begin a run of its own, with a new Trainer"
             )
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -259,12 +259,29 @@ class KCDCallback(Callback):
         """The states of all ranks, of which each calls this, and the first writes the file."""
         return {} if self.loader is None else {"ranks": self.loader.gather_state_dict()}
 
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not say where to go on."""
+        if self._undo and self.state_key not in checkpoint["callbacks"]:
+            raise RuntimeError(
+                "the checkpoint was saved without a KCDCallback, so that nothing says which samples come next: load its "
+                "weights alone, and call fit() without ckpt_path"
+            )
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on there once the loader is made. Testing a checkpoint changes nothing."""
         if self._undo:
             self._saved = state_dict["ranks"]
             if self.loader is not None:  # some strategies load late
-                self.loader.load_state_dict(self._saved)
+                self._load(self.loader)
+
+    def _load(self, loader: CondensedLoader[Any]) -> None:
+        loader.load_state_dict(self._saved)
+        before, now = len(self._saved), loader.sampler.num_replicas
+        if before != now and loader.batches_done:
+            raise ValueError(
+                f"a run on {before} ranks has saved this within an epoch, and here is {now}, by whose batches Lightning's count "
+                "means another place: go on from the end of an epoch, or on as many ranks"
+            )
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave trainer and student as they were."""

@@ -122,7 +122,7 @@ def check_lengths(trainer: Any, loader: CondensedLoader[Any]) -> None:
             f"limit_train_batches={trainer.limit_train_batches} leaves no batch of epoch {epoch}, which has "
             f"{loader.steps(epoch)}: raise it, or give a number of batches"
         )
-    every = trainer.val_check_interval
+    every = getattr(trainer, "val_check_interval", None)  # not there where validation goes by time
     within = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
     if within and isinstance(every, int) and every > shortest:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 pytest.importorskip("lightning.pytorch", reason="run make test-trainers")
 
 import lightning.pytorch as pl
-from common import Samples, Student, expected_sets, summed, which
+from common import Samples, Student, expected_sets, on_ranks, summed, which
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import kcd_core as kcd
@@ -44,9 +45,9 @@ class Data(pl.LightningDataModule):  # type: ignore[misc]
 class Lit(pl.LightningModule):  # type: ignore[misc]
     """An ordinary LightningModule, and what it saw."""
 
-    def __init__(self, *, cosine: bool = True, out: bool = False) -> None:
+    def __init__(self, *, linear: bool = True, out: bool = False) -> None:
         super().__init__()
-        self.student, self.cosine, self.out = Student(), cosine, out
+        self.student, self.linear, self.out = Student(), linear, out
         self.drawn: list[list[int]] = []
         self.validated: list[tuple[int, int]] = []
         self.lengths: list[int] = []
@@ -74,7 +75,7 @@ class Lit(pl.LightningModule):  # type: ignore[misc]
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.student.parameters(), lr=0.1, momentum=0.9)
-        if not self.cosine:
+        if not self.linear:
             return optimizer
         self.estimated = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=self.estimated)
@@ -119,12 +120,21 @@ def check_recorded(lit: Any, epochs: int = EPOCHS) -> None:
     assert [stage["kept"] for stage in loader.history] == [len(one) for one in sets]
 
 
-def weights(lit: Any) -> Any:
-    return {name: value.clone() for name, value in lit.state_dict().items()}
+def state_of(lit: Any) -> dict[str, Any]:
+    loader = lit.kcd.loader
+    count = np.asarray(loader.tracker.count)
+    return {
+        "weights": torch.cat([value.flatten() for value in lit.state_dict().values()]).numpy(),
+        "sums": (np.nan_to_num(np.asarray(loader.tracker.value)) * count, count),
+        "kept": np.asarray(loader.sampler.kept),
+        "history": str(list(loader.history)),
+    }
 
 
 def same(one: Any, other: Any) -> bool:
-    return all(torch.equal(one[name], other[name]) for name in one)
+    """Whether weights, recordings, sets and history of two runs are equal, to the bit."""
+    mine, theirs = state_of(one), state_of(other)
+    return all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
 
 @pytest.fixture(scope="module")
@@ -150,50 +160,101 @@ def test_whole_run(twin: Any) -> None:
 
 
 EVERY: dict[str, Any] = {"every_n_train_steps": 1, "save_top_k": -1}
-KINDS = {
+MONITOR: dict[str, Any] = {"monitor": "val", "mode": "max", "save_top_k": -1}
+AT_END: dict[str, Any] = {"save_on_train_epoch_end": True, "save_top_k": -1}
+BY_STEPS = {"max_steps": sum(STEPS)}
+KINDS: dict[
+    str, tuple[Any, Any, list[int]]
+] = {  # how it is saved, how it is run, after which steps it goes on
     "steps": (EVERY, {}, [5, 13, 24, 40]),
-    "on validation": ({"save_last": True, "save_top_k": -1}, {}, [13, 32]),
-    "monitor": ({"monitor": "val", "mode": "max", "save_top_k": -1}, {}, [13, 24]),
-    "train epoch end": ({"save_on_train_epoch_end": True, "save_top_k": -1}, {}, [13, 24]),
-    "no validation": (
-        {"save_on_train_epoch_end": True, "save_top_k": -1},
-        {"limit_val_batches": 0},
-        [13, 32],
-    ),
-    "no validation, steps": (EVERY, {"limit_val_batches": 0}, [13, 30]),
-    "within": ({"monitor": "val", "mode": "max", "save_top_k": -1}, {"val_check_interval": 5}, [5, 10, 18]),
-    "within, ends": (
-        {"save_on_train_epoch_end": True, "save_top_k": -1},
-        {"val_check_interval": 0.4},
-        [13, 24],
-    ),
+    "steps, max_steps": (EVERY, BY_STEPS, [13, 40]),
+    "last": ({"save_last": True, "save_top_k": -1}, {}, [13]),
+    "last, max_steps": ({"save_last": True, "save_top_k": -1}, BY_STEPS, [13, 32]),
+    "monitor": (MONITOR, {}, [13, 24]),
+    "monitor, max_steps": (MONITOR, BY_STEPS, [24]),
+    "train epoch end": (AT_END, {"val_check_interval": 0.4}, [13, 24]),
+    "no validation": (EVERY, {"limit_val_batches": 0}, [13, 30]),
+    "no validation, max_steps": (AT_END, {"limit_val_batches": 0, **BY_STEPS}, [13, 32]),
+    "within the epoch": (MONITOR, {"val_check_interval": 5}, [10, 18]),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("by", ["epochs", "steps"])
-def test_resumed(twin: Any, tmp_path: Path, kind: str, by: str) -> None:
+def test_resumed(twin: Any, tmp_path: Path, kind: str) -> None:
     saving, settings, at = KINDS[kind]
-    if by == "steps":
-        settings = {**settings, "max_steps": sum(STEPS)}
 
     def saver(folder: str) -> Any:
         return ModelCheckpoint(dirpath=tmp_path / folder, filename="{step}", **saving)
 
     whole = fit(tmp_path, saver("whole"), **settings)
     assert whole.drawn == twin.drawn
-    assert same(weights(whole), weights(twin))
+    assert same(whole, twin)
     path = tmp_path / "whole" / f"step={at[0]}.ckpt"
     for step, after in zip(
         at, [*at[1:], None], strict=True
     ):  # each goes on from what the one before has saved
         resumed = fit(tmp_path / "again", saver(f"{step}"), resume=path, **settings)
         assert resumed.drawn == twin.drawn[step:], step
-        assert same(weights(resumed), weights(twin)), step
-        ours, theirs = resumed.kcd.loader, twin.kcd.loader
-        assert np.array_equal(
-            np.asarray(ours.tracker.value), np.asarray(theirs.tracker.value), equal_nan=True
-        )
-        assert np.array_equal(ours.sampler.kept, theirs.sampler.kept)
-        assert list(ours.history) == list(theirs.history)
+        assert same(resumed, twin), step
         path = tmp_path / f"{step}" / f"step={after}.ckpt"
+
+
+def test_max_steps_cut_an_epoch_off(tmp_path: Path) -> None:
+    saving: dict[str, Any] = {"dirpath": tmp_path, "save_last": True, "save_on_train_epoch_end": True}
+    whole = fit(tmp_path, lit=Lit(linear=False), max_epochs=-1, max_steps=44)
+    cut = fit(tmp_path, ModelCheckpoint(**saving), lit=Lit(linear=False), max_epochs=-1, max_steps=20)
+    assert (cut.kcd.loader.epoch, cut.kcd.loader.batches_done) == (2, 7)
+    resumed = fit(
+        tmp_path,
+        ModelCheckpoint(**saving),
+        resume="last",
+        lit=Lit(linear=False),
+        max_epochs=-1,
+        max_steps=44,
+    )
+    assert resumed.drawn == whole.drawn[20:]
+    assert same(resumed, whole)
+
+
+def on_two_ranks(folder: Path) -> Any:
+    """On one of two ranks: the whole run, and what goes on from it at several places."""
+    warnings.simplefilter("ignore")
+    ddp: dict[str, Any] = {"strategy": "ddp", "devices": 2}
+    saver = ModelCheckpoint(dirpath=folder, filename="{step}", **EVERY)
+    whole = fit(folder, saver, **ddp)
+    states = [state_of(whole)]
+    for step in (3, 7, 13):  # of 7, 6, 4, 3, 3
+        resumed = fit(folder, resume=folder / f"step={step}.ckpt", **ddp)
+        assert resumed.drawn == whole.drawn[step:], step
+        states.append(state_of(resumed))
+    return whole.drawn, whole.student.read, whole.lengths, whole.estimated, whole.validated, states
+
+
+def test_two_ranks(tmp_path: Path) -> None:
+    ranks = on_ranks(on_two_ranks, tmp_path)
+    one, other = ranks
+    steps = [7, 6, 4, 3, 3]
+    for drawn, _, lengths, estimated, validated, _ in (one, other):
+        assert lengths == steps
+        assert len(drawn) == estimated == sum(steps)
+        assert validated == [(epoch, each - 1) for epoch, each in enumerate(steps)]
+    # What only pads the ranks to equal lengths is drawn, and not recorded: of an odd set, the last sample of rank 1.
+    read = []
+    for first, second, size in zip(one[1], other[1], SIZES, strict=False):
+        pairs = sorted([*first, *second])
+        distinct = {index for index, _ in pairs}
+        assert len(distinct) == size
+        assert len(pairs) == size + size % 2
+        read.append(first + (second[:-1] if size % 2 else second))
+    value, count = summed([pair for epoch in read for pair in epoch], N)
+    kept = expected_sets(read, N, SCHEDULE)[-1]
+    for mine, theirs in zip(one[5], other[5], strict=True):  # the whole run, and what went on from it
+        sums, counts = (a + b for a, b in zip(mine["sums"], theirs["sums"], strict=True))
+        assert np.array_equal(counts, count)
+        np.testing.assert_allclose(sums / np.maximum(counts, 1), np.nan_to_num(value), atol=3e-7)
+        for state in (mine, theirs):
+            assert np.array_equal(np.sort(state["kept"]), kept)
+            assert state["history"] == one[5][0]["history"]
+            assert np.array_equal(state["weights"], one[5][0]["weights"])
+    with pytest.raises(ValueError, match="on 2 ranks has saved this within an epoch, and here is 1"):
+        fit(tmp_path, resume=tmp_path / "step=3.ckpt")
