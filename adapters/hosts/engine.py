@@ -20,6 +20,7 @@ from kcd_core.mixing import mix_arrays
 
 from ..profiles import Profile
 from ..settings import Settings
+from . import import_hooks
 from .alignment import CHECKED_AT_ONCE, Labels, Pass, Student, differ, unfit
 from .journal import Journal, Reasons
 from .resume import Checkpoints
@@ -115,12 +116,22 @@ class Engine:
         self._agreed = bool(ranks[0])
 
     def length(self, hosted: HostedLoader) -> int:
-        """``len(loader)``: between two epochs, that of the one that has ended, which is the one it began with."""
+        """``len(loader)``: between two epochs, that of the one that has ended, which is the one it began with.
+
+        Where the script plans ahead, it is the next one's.
+        """
+        if self.profile.plans and hosted is self.train and all(one.over for one in hosted.passes):
+            self._see_all_ranks(hosted)
+            self._end_passes()
         told = len(hosted)
         between = bool(hosted.passes) and all(one.over for one in hosted.passes)
         if hosted is self.train and between and self._length != -1:
             self._length = told
         return told
+
+    def batches(self) -> int | None:
+        """Batches of the epoch under way; None until the student's loader is known."""
+        return None if self.train is None else len(self.train)
 
     def _see_length(self, hosted: HostedLoader) -> None:
         """Say once that a length was asked for before an epoch that has another."""
@@ -156,7 +167,7 @@ class Engine:
     # -- recording ---------------------------------------------------------------------------------
 
     def observe(self, *args: Any, **named: Any) -> None:
-        """Record a prediction, if it is the student's for a pending batch. Called before the host's function."""
+        """Record a prediction, if it is the student's for a pending batch. Called before the host's function, or after."""
         prediction, targets = self.profile.prediction(*args, **named)
         reason = unfit(prediction, targets)
         if reason is not None:
@@ -215,7 +226,7 @@ class Engine:
 
     def _why(self) -> str:
         """Why no prediction was observed."""
-        where, module = self.profile.observe, self.profile.observe.rpartition(".")[0]
+        where, module = self.profile.observe, import_hooks.module_of(self.profile.observe)
         if self.reasons:
             text = f"{where} was called, but {self.reasons.leading()}"
         else:
@@ -287,12 +298,14 @@ class Engine:
 
     # -- resuming ----------------------------------------------------------------------------------
 
-    def host_saved(self, _: Any, checkpoint: Any, path: Any) -> None:
-        """Save KCD's state beside a checkpoint that the host has just saved."""
-        self.checkpoints.save(self.train, checkpoint, path)
+    def host_saved(self, *call: Any, **named: Any) -> None:
+        """Save KCD's state beside each checkpoint that a call of the host's has just saved."""
+        for checkpoint, path in self.profile.saved(*call, **named):
+            self.checkpoints.save(self.train, checkpoint, path)
 
-    def host_loaded(self, checkpoint: Any, path: Any) -> None:
-        """Load KCD's state from beside a checkpoint that the host has just loaded."""
+    def host_loaded(self, *call: Any, **named: Any) -> None:
+        """Load KCD's state from beside the checkpoint that a call of the host's has just loaded."""
+        checkpoint, path = self.profile.loaded(*call, **named)
         if self.checkpoints.load(checkpoint, path, running=self.train is not None):
             for hosted in self.followed():
                 self._resume(hosted)

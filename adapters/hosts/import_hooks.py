@@ -16,7 +16,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["after_call", "before_call", "when_imported"]
+__all__ = ["after_call", "before_call", "module_of", "when_imported"]
 
 Action = Callable[[ModuleType], None]
 
@@ -32,7 +32,10 @@ def when_imported(name: str, action: Action) -> None:
 
 
 def before_call(function: str, action: Callable[..., None]) -> None:
-    """Run ``action(*args, **kwargs)`` before every call of ``function`` (``"package.module.name"``)."""
+    """Run ``action(*args, **kwargs)`` before every call of ``function``.
+
+    That is ``"package.module.name"``, or a class's method: ``"package.module:Class.name"``.
+    """
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -60,15 +63,24 @@ def after_call(function: str, action: Callable[..., None]) -> None:
     _replace(function, wrap)
 
 
+def module_of(function: str) -> str:
+    """The module that a function, or a class's method, is looked up in."""
+    return function.partition(":")[0] if ":" in function else function.rpartition(".")[0]
+
+
 def _replace(function: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    module_name, _, name = function.rpartition(".")
+    module_name = module_of(function)
+    *owners, name = function[len(module_name) + 1 :].split(".")
 
     def action(module: ModuleType) -> None:
-        if not callable(getattr(module, name, None)):
+        owner: Any = module
+        for one in owners:
+            owner = getattr(owner, one, None)
+        if not callable(getattr(owner, name, None)):
             raise RuntimeError(
-                f"{module_name} has no function {name}: this checkout is not as its profile expects"
+                f"{module_name} has no function {'.'.join([*owners, name])}: this checkout is not as its profile expects"
             )
-        setattr(module, name, wrap(getattr(module, name)))
+        setattr(owner, name, wrap(getattr(owner, name)))
 
     when_imported(module_name, action)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import atexit
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -87,7 +87,9 @@ def install(
             "would train on its set. Lower kcd's --period (or --warmup)"
         )
     shims.install(profile.shims, settings.no_shims, say)
-    import_hooks.before_call(profile.observe, engine.observe)
+    hook = import_hooks.after_call if profile.returned else import_hooks.before_call
+    hook(profile.observe, engine.observe)
+    profile.prepare(_Running(engine, arguments, say))
     if profile.checkpoint is not None:
         import_hooks.after_call(profile.checkpoint[0], engine.host_saved)
         import_hooks.after_call(profile.checkpoint[1], engine.host_loaded)
@@ -96,6 +98,15 @@ def install(
     # The interpreter leaves last_type where an exception ended the program.
     atexit.register(lambda: engine.close(failed=hasattr(sys, "last_type")))
     return engine
+
+
+class _Running:
+    """See `kcd_adapters.profiles.Running`."""
+
+    def __init__(self, engine: Engine, arguments: Sequence[str], say: Callable[[str], None]) -> None:
+        self.arguments, self.say = arguments, say
+        self.batches = engine.batches
+        self.after_call = import_hooks.after_call
 
 
 def _patch_loader(engine: Engine, _: ModuleType) -> None:

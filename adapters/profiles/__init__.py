@@ -13,11 +13,11 @@ from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from .profile import Profile, option
+from .profile import Profile, Running, option
 
-__all__ = ["Profile", "find", "option", "profiles"]
+__all__ = ["Profile", "Running", "find", "option", "profiles"]
 
-MODULES = ("simkd", "repdistiller", "sskd", "reviewkd", "reviewkd_imagenet", "mdistiller")
+MODULES = ("simkd", "repdistiller", "sskd", "reviewkd", "reviewkd_imagenet", "mdistiller", "timm")
 
 
 def profiles() -> Iterator[Profile]:

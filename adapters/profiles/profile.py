@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..settings import SHIMS
 
-__all__ = ["Profile", "option"]
+__all__ = ["Profile", "Running", "option"]
 
 Arguments = Sequence[str]
 
 
 def _nothing(_: Arguments) -> None:
     return None
+
+
+class Running(Protocol):
+    """A run that is about to start, as a profile's ``prepare`` sees it."""
+
+    arguments: Arguments
+
+    def after_call(self, function: str, action: Callable[..., None]) -> None:
+        """Run ``action(result, *args, **kwargs)`` after every call of one of the host's functions."""
+
+    def batches(self) -> int | None:
+        """Batches of the epoch under way; None until the student's loader is known."""
+
+    def say(self, text: str) -> None:
+        """Print a line, on the first rank alone."""
+
+
+def _unprepared(_: Running) -> None:
+    return None
+
+
+def _as_given(_: Any, checkpoint: Any, path: Any) -> Iterable[tuple[Any, Any]]:
+    return ((checkpoint, path),)
+
+
+def _as_returned(checkpoint: Any, path: Any) -> tuple[Any, Any]:
+    return checkpoint, path
 
 
 def _whole(dataset: Any, _: npt.NDArray[np.int64]) -> Any:
@@ -47,8 +74,9 @@ class Profile:
     marks : tuple of str
         Other files by which the repository is recognised, relative to its root.
     observe : str
-        ``"module.function"``: called with the student's final prediction once for every training batch,
-        and looked up in the module at call time, or bound from there by a script that is not running yet.
+        ``"module.function"``, or a method, ``"module:Class.method"``: called with the student's final prediction once
+        for every training batch, and looked up in the module at call time, or bound from there by a script that is not
+        running yet.
     method : callable
         ``method(arguments) -> str``: what the script's command line trains; for people to read.
     shims : tuple of str or callable
@@ -58,6 +86,8 @@ class Profile:
         ``prediction(*args, **kwargs) -> (logits [B, C], labels [B])``: which arguments of that function
         they are. Default: the first two, or those named ``input`` or ``output``, and ``target``. A call
         for which it returns anything else than two such tensors, the logits with a gradient, is passed over.
+    returned : bool
+        Whether the prediction is in what that function returns, which ``prediction`` is then given first.
     refuse : callable
         ``refuse(arguments) -> str | None``: why this command line can't run with KCD.
     targets : callable
@@ -70,6 +100,14 @@ class Profile:
         force. The data set itself is not written to.
     checkpoint : tuple of str
         Functions ``(save(state, path), load(path))`` of the host's, if it resumes.
+    saved, loaded : callable
+        For functions of other arguments: ``saved(result, *args, **kwargs) -> [(state, path), ...]``, what a call of the
+        first has saved, and ``loaded(result, *args, **kwargs) -> (state, path)``, what a call of the second has loaded.
+    plans : bool
+        Whether ``len(loader)``, read between two epochs, is for the one that begins: then it is that one's already.
+        Default: it is that of the one before, as scripts need it that average over what they have done.
+    prepare : callable
+        ``prepare(running)``: what else is to be watched, before the script runs. See `Running`.
 
     Raises
     ------
@@ -90,6 +128,11 @@ class Profile:
     fields: tuple[Any, ...] | None = None
     condensed: Callable[[Any, npt.NDArray[np.int64]], Any] = _whole
     checkpoint: tuple[str, str] | None = None
+    returned: bool = False
+    saved: Callable[..., Iterable[tuple[Any, Any]]] = _as_given
+    loaded: Callable[..., tuple[Any, Any]] = _as_returned
+    plans: bool = False
+    prepare: Callable[[Running], None] = _unprepared
 
     def __post_init__(self) -> None:
         for shim in self.shims:

@@ -1,0 +1,3 @@
+from .checkpoint_saver import CheckpointSaver
+
+__all__ = ["CheckpointSaver"]

@@ -1,0 +1,1 @@
+"""Nothing: by this file, too, the repository is known."""
