@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
-
-GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
+from helpers import GOLDEN
 
 # Tensors are tiny here, and threads that wait for each other on a busy machine cost tenfold.
 torch.set_num_threads(1)

@@ -6,6 +6,7 @@ import time
 from collections import namedtuple
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 import kcd_core as kcd
 from kcd_core.base import distributed
 
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 CLASSES = 5
 Pair = namedtuple("Pair", "image target")
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
-from conftest import GOLDEN
+from helpers import GOLDEN
 
 import kcd_core as kcd
 
