@@ -40,7 +40,7 @@ from .base.arrays import (
     is_tensor,
     torch_backend,
 )
-from .base.rows import Rows, by_rows, group_means, nan_unless_finite
+from .base.rows import Rows, by_rows, group_means, nan_unless_finite, room
 
 __all__ = ["Value", "ValueName", "cross_entropy", "entropy", "kd_divergence", "margin", "sequence_entropy"]
 
@@ -48,8 +48,6 @@ Value = Callable[..., Array]
 ValueName = Literal["entropy", "cross_entropy", "kd_divergence", "margin", "sequence_entropy"]
 
 IGNORED = -100  # the label of a token that is not trained on, everywhere in PyTorch
-COPIED = 2**18  # bytes of logits that are copied at a time where sequences lie apart, or
-COPIED_SHARE = 128  # one in so many of their bytes
 
 
 def entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
@@ -272,13 +270,13 @@ def token_entropy(logits: Array, labels: Array) -> Array:
     """
     sequences, length, classes = logits.shape
     logits = detached(logits)
+    most = room(logits)
     pieces: Sequence[Array] = [logits]
     # What lies in one piece is only looked at in another shape; logits[:, :-1] is copied, some sequences at a time.
     if sequences > 1 and not (logits.is_contiguous() if is_tensor(logits) else logits.flags.c_contiguous):
-        size = logits[0].nbytes
-        most = max(COPIED, sequences * size // COPIED_SHARE)
-        pieces = backend(logits).split(logits, max(1, most // max(1, size)))
-    parts = [by_rows(_entropy, 2, piece.reshape(-1, classes)) for piece in pieces]
+        copied_and_made = (logits.itemsize + 2 * max(4, logits.itemsize)) * length * classes
+        pieces = backend(logits).split(logits, max(1, most // max(1, copied_and_made)))
+    parts = [by_rows(_entropy, 2, piece.reshape(-1, classes), most=most) for piece in pieces]
     tokens = backend(parts[0]).join(parts) if len(parts) > 1 else parts[0]
     known = (labels == IGNORED) | ((labels >= 0) & (labels < classes))
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -67,10 +67,10 @@ class NumPy:
 
     @staticmethod
     def add_up(numbers: Array, place: Array, length: int) -> Array:
-        """[length]: the sums of the ``numbers`` that have one ``place``, each in ``0 .. length-1``."""
-        sums = np.zeros(length, numbers.dtype)
+        """[length]: the sums of the ``numbers`` that have one ``place``, ``0 .. length-1``; at ``length`` they are left out."""
+        sums = np.zeros(length + 1, numbers.dtype)
         np.add.at(sums, place, numbers)
-        return sums
+        return sums[:length]
 
     @staticmethod
     def no_grad() -> AbstractContextManager[Any]:
@@ -120,7 +120,7 @@ class Torch:
 
     @staticmethod
     def add_up(numbers: Array, place: Array, length: int) -> Array:
-        return numbers.new_zeros(length).index_add_(0, place, numbers)
+        return numbers.new_zeros(length + 1).index_add_(0, place, numbers).narrow(0, 0, length)
 
     def no_grad(self) -> AbstractContextManager[Any]:
         return self.torch.no_grad()  # type: ignore[no-any-return]

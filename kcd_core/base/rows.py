@@ -146,7 +146,12 @@ class TorchRows:
 Rows = NumpyRows | TorchRows
 
 
-def by_rows(function: RowFunction, held: int, logits: Array, *others: Array) -> Array:
+def room(logits: Array) -> int:
+    """The bytes that may be made of ``logits`` at a time on a device."""
+    return max(DEVICE_CHUNK, int(logits.nbytes) // DEVICE_SHARE)
+
+
+def by_rows(function: RowFunction, held: int, logits: Array, *others: Array, most: int = 0) -> Array:
     """``function`` of all rows, a chunk at a time: in NumPy where they lie in host memory, else in torch.
 
     Parameters
@@ -159,6 +164,8 @@ def by_rows(function: RowFunction, held: int, logits: Array, *others: Array) -> 
         one row at least.
     logits, *others : arrays [B, ...]
         Of one back end; those beside the logits may be ``[B]``.
+    most : int
+        Bytes, where the logits are a part of some that have more `room`.
     """
     arrays = (logits, *others)
     classes = logits.shape[1]
@@ -170,11 +177,10 @@ def by_rows(function: RowFunction, held: int, logits: Array, *others: Array) -> 
             # what is differentiated is kept whole in any case
             return function(TorchRows(in_place=False), *arrays)
         size = max(4, *(x.element_size() for x in arrays if x.ndim == 2))
-        most = max(DEVICE_CHUNK, logits.numel() * logits.element_size() // DEVICE_SHARE)
         if not all(x.is_contiguous() for x in arrays):
             held = max(held, 2)  # what is made of them is copied into one layout
         row = held * classes + classes // 24 + 8  # with what sums need, and a row's own few numbers
-        length = min(most // (row * size), MOST_NUMBERS // classes)
+        length = min((most or room(logits)) // (row * size), MOST_NUMBERS // classes)
         return _chunked(partial(function, TorchRows(in_place=True)), length, arrays)
 
 
@@ -213,8 +219,7 @@ def group_means(numbers: Array, group: Array, groups: int) -> Array:
         wide = back.to_float64(numbers)
         finite = abs(wide) < float("inf")
         total, whole, count = (
-            back.add_up(back.to_int64(x), group, groups + 1)[:groups]
-            for x in ((wide * GRAIN).round(), finite, group >= 0)
+            back.add_up(back.to_int64(x), group, groups) for x in ((wide * GRAIN).round(), finite, group >= 0)
         )
         return back.to_float64(total) / GRAIN / count + 0 / (whole == count)
 

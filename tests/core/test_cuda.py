@@ -271,6 +271,34 @@ def test_large_logits_take_a_quarter_of_their_memory(
         assert not watch.to_host
 
 
+@pytest.mark.parametrize(
+    ("sequences", "length", "classes", "dtype"),
+    [
+        (8, 1024, 128_256, torch.bfloat16),
+        (1, 4096, 32_768, torch.bfloat16),
+        (512, 16, 32_768, torch.float32),
+        (16, 512, 4096, torch.bfloat16),  # 64 MB
+    ],
+)
+@pytest.mark.parametrize("shifted", [False, True])
+def test_sequences_take_a_quarter_of_their_logits(
+    sequences: int, length: int, classes: int, dtype: Any, shifted: bool
+) -> None:
+    """Also those of a causal model, which lie apart: without the last token of each."""
+    with fake_cuda():
+        tracker = Tracker(10**6, device="cuda:0", value="sequence_entropy")
+        logits = torch.empty(sequences, length + shifted, classes, dtype=dtype, device="cuda:0")
+        logits = logits.narrow(1, 0, length)  # as [:, :-1], which fakes ask a driver for
+        labels = torch.empty(sequences, length, dtype=torch.int64, device="cuda:0")
+        with Bytes() as watch:
+            tracker.update(np.arange(sequences), logits, targets=labels)
+        size = logits.numel() * logits.element_size()
+        assert size >= 2**26
+        assert 0 < watch.peak <= size / 4
+        assert not watch.to_host
+        assert sum(watch.operations.values()) <= 650
+
+
 MOST_FOR_LARGE = {"entropy": 350, "margin": 200, "cross_entropy": 280, "kd_divergence": 1050}
 
 
