@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kcd_core import CondensationHistory, KnowledgeValueTracker
+from kcd_core.base import distributed
 from kcd_core.base.checkpoint import load_checkpoint, save_checkpoint
 from kcd_core.base.states import check_same, state_int
 from kcd_core.sampler import CondensedSampler
@@ -42,7 +43,7 @@ class Checkpoints:
         self._schedule = settings.schedule()
         self._state: Any = None
         self._file = Path()
-        self.unconfirmed = False
+        self.unconfirmed = self._told = False
 
     @property
     def waiting(self) -> bool:
@@ -52,6 +53,13 @@ class Checkpoints:
         """Called after the host saved. A checkpoint without an optimizer is not one to resume from."""
         journal = self._journal
         if train is None or journal.rank > 0 or not _resumable(checkpoint):
+            return
+        if distributed.ranks_announced() > 1:
+            if not self._told:
+                self._told = True
+                self._journal.say(
+                    f"{_for_one()}, so no state of KCD's is saved beside the host's checkpoints"
+                )
             return
         state = {
             **self._identity(),
@@ -101,6 +109,8 @@ class Checkpoints:
             say(f"WARNING: {path} was loaded in the middle of the run; KCD goes on with its present set")
             return False
         try:
+            if distributed.ranks_announced() > 1:
+                raise ValueError(_for_one())
             state = load_checkpoint(file)
             check_same(state, self._identity(), "run", needs=NEEDS)
             if state["checkpoint"] != _fingerprint(path):
@@ -173,6 +183,10 @@ class Checkpoints:
             "schedule": self._schedule.state_dict(),
             **{name: getattr(self._settings, name) for name in names},
         }
+
+
+def _for_one() -> str:
+    return f"resuming is for one process, and there are {distributed.ranks_announced()}"
 
 
 def _resumable(checkpoint: Any) -> bool:

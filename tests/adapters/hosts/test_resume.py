@@ -162,3 +162,23 @@ def test_another_checkpoint_or_other_settings_are_refused(saved: tuple[Path, lis
     path.write_bytes(b"the next one")
     with pytest.raises(ValueError, match=r"belongs to another checkpoint than .*latest is now"):
         Run().engine.host_loaded(CHECKPOINT, path)
+
+
+def test_several_processes_save_no_state_and_take_up_none(
+    saved: tuple[Path, list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    run = Run()
+    run.epoch()
+    other = tmp_path / "other"
+    other.write_bytes(b"the host's")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for _ in range(2):
+        run.engine.host_saved(None, CHECKPOINT, other)
+    assert not Path(f"{other}.kcd").exists()
+    told = "resuming is for one process, and there are 2"
+    assert capsys.readouterr().out.count(f"{told}, so no state of KCD's is saved") == 1
+    with pytest.raises(ValueError, match=told):
+        Run().engine.host_loaded(CHECKPOINT, saved[0])
