@@ -257,7 +257,9 @@ class KCDCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all ranks, of which each calls this, and the first writes the file."""
-        return {} if self.loader is None else {"ranks": self.loader.gather_state_dict()}
+        if self.loader is None:  # tuners save before anything is drawn
+            return {"ranks": []} if self._undo else {}
+        return {"ranks": self.loader.gather_state_dict()}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not say where to go on."""
@@ -270,8 +272,8 @@ class KCDCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on there once the loader is made. Testing a checkpoint changes nothing."""
         if self._undo:
-            self._saved = state_dict["ranks"]
-            if self.loader is not None:  # some strategies load late
+            self._saved = state_dict["ranks"] or None
+            if self.loader is not None and self._saved is not None:  # some strategies load late
                 self._load(self.loader)
 
     def _load(self, loader: CondensedLoader[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from torch.utils.data import DataLoader
 pytest.importorskip("lightning.pytorch", reason="run make test-trainers")
 
 import lightning.pytorch as pl
-from common import Samples, Student, expected_sets, on_ranks, summed, which
-from lightning.pytorch.callbacks import ModelCheckpoint
+from common import WIDTH, Samples, Student, expected_sets, on_ranks, summed, which
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.utilities import CombinedLoader
+from reference import entropy
 
 import kcd_core as kcd
 from kcd_adapters.trainers.lightning import KCDCallback
@@ -258,3 +262,283 @@ def test_two_ranks(tmp_path: Path) -> None:
             assert np.array_equal(state["weights"], one[5][0]["weights"])
     with pytest.raises(ValueError, match="on 2 ranks has saved this within an epoch, and here is 1"):
         fit(tmp_path, resume=tmp_path / "step=3.ckpt")
+
+
+# -- settings of the trainer -------------------------------------------------------------------------------
+
+
+def test_accumulation(tmp_path: Path) -> None:
+    lit = fit(tmp_path, accumulate_grad_batches=4)
+    assert lit.estimated == lit.global_step == sum(-(-steps // 4) for steps in STEPS)
+    assert lit.optimizers().param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
+    check_recorded(lit)
+    lit = fit(tmp_path, GradientAccumulationScheduler({0: 1, 2: 3}))
+    assert lit.estimated == lit.global_step == 13 + 11 + 3 + 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "lengths"),
+    [
+        ({"limit_train_batches": 10}, [10, 10, 8, 6, 6]),
+        ({"limit_train_batches": 0.5}, [6, 5, 4, 3, 3]),
+        ({"fast_dev_run": 3}, [3]),
+        ({"fast_dev_run": True}, [1]),
+    ],
+)
+def test_limits(tmp_path: Path, settings: Any, lengths: list[int]) -> None:
+    lit = fit(tmp_path, **settings)
+    assert lit.lengths == lengths
+    assert lit.estimated == lit.global_step == len(lit.drawn) == sum(lengths)
+    assert lit.validated == [(epoch, length - 1) for epoch, length in enumerate(lengths)]
+    saved = 1 - sum(lengths) / (lengths[0] * len(lengths))
+    assert float(lit.trainer.callback_metrics["kcd/saved"]) == pytest.approx(saved)
+    check_recorded(lit)
+
+
+def test_limits_that_a_later_epoch_breaks(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"limit_train_batches=0\.1 leaves no batch of epoch 3, which has 8"):
+        fit(tmp_path, limit_train_batches=0.1)
+    with pytest.raises(ValueError, match="val_check_interval=7 is more than the 6 batches that epoch 4 has"):
+        fit(tmp_path, val_check_interval=7)
+    with pytest.raises(ValueError, match="condenses one data set, and reload_dataloaders_every_n_epochs=1"):
+        fit(tmp_path, reload_dataloaders_every_n_epochs=1)
+    lit = fit(tmp_path, val_check_interval=6)
+    assert lit.validated == [(0, 5), (0, 11), (1, 5), (2, 5), (3, 5), (4, 5)]
+    lit = fit(tmp_path, val_check_interval=14, check_val_every_n_epoch=None)
+    assert lit.validated == [(1, 0), (2, 3), (4, 3)]
+
+
+def test_validation_by_time_keeps_its_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    class Clock(pl.Callback):  # type: ignore[misc]
+        def on_train_batch_start(self, *args: Any) -> None:
+            now[0] += 1
+
+    lit = fit(tmp_path, Clock(), val_check_interval=timedelta(seconds=20))  # longer than any epoch
+    assert len(lit.validated) == sum(STEPS) // 20
+
+
+def test_overfit_batches_is_left_alone(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="overfit_batches trains on the same batches .* stands aside"):
+        lit = fit(tmp_path, ModelCheckpoint(dirpath=tmp_path, save_last=True), overfit_batches=2)
+    assert lit.kcd.loader is None
+    assert lit.lengths == [2] * EPOCHS
+    assert lit.drawn[:2] == lit.drawn[-2:]
+    with pytest.raises(RuntimeError, match="saved without a KCDCallback"):
+        fit(tmp_path, resume=tmp_path / "last.ckpt")
+
+
+def test_fit_again(tmp_path: Path) -> None:
+    lit = fit(tmp_path, max_epochs=2)
+    lit.trainer.fit_loop.max_epochs = EPOCHS
+    lit.trainer.fit(lit, Data())
+    assert lit.lengths == STEPS
+    check_recorded(lit)
+    again = fit(tmp_path, kcd_callback=lit.kcd)  # with a trainer of its own
+    assert again.lengths == STEPS
+    check_recorded(again)
+
+
+def test_tests_of_a_checkpoint_change_nothing(tmp_path: Path) -> None:
+    lit = fit(tmp_path, ModelCheckpoint(dirpath=tmp_path, filename="{step}", **EVERY))
+    lit.trainer.validate(lit, Data(), ckpt_path=tmp_path / "step=5.ckpt", verbose=False)
+    check_recorded(lit)
+
+
+def test_an_epoch_that_is_stopped(tmp_path: Path) -> None:
+    class Skips(Lit):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+            return -1 if batch_idx == 4 else None
+
+    lit = fit(tmp_path, lit=Skips())
+    assert len(lit.drawn) == 4 * EPOCHS
+    check_recorded(lit)
+
+    class Stops(Lit):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.trainer.should_stop = self.global_step == 16
+            return super().training_step(batch, batch_idx)
+
+    lit = fit(tmp_path, ModelCheckpoint(dirpath=tmp_path, **AT_END, filename="{step}"), lit=Stops())
+    assert (lit.kcd.loader.epoch, lit.kcd.loader.batches_done) == (2, 4)
+    lit = fit(tmp_path, resume=tmp_path / "step=17.ckpt")
+    assert lit.lengths == STEPS[2:]  # Lightning goes on with the next epoch
+
+
+def test_tuners(tmp_path: Path) -> None:
+    class Tuned(Data):
+        batch_size = 4
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(self.train, batch_size=self.batch_size, shuffle=True)
+
+    lit: Any = Lit(linear=False)
+    lit.kcd, lit.lr, data = callback(), 0.1, Tuned()
+    trainer = trainer_of(tmp_path, lit.kcd)
+    Tuner(trainer).scale_batch_size(lit, datamodule=data, init_val=8, max_trials=2, steps_per_trial=2)
+    Tuner(trainer).lr_find(lit, datamodule=data, num_training=30)
+    assert data.batch_size == 16
+    lit.student.read, lit.lengths = [[]], []
+    trainer.fit(lit, data)
+    assert lit.lengths == STEPS
+    check_recorded(lit)
+
+
+# -- what is recorded --------------------------------------------------------------------------------------
+
+
+def test_what_training_step_returns(tmp_path: Path) -> None:
+    lit = fit(tmp_path, lit=Lit(out=True), kcd_callback=callback(outputs="logits"))
+    check_recorded(lit)
+    with pytest.raises(RuntimeError, match=r"dict with \['soft'\], .* got \['logits', 'loss'\]"):
+        fit(tmp_path, lit=Lit(out=True), kcd_callback=callback(outputs="soft"))
+
+
+def test_manual_optimization(tmp_path: Path) -> None:
+    class Manual(Lit):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization, self.other = False, torch.nn.Linear(WIDTH - 1, 3)
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.student, self.other)]
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            for optimizer, loss in zip(
+                self.optimizers(),
+                (super().training_step(batch, batch_idx), self.other(batch[0][:, 1:]).square().sum()),
+                strict=True,
+            ):
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+
+    lit = fit(tmp_path, lit=Manual())
+    assert lit.lengths == STEPS
+    check_recorded(lit)
+
+
+class TwoViews(Lit):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.student(batch[0])
+        return super().training_step(batch, batch_idx)
+
+
+class Teaches(Lit):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        with torch.no_grad():
+            self.student(batch[0].flip(0))
+        return super().training_step(batch, batch_idx)
+
+
+class Part(Lit):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return cross_entropy(self.student.layer(batch[0][:, 1:]), batch[1])
+
+
+class Pairs(Lit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.student.register_forward_hook(lambda module, args, output: (output, output))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return cross_entropy(self.student(batch[0])[0], batch[1])
+
+
+class Skipping(Lit):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return None if batch_idx % 3 == 1 else super().training_step(batch, batch_idx)
+
+
+def test_calls_of_the_student(tmp_path: Path) -> None:
+    check_recorded(fit(tmp_path, lit=Teaches()))
+    lit = fit(tmp_path, lit=Skipping())
+    assert lit.lengths == STEPS
+    check_recorded(lit)
+    for module, told in (
+        (TwoViews(), "'student' was called twice in one training step"),
+        (Part(), "'student' was not called in training_step"),
+        (Pairs(), "'student' returns a tuple, and not its logits"),
+    ):
+        with pytest.raises((RuntimeError, TypeError), match=told):
+            fit(tmp_path, lit=module)
+    assert type(module.trainer) is pl.Trainer
+    assert "dataloader" not in vars(module.trainer.fit_loop._data_source)
+
+
+def test_a_compiled_student(tmp_path: Path) -> None:
+    class Compiled(Lit):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.compile(self.student.layer, backend="eager")
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            logits = self.net(batch[0][:, 1:])
+            self.student.read[-1] += zip(
+                which(batch[0]), map(entropy, logits.detach().double().tolist()), strict=True
+            )
+            return cross_entropy(logits, batch[1])
+
+    lit = fit(tmp_path, lit=Compiled(), kcd_callback=KCDCallback(SCHEDULE, student="net", mixing=None))
+    check_recorded(lit)
+
+
+# -- refusals and packages ---------------------------------------------------------------------------------
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"either student=.* or outputs="):
+        KCDCallback(SCHEDULE)
+    with pytest.raises(TypeError, match=r"takes no \['rank'\]"):
+        callback(rank=0)
+    with pytest.raises(ValueError, match=r"outputs names arguments of record.*got \['logits'\]"):
+        callback(outputs={"logits": "student_logits"})
+    with pytest.raises(ValueError, match=r"student='net' is no submodule of Lit, which has \['student'\]"):
+        fit(tmp_path, kcd_callback=KCDCallback(SCHEDULE, student="net"))
+    plain = DataLoader(Samples(N), batch_size=BATCH)
+    for loaders in (
+        [plain, plain],
+        {"one": plain},
+        CombinedLoader([plain]),
+        kcd.wrap_loader(plain, schedule=SCHEDULE),
+    ):
+        with pytest.raises(TypeError, match="condenses one train DataLoader, got a "):
+            trainer_of(tmp_path, callback()).fit(Lit(), loaders)
+
+
+def test_a_checkpoint_without_a_state(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", **EVERY)
+    trainer_of(tmp_path, saver, max_epochs=2).fit(Lit(linear=False), Data())
+    for step in (5, 13):
+        with pytest.raises(RuntimeError, match=r"saved without a KCDCallback, .* load its weights alone"):
+            fit(tmp_path, resume=tmp_path / f"step={step}.ckpt", lit=Lit(linear=False))
+
+
+def test_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("lightning.pytorch.loops.fit_loop._process_dataloader")
+    with pytest.raises(RuntimeError, match=r"does not know how this Lightning, 2\.\d"):
+        fit(tmp_path)
+
+
+def test_pytorch_lightning(tmp_path: Path) -> None:
+    package = pytest.importorskip("pytorch_lightning")
+
+    class Old(package.LightningModule):  # type: ignore[misc, name-defined]
+        for name in ("training_step", "validation_step", "configure_optimizers"):
+            locals()[name] = getattr(Lit, name)
+        on_train_epoch_start, on_train_epoch_end = Lit.on_train_epoch_start, Lit.on_train_epoch_end
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.student, self.linear, self.out, self.kcd = Student(), True, False, callback()
+            self.drawn, self.validated, self.lengths = [], [], []
+
+    lit = Old()
+    loaders = (DataLoader(Samples(N), batch_size=BATCH, shuffle=True), DataLoader(Samples(20), batch_size=10))
+    trainer_of(tmp_path, lit.kcd, package=package).fit(lit, *loaders)
+    assert lit.lengths == STEPS
+    assert lit.estimated == sum(STEPS)
+    assert lit.validated == [(epoch, steps - 1) for epoch, steps in enumerate(STEPS)]
+    check_recorded(lit)
