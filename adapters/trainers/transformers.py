@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
-from collections.abc import Iterator, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import TrainerCallback
@@ -15,17 +13,23 @@ from kcd_core import CondensationSchedule, load_checkpoint, save_checkpoint
 from kcd_core.base.arguments import check_kind
 
 from .accelerate import AcceleratedLoader, prepare
+from .progress import StepsOfEpochs, last_epoch, metrics, samples_of, steps_left, updates
+from .transformers_loader import INDICES, UNKNOWN, Batches
 
-__all__ = ["KCDTrainerMixin"]
+if TYPE_CHECKING:
+    from transformers import Trainer as Base
+else:
+    Base = object  # a mixin of Trainer, and of what others make of it
 
-INDICES = "kcd_indices"  # of a batch's rows: its key on the way from the loader to the training step
+__all__ = ["INDICES", "KCDTrainerMixin"]
+
 FILE = "kcd.ckpt"  # in a checkpoint's folder
 SETTINGS = ("value", "alpha", "min_weight", "mixing", "mixer", "select", "on_nonfinite", "device", "seed")
 # What the Trainer calls and has no public hook for. A version without one of them is refused.
 HOOKS = ("_inner_training_loop", "_prepare_inputs", "_save_rng_state", "set_initial_training_values")
 
 
-class KCDTrainerMixin:
+class KCDTrainerMixin(Base):
     """Trains on the condensed set: ``class DistilTrainer(KCDTrainerMixin, Trainer)``, the mixin first.
 
     ``compute_loss`` calls ``self.kcd_record(logits)``; all else is the mixin's: which samples are drawn, when an epoch
@@ -53,15 +57,16 @@ class KCDTrainerMixin:
     Raises
     ------
     TypeError
-        If a ``kcd_`` setting has another name, or ``kcd_schedule`` is no CondensationSchedule; if the class after the mixin is no
-        Trainer of a version whose steps per epoch can be set.
-    ValueError, TypeError
-        By ``train()``, before the first step: what `kcd_adapters.trainers.accelerate.prepare` refuses.
+        If there is no such setting, or the class after the mixin is no Trainer.
+    TypeError, ValueError
+        By ``train()``, before the first step: what `kcd_adapters.trainers.accelerate.prepare` and `wrap_loader` refuse; a
+        data set without a length; an order by length; tensor, context or sequence parallelism; an epoch without a
+        batch; or a checkpoint that was saved without the mixin.
 
     Notes
     -----
-    Subclasses may override `kcd_wrap`, which makes the condensed loader of the Trainer's, and `kcd_record`. They have
-    `kcd_indices` within a training step.
+    A resumed run goes on at its place without fetching what was drawn before: ``ignore_data_skip`` changes nothing.
+    Subclasses may override `kcd_wrap` and `kcd_record`; within a training step, they have `kcd_indices`.
     """
 
     kcd_loader: AcceleratedLoader | None = None
@@ -72,21 +77,18 @@ class KCDTrainerMixin:
     def __init__(self, *args: Any, kcd_schedule: CondensationSchedule, **kwargs: Any) -> None:
         check_kind(kcd_schedule, "kcd_schedule", CondensationSchedule)
         given = {name[4:]: kwargs.pop(name) for name in list(kwargs) if name.startswith("kcd_")}
-        if unknown := sorted(given.keys() - set(SETTINGS)):
-            raise TypeError(
-                f"kcd_{unknown[0]} is no setting; there are {', '.join(f'kcd_{name}' for name in ('schedule', *SETTINGS))}"
-            )
+        for name in given.keys() - set(SETTINGS):
+            raise TypeError(f"there is no kcd_{name}, but kcd_schedule and kcd_{', kcd_'.join(SETTINGS)}")
         after = super()
-        missing = [hook for hook in HOOKS if not hasattr(after, hook)]
-        if missing:
+        if missing := [hook for hook in HOOKS if not hasattr(after, hook)]:
             raise TypeError(
-                f"{type(self).__name__} must be a Trainer, `class {type(self).__name__}(KCDTrainerMixin, Trainer)`, of "
-                f"transformers 4.57 or 5: {missing[0]} is missing"
+                f"what comes after KCDTrainerMixin in {type(self).__name__} must be a Trainer of transformers 4.57 or 5, as in "
+                f"class DistilTrainer(KCDTrainerMixin, Trainer): it has no {missing[0]}"
             )
         self._kcd_settings = {"schedule": kcd_schedule, "mixing": None, **given}
         super().__init__(*args, **kwargs)
-        # The first of all: others see the epoch ended, and what it logs does not count as the log that they ask for.
-        self.callback_handler.callbacks.insert(0, _Epochs(self))  # type: ignore[attr-defined]
+        # The first of all: others find the epoch ended, and its log is none of those that are due at the epoch's end.
+        self.callback_handler.callbacks.insert(0, _Epochs(self))
 
     # -- for the loss ------------------------------------------------------------------------------
 
@@ -121,27 +123,26 @@ class KCDTrainerMixin:
         self._kcd_owed = False
 
     def kcd_wrap(self, loader: DataLoader[Any]) -> AcceleratedLoader:
-        """The condensed loader, of the one that the Trainer made; with ``return_index``."""
-        args: Any = self.args  # type: ignore[attr-defined]
-        settings = dict(self._kcd_settings)
-        seed = settings.pop("seed", args.seed if args.data_seed is None else args.data_seed)
-        return prepare(self.accelerator, loader, seed=seed, return_index=True, **settings)  # type: ignore[attr-defined]
+        """The condensed loader of the one that the Trainer made; with ``return_index``."""
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return prepare(self.accelerator, loader, return_index=True, **{"seed": seed, **self._kcd_settings})
 
     # -- what the Trainer calls --------------------------------------------------------------------
 
     def _inner_training_loop(
         self, batch_size: Any = None, args: Any = None, resume_from_checkpoint: Any = None, **others: Any
     ) -> Any:
+        # The one place that knows, before the loader is asked for, whether a run begins, and where.
         self.kcd_loader, self._kcd_checkpoint = None, resume_from_checkpoint
-        return super()._inner_training_loop(  # type: ignore[misc]
+        return super()._inner_training_loop(
             batch_size, args=args, resume_from_checkpoint=resume_from_checkpoint, **others
         )
 
     def get_train_dataloader(self) -> Any:
-        """The condensed loader as the Trainer needs it; one for each training."""
+        """The condensed loader, as the Trainer reads it: one in each training."""
         if self.kcd_loader is None:
             _check(self)
-            loader = self.kcd_wrap(super().get_train_dataloader())  # type: ignore[misc]
+            loader = self.kcd_wrap(super().get_train_dataloader())
             self._kcd_steps_done, self._kcd_ended = 0, False
             if self._kcd_checkpoint is not None:
                 saved = _read(self._kcd_checkpoint)
@@ -150,60 +151,41 @@ class KCDTrainerMixin:
                 self._kcd_ended = loader.batches_done == len(loader)
                 if self._kcd_ended:  # saved in the last step of an epoch
                     loader.end_epoch()
-            self.kcd_loader, self._kcd_resumed = loader, (loader.epoch, loader.batches_done)
-        return _Batches(self.kcd_loader, *self._kcd_resumed)
+            self.kcd_loader, self._kcd_begin = loader, (loader.epoch, loader.batches_done)
+        return Batches(self.kcd_loader, *self._kcd_begin)
 
     def set_initial_training_values(self, args: Any, dataloader: Any, *others: Any) -> Any:
-        """Of a run whose epochs differ in length."""
-        if not isinstance(dataloader, _Batches):
+        """Epochs and steps of a run whose epochs differ in length."""
+        if not isinstance(dataloader, Batches):
             raise TypeError(
-                f"{type(self).__name__}.get_train_dataloader() hides the mixin's: override it in a class after the mixin, "
+                f"get_train_dataloader() of {type(self).__name__} hides the mixin's: override it in a class after the mixin, "
                 "`class Base(Trainer)` and `class DistilTrainer(KCDTrainerMixin, Base)`"
             )
-        loader, accumulate, done = self.kcd_loader, args.gradient_accumulation_steps, self._kcd_steps_done
-        assert loader is not None
-
-        def left(epoch: int) -> int:
-            batches = loader.steps(epoch) - (loader.batches_done if epoch == loader.epoch else 0)
-            return int(-(-batches // accumulate))
-
         # Both versions begin with these four, and end with max_steps.
-        _, steps, examples, samples, *rest, max_steps = super().set_initial_training_values(  # type: ignore[misc]
+        epochs, steps, examples, samples, *rest, max_steps = super().set_initial_training_values(
             args, dataloader, *others
         )
-        if args.max_steps <= 0:
-            last, sizes = math.ceil(args.num_train_epochs), loader.schedule.sizes
-            of_last = loader.steps(last, accumulate=accumulate)
-            cut_off = last * of_last - math.ceil(args.num_train_epochs * of_last)
-            max_steps = done + max(0, sum(map(left, range(loader.epoch, last + 1))) - cut_off)
-            *whole, part = sizes(loader.sampler.num_samples, last)
-            samples = sum(whole) + part * (args.num_train_epochs - last + 1)
-        epochs, reached = loader.epoch - 1, done
-        while reached < max_steps:
-            epochs += 1
-            if not left(epochs):
-                raise ValueError(
-                    f"epoch {epochs} has no batch, and the Trainer would stop there: use a smaller batch, a higher ratio, or "
-                    "dataloader_drop_last=False"
-                )
-            reached += left(epochs)
-        if epochs:
-            loader.total_steps(epochs)  # warns of a run that drops nothing
+        loader, accumulate, done = self.kcd_loader, args.gradient_accumulation_steps, self._kcd_steps_done
+        assert loader is not None
+        if epochs and args.max_steps <= 0:
+            max_steps = done + steps_left(loader, args.num_train_epochs, accumulate)
+            samples = samples_of(loader, args.num_train_epochs)
+        epochs = last_epoch(loader, max_steps - done, accumulate)
         if self._kcd_checkpoint is not None:
-            steps = _GoesOn(steps, loader.epoch - 1)
+            steps = StepsOfEpochs(steps, loader.epoch - 1)
         return epochs, steps, examples, samples, *rest, max_steps
 
     def _run_epoch(self, **settings: Any) -> Any:  # 4.57 has none, and reads the length itself
         batches = len(settings["train_dataloader"])
-        accumulate = self.args.gradient_accumulation_steps  # type: ignore[attr-defined]
-        settings |= {"steps_in_epoch": batches, "num_update_steps_per_epoch": -(-batches // accumulate)}
-        return super()._run_epoch(**settings)  # type: ignore[misc]
+        steps = updates(batches, self.args.gradient_accumulation_steps)
+        own = {"steps_in_epoch": batches, "num_update_steps_per_epoch": steps}
+        return super()._run_epoch(**(settings | own))
 
     def training_step(self, model: Any, inputs: Any, *others: Any, **settings: Any) -> Any:
         """One step, whose batch `kcd_record` is about."""
         self._kcd_owed = True
         try:
-            return super().training_step(model, inputs, *others, **settings)  # type: ignore[misc]
+            return super().training_step(model, inputs, *others, **settings)
         finally:
             self.kcd_indices = self._kcd_owed = None
 
@@ -213,71 +195,16 @@ class KCDTrainerMixin:
         if self._kcd_owed:
             inputs = copy.copy(inputs)
             self.kcd_indices = inputs.pop(INDICES, None)
-        return super()._prepare_inputs(inputs)  # type: ignore[misc]
+        return super()._prepare_inputs(inputs)
 
     def _save_rng_state(self, output_dir: str) -> None:
         # Called on every rank, for what can be resumed, before the checkpoint is announced, pushed or rotated.
         # on_save() comes after all that, and does not say where the checkpoint is.
-        super()._save_rng_state(output_dir)  # type: ignore[misc]
+        super()._save_rng_state(output_dir)
         if self.kcd_loader is not None:
-            state = {"global_step": self.state.global_step, "loader": self.kcd_loader.gather_state_dict()}  # type: ignore[attr-defined]
-            if self.args.should_save:  # type: ignore[attr-defined]
+            state = {"global_step": self.state.global_step, "loader": self.kcd_loader.gather_state_dict()}
+            if self.args.should_save:
                 save_checkpoint(os.path.join(output_dir, FILE), state)
-
-
-class _Batches:
-    """The condensed loader as the Trainer reads it: what is left of an epoch, with the indices in the batches, since
-    those of a whole accumulation group are drawn before the first of them is trained on."""
-
-    def __init__(self, loader: AcceleratedLoader, resumed_epoch: int, batches_done: int) -> None:
-        self._loader, self._resumed_epoch, self._batches_done = loader, resumed_epoch, batches_done
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._loader, name)
-
-    def __len__(self) -> int:
-        resumed = self._loader.epoch == self._resumed_epoch
-        return len(self._loader) - (self._batches_done if resumed else 0)
-
-    def __iter__(self) -> Iterator[Any]:
-        for indices, batch in self._loader:
-            if not isinstance(batch, MutableMapping):
-                raise TypeError(
-                    f"the data collator must return dicts, which the batch's indices can travel in; got {type(batch).__name__}"
-                )
-            batch[INDICES] = indices
-            yield batch
-
-    def set_epoch(self, epoch: int) -> None:
-        """What the Trainer counts is compared, and changes nothing."""
-        if epoch != self._loader.epoch - 1:
-            raise RuntimeError(
-                f"the Trainer begins epoch {epoch + 1}, and the condensed loader is in epoch {self._loader.epoch}: this "
-                "version of transformers counts in a way that KCDTrainerMixin doesn't know"
-            )
-
-
-class _GoesOn(int):
-    """Steps of an epoch, for a run that is resumed.
-
-    The Trainer divides the steps that were done by those of one epoch, and takes the quotient for the epoch to go on in and
-    the rest for what to skip of it. Epochs differ in length here, and the loader is at its place already.
-    """
-
-    _epochs_done: int
-
-    def __new__(cls, steps: int, epochs_done: int) -> _GoesOn:
-        made = super().__new__(cls, steps)
-        made._epochs_done = epochs_done
-        return made
-
-    def __rfloordiv__(self, steps_done: int) -> int:
-        return self._epochs_done
-
-    def __rmod__(self, steps_done: int) -> int:
-        return 0
 
 
 class _Epochs(TrainerCallback):
@@ -285,45 +212,32 @@ class _Epochs(TrainerCallback):
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self._step_at_begin = 0
+        self._expected = 0  # steps at the epoch's end
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         if self._trainer._kcd_ended:
-            self._log()
+            self._trainer.log(metrics(self._trainer.kcd_loader))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self._step_at_begin = state.global_step
-        self._steps = -(-len(self._trainer.get_train_dataloader()) // args.gradient_accumulation_steps)
+        batches = len(others["train_dataloader"])
+        self._expected = state.global_step + updates(batches, args.gradient_accumulation_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        # In an epoch that was resumed, the Trainer counts what is left of it.
         loader = self._trainer.kcd_loader
-        state.epoch = (
-            loader.epoch - 1 + loader.batches_done / len(loader)
-        )  # also in an epoch that was resumed
+        state.epoch = loader.epoch - 1 + loader.batches_done / len(loader)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         loader = self._trainer.kcd_loader
         complete = loader.batches_done == len(loader)
-        if complete and state.global_step - self._step_at_begin != self._steps:
+        if complete and state.global_step != self._expected:
             raise RuntimeError(
-                f"the Trainer took {state.global_step - self._step_at_begin} steps in an epoch of {self._steps}: this version of "
-                "transformers counts in a way that KCDTrainerMixin doesn't know"
+                f"the Trainer is at step {state.global_step} at the end of epoch {loader.epoch}, where step "
+                f"{self._expected} is due{UNKNOWN}"
             )
         if complete or not control.should_training_stop:
             loader.end_epoch()
-            self._log()
-
-    def _log(self) -> None:
-        loader = self._trainer.kcd_loader
-        cut = loader.history[-1]["cut"] if len(loader.history) else None
-        drawn = sum(loader.schedule.sizes(loader.sampler.num_samples, loader.epoch - 1))
-        self._trainer.log(
-            {
-                "kcd/kept": loader.sampler.num_kept,
-                **({} if cut is None else {"kcd/cut": cut}),
-                "kcd/saved": 1 - drawn / (loader.sampler.num_samples * (loader.epoch - 1)),
-            }
-        )
+            self._trainer.log(metrics(loader))
 
 
 def _check(trainer: Any) -> None:
@@ -333,24 +247,23 @@ def _check(trainer: Any) -> None:
         raise TypeError(
             "train_dataset has no indices to choose from, since it has no length; CondensedStream goes by ids"
         )
-    by_length = getattr(args, "group_by_length", False)
-    strategy = "group_by_length" if by_length else getattr(args, "train_sampling_strategy", "random")
-    if strategy not in ("random", "sequential"):
+    strategy = getattr(args, "train_sampling_strategy", "random")
+    if getattr(args, "group_by_length", False) or strategy not in ("random", "sequential"):
         raise ValueError(
-            f"{strategy} orders the samples by their lengths, and the condensed set comes in an order of its own: leave "
-            "it out, or use 'random' or 'sequential'"
+            "an order by length (group_by_length, or another train_sampling_strategy than 'random' and 'sequential') is not "
+            "supported: the condensed set comes in an order of its own"
         )
     if getattr(args, "include_tokens_per_second", False):
         raise ValueError(
             "include_tokens_per_second takes the tokens of the first epoch for those of every epoch: leave it out; "
             "include_num_input_tokens_seen counts them"
         )
-    sizes = {f"{kind}_size": getattr(trainer, f"get_{kind}_size", lambda: 1)() for kind in ("tp", "cp", "sp")}
-    if split := [name for name, size in sizes.items() if size > 1]:
-        raise ValueError(
-            f"{', '.join(split)} of more than 1 is not supported: each rank must hold a replica of the model, or a shard of "
-            "it (data parallelism, FSDP), and draw batches of its own"
-        )
+    for name in ("tp_size", "cp_size", "sp_size"):
+        if getattr(trainer, f"get_{name}", lambda: 1)() > 1:
+            raise ValueError(
+                f"{name} of more than 1 is not supported: each rank must hold a replica of the model, or a shard of it (data "
+                "parallelism, FSDP), and draw batches of its own"
+            )
 
 
 def _read(checkpoint: str) -> Any:

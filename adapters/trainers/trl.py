@@ -79,7 +79,7 @@ class KCDTrainerMixin(PlainMixin):
 
         hook = model.register_forward_hook(keep) if model.training else None
         try:
-            loss = super().compute_loss(model, inputs, *others, **settings)  # type: ignore[misc]
+            loss = super().compute_loss(model, inputs, *others, **settings)
         finally:
             if hook is not None:
                 hook.remove()
