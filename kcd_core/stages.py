@@ -156,8 +156,7 @@ class Condensation:
         made = cls.__new__(cls)
         made._begin(layout, schedule, alpha=alpha, min_weight=min_weight, select=select, own=own or {})
         made._agreement, made._depth = Agreement(layout, run, alike or {}), 5
-        if tell is not None:
-            made._tell = tell
+        made._tell = tell or _nothing
         return made
 
     def _begin(
@@ -181,9 +180,10 @@ class Condensation:
         self.epoch = 1
         self._seen_before = False  # whether this epoch was recorded in before its state was saved
         self._batches = layout.tracker.batches  # that were recorded when this epoch began
+        self._rows = self._largest = 0  # recorded by `record` in this epoch, and in one batch
         self._choose_device = layout.tracker.device is None
         self._depth = 4  # of the user's call, which a warning is about
-        self._tell: Tell = _nothing
+        self._tell: Tell | None = None  # by hand
         self._warned: set[str] = set()
         self._fresh = True  # until something of this epoch is drawn or recorded
 
@@ -252,8 +252,11 @@ class Condensation:
                 self.tracker.to(given.device)
         rows = self._layout.rows(indices)
         if values is None:
-            return self.tracker.update(rows, given, teacher_logits=teacher_logits, targets=targets)
-        return self.tracker.record(rows, given)
+            recorded = self.tracker.update(rows, given, teacher_logits=teacher_logits, targets=targets)
+        else:
+            recorded = self.tracker.record(rows, given)
+        self._rows, self._largest = self._rows + recorded, max(self._largest, recorded)
+        return recorded
 
     # -- stages ------------------------------------------------------------------------------------
 
@@ -366,7 +369,7 @@ class Condensation:
             warnings.warn(text, UserWarning, stacklevel=stacklevel)
 
     def _warn(self, decision: Decision | None) -> None:
-        told = dict(self._tell(self.epoch, decision))
+        told = dict((self._tell or self._shared_out_twice)(self.epoch, decision))
         if not (self.seen or told) and self._layout.call:
             told["nothing recorded"] = (
                 f"nothing was recorded in epoch {self.epoch}: call {self._layout.call} after the student's "
@@ -374,6 +377,20 @@ class Condensation:
             )
         for kind, text in {"decision": decision.warning if decision else "", **told}.items():
             self.warn_once(kind, text, self._depth)
+
+    def _shared_out_twice(self, epoch: int, decision: Decision | None) -> Mapping[str, str]:
+        """A trainer that shares out a sampler's share again leaves this rank a part of it: to a batch, that of one rank."""
+        ranks, length = getattr(self.sampler, "num_replicas", 1), getattr(self.sampler, "length", None)
+        if ranks == 1 or length is None or self._seen_before or not self._rows:
+            return {}
+        share = length(self.sampler.num_kept)
+        if abs(self._rows - share / ranks) > self._largest or self._rows + 2 * self._largest > share:
+            return {}
+        return {
+            "shared out twice": f"this rank's share of epoch {epoch} is {share} samples, and {self._rows} were recorded, as if "
+            f"the share were shared out to {ranks} ranks again: a trainer that does so with a sampler's indices needs "
+            "CondensedSampler(num_replicas=1, rank=0). If a part of each epoch is left out on purpose, leave this aside"
+        }
 
     def why_plain(self, epochs: int) -> str:
         """Why a run that ends with epoch ``epochs`` drops nothing; empty if it does, or has ended already."""
@@ -393,6 +410,7 @@ class Condensation:
         """Change what an epoch's end changes, now that all that can fail is done; an interrupt puts it back."""
         history, undo = self.history, self._layout.snapshot()
         before = history.num_samples, history.records, self.epoch, self._seen_before, self._batches
+        rows, largest = self._rows, self._largest
         try:
             if decision is None or entry is None:
                 self._layout.install(None, self.epoch + 1)
@@ -403,10 +421,12 @@ class Condensation:
                 history.records = [*history.records, entry]
             self.epoch += 1
             self._seen_before, self._batches, self._fresh = False, self.tracker.batches, True
+            self._rows = self._largest = 0
             return None if decision is None else decision.chosen
         except BaseException:
             undo()
             history.num_samples, history.records, self.epoch, self._seen_before, self._batches = before
+            self._rows, self._largest = rows, largest
             raise
 
     # -- state -------------------------------------------------------------------------------------
@@ -504,6 +524,7 @@ class Condensation:
         self.history, self.epoch = saved.history, saved.epoch
         self.history.schedule = self.schedule
         self._seen_before, self._batches = saved.seen, self.tracker.batches
+        self._rows = self._largest = 0
         self._fresh = True
         self._agreement.loaded(saved.moment)
 

@@ -107,6 +107,31 @@ def test_by_hand_is_the_loaders_run() -> None:
     assert loader.history.records == run.history.records
 
 
+@pytest.mark.filterwarnings("ignore:the sampler draws for one of")
+@pytest.mark.parametrize(("ranks", "n"), [(2, 203), (3, 400)])
+def test_a_share_that_a_trainer_shares_out_again_is_told(ranks: int, n: int) -> None:
+    schedule = kcd.CondensationSchedule(ratio=0.5, stages=1, period=9)
+
+    def epoch(step: int, first: int = 0) -> kcd.Condensation:
+        """Every so many batches of a rank's share, from a batch on."""
+        run = kcd.Condensation(kcd.CondensedSampler(n, num_replicas=ranks, rank=0), schedule=schedule)
+        mine = list(run.sampler)
+        for at in range(16 * first, len(mine), 16 * step):
+            run.record(logits_of(mine[at : at + 16], 1), indices=mine[at : at + 16])
+        return run
+
+    for first in range(ranks):
+        with pytest.warns(UserWarning, match=f"as if the share were shared out to {ranks} ranks again"):
+            epoch(ranks, first).end_epoch()
+    resumed = epoch(1)
+    resumed.load_state_dict(epoch(ranks).state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "the sampler draws for one of")
+        epoch(1).end_epoch()
+        resumed.end_epoch()
+
+
 def test_a_loss_can_be_what_a_set_is_installed_in() -> None:
     tracker = kcd.KnowledgeValueTracker(N)
     loss = kcd.CondensedLoss(torch.nn.CrossEntropyLoss(reduction="none"), tracker)

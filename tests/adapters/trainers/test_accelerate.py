@@ -146,8 +146,12 @@ def on_two() -> dict[str, Any]:
     loader = make()
     alone = told(loader.state_dict) if accelerator.is_main_process else ""
     accelerator.wait_for_everyone()
-    hand = kcd.CondensedSampler(N)
-    twice = accelerator.prepare(DataLoader(Samples(), batch_size=BATCH, sampler=hand))  # type: ignore[arg-type]
+    hand = kcd.Condensation(kcd.CondensedSampler(N), schedule=SCHEDULE)
+    for x, _ in accelerator.prepare(DataLoader(Samples(), batch_size=BATCH, sampler=hand.sampler)):
+        hand.record(torch.zeros(len(x), 5), indices=which(x))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        hand.end_epoch()
     slices = make(sharded=True)
     sliced = drawn_by(slices)
     slices.load_state_dict(slices.state_dict())
@@ -164,7 +168,7 @@ def on_two() -> dict[str, Any]:
         "alone": alone,
         "slices": sliced + drawn_by(slices),
         "plain": told(lambda: kcd.wrap_loader(data_loader(), schedule=SCHEDULE)),
-        "twice": [int(i) for x, _ in twice for i in which(x)],
+        "twice": [str(warning.message) for warning in warned],
     }
 
 
@@ -307,6 +311,12 @@ def test_a_state_saved_on_the_main_process_alone_is_refused(together: list[Any])
 
 def test_without_prepare_ranks_that_draw_alike_are_refused(together: list[Any]) -> None:
     assert all(rank["plain"].startswith("RuntimeError: there are 2 ranks, and each") for rank in together)
+
+
+def test_a_sampler_by_hand_that_accelerate_shares_out_again_is_told(together: list[Any]) -> None:
+    for rank in together:
+        [said] = [text for text in rank["twice"] if "shared out to 2 ranks again" in text]
+        assert said.startswith("this rank's share of epoch 1 is 102 samples, and 64 were recorded")
 
 
 # -- what is refused, at prepare() -------------------------------------------------------------------------
