@@ -49,25 +49,7 @@ class KCDTrainerMixin(PlainMixin):
                 )
             kwargs.pop(name, None)
         super().__init__(*args, kcd_value="sequence_entropy", **kwargs)
-        self._kcd_check()
-
-    def _kcd_check(self) -> None:
-        trainer: Any = self
-        if getattr(trainer.args, "packing", False):
-            raise ValueError(
-                "packing=True: a pack of sequences is no sample, and packs must be made anew when the set changes. Use a loop "
-                "of your own with kcd_adapters.trainers.packing, or packing=False"
-            )
-        if getattr(trainer.args, "padding_free", False):
-            raise ValueError(
-                "padding_free=True puts a batch's sequences into one row, and none is left for each sample: use padding_free=False"
-            )
-        if trainer.train_dataset is not None and isinstance(trainer._get_train_sampler(), RepeatSampler):
-            raise ValueError(
-                f"{type(self).__mro__[1 + type(self).__mro__.index(PlainMixin)].__name__} draws each prompt several times, shuffles "
-                "the completions that it generates, and makes no logits, so that no value could be told from another "
-                "sequence's: use trl.experimental.gkd.GKDTrainer, whose lmbda=1.0 is on-policy, too"
-            )
+        _check(self)
 
     def compute_loss(self, model: Any, inputs: Any, *others: Any, **settings: Any) -> Any:
         """The trainer's; in training, what the student said in it is recorded."""
@@ -100,3 +82,23 @@ class KCDTrainerMixin(PlainMixin):
                 f"{', '.join(type(one).__name__ for one in outputs) or 'nothing'}, where one output with logits, or entropies, "
                 "and labels are wanted: no value can be told. Override compute_loss, and call kcd_record() in it"
             )
+
+
+def _check(trainer: Any) -> None:
+    """ValueError if the rows that ``trainer`` trains on are no samples."""
+    if getattr(trainer.args, "packing", False):
+        raise ValueError(
+            "packing=True: a pack of sequences is no sample, and packs must be made anew when the set changes. Use a loop "
+            "of your own with kcd_adapters.trainers.packing, or packing=False"
+        )
+    if getattr(trainer.args, "padding_free", False):
+        raise ValueError(
+            "padding_free=True puts a batch's sequences into one row, and none is left for each sample: use padding_free=False"
+        )
+    # The Trainer has no public way to say what it draws by.
+    if trainer.train_dataset is not None and isinstance(trainer._get_train_sampler(), RepeatSampler):
+        raise ValueError(
+            f"{type(trainer).__name__} draws each prompt several times, and shuffles the completions that it generates, so that "
+            "no value could be told from another sequence's: use trl.experimental.gkd.GKDTrainer, whose lmbda=1.0 is "
+            "on-policy, too"
+        )

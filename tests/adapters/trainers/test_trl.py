@@ -16,7 +16,8 @@ import torch
 from common import expected_sets, on_ranks, summed
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch.utils.data import DataLoader
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer, SFTConfig, SFTTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
@@ -148,6 +149,18 @@ def gkd(folder: Path, cls: Any = GKD, **settings: Any) -> Any:
     return trainer
 
 
+def distillation(folder: Path, cls: Any = DistillationTrainer, **settings: Any) -> Any:
+    """TRL's own trainer, on-policy."""
+    return cls(
+        language_model(0),
+        language_model(1),
+        args=arguments(DistillationConfig, folder),
+        train_dataset=texts(chat=False).select_columns(["prompt"]),
+        processing_class=tokenizer(),
+        **settings,
+    )
+
+
 def own_index(trainer: Any) -> list[int]:
     """Which of `texts` each row of the training data is: SFTTrainer shuffles and filters what it prepares."""
     if "input_ids" not in trainer.train_dataset.column_names:
@@ -170,7 +183,7 @@ def check(trainer: Any, read: list[tuple[int, float]], steps: int) -> None:
 
 def test_sft_without_logits(tmp_path: Path) -> None:
     """From the entropies that TRL's fused head computes; with accumulation; evaluation is not recorded."""
-    trainer = sft(tmp_path, gradient_accumulation_steps=2, eval_strategy="epoch")
+    trainer = sft(tmp_path, gradient_accumulation_steps=2, eval_strategy="epoch", gradient_checkpointing=True)
     trainer.train()
     check(trainer, trainer.read, sum(-(-steps // 2) for steps in STEPS))
     assert len(trainer.state.log_history) > EPOCHS
@@ -286,16 +299,8 @@ def test_refused_before_the_first_step(tmp_path: Path) -> None:
     class OnPolicy(KCDTrainerMixin, DistillationTrainer):
         pass
 
-    prompts = texts(chat=False).select_columns(["prompt"])
-    with pytest.raises(ValueError, match="DistillationTrainer draws each prompt several times"):
-        OnPolicy(
-            language_model(0),
-            language_model(1),
-            args=arguments(DistillationConfig, tmp_path),
-            train_dataset=prompts,
-            processing_class=tokenizer(),
-            kcd_schedule=SCHEDULE,
-        )
+    with pytest.raises(ValueError, match="OnPolicy draws each prompt several times"):
+        distillation(tmp_path, OnPolicy, kcd_schedule=SCHEDULE)
 
 
 def test_a_loss_that_shows_no_logits_says_so(tmp_path: Path) -> None:
@@ -308,3 +313,56 @@ def test_a_loss_that_shows_no_logits_says_so(tmp_path: Path) -> None:
         cls = type("HidesSFT", (KCDTrainerMixin, Hides), {"times": times})
         with pytest.raises(RuntimeError, match=f"ran the student {times} times, .* no value can be told"):
             sft(tmp_path, cls).train()
+
+
+class PlainGKD(BaseGKD):
+    """`wrap_loader` by hand, and none of our classes: recorded where the logits are."""
+
+    loader: Any = None
+
+    def get_train_dataloader(self) -> Any:
+        if self.loader is None:
+            made = DataLoader(texts(chat=True), batch_size=BATCH, shuffle=True, collate_fn=self.data_collator)
+            settings: Any = {"value": "sequence_entropy", "mixing": None, "seed": 0}
+            self.loader = kcd.wrap_loader(made, schedule=SCHEDULE, **settings)
+        return self.loader
+
+    @property
+    def kcd_indices(self) -> Any:
+        return self.loader.indices
+
+    def compute_loss(self, model: Any, inputs: Any, *others: Any, **settings: Any) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        self.loader.record(outputs.logits[:, :-1], targets=inputs["labels"][:, 1:])
+        return loss
+
+
+class EndsEpochs(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_epoch_end(self, *others: Any, **settings: Any) -> None:
+        self.trainer.loader.end_epoch()
+
+
+def test_wrap_loader_alone(tmp_path: Path) -> None:
+    """Right, also on-policy; accumulation, which looks ahead, and prompts that are drawn several times are refused."""
+    random.seed(3)
+
+    def made(*args: Any, kcd_schedule: Any, **settings: Any) -> Any:
+        trainer = PlainGKD(*args, **settings)
+        trainer.add_callback(EndsEpochs(trainer))
+        return trainer
+
+    trainer = gkd(tmp_path, made, lmbda=0.5, max_steps=sum(STEPS))
+    trainer.train()
+    value, count = summed(trainer.read, N)
+    assert count.sum() == 21 + 15 + 9
+    np.testing.assert_allclose(trainer.loader.tracker.value, value, rtol=3e-6)
+    np.testing.assert_array_equal(trainer.loader.tracker.count, count)
+    with pytest.raises(RuntimeError, match="can't tell which batch the logits belong to"):
+        gkd(tmp_path, made, lmbda=0.0, gradient_accumulation_steps=2).train()
+    draws = distillation(tmp_path)
+    repeated = DataLoader(draws.train_dataset, batch_size=BATCH, sampler=draws._get_train_sampler())
+    with pytest.raises(TypeError, match="RepeatSampler"):
+        kcd.wrap_loader(repeated, schedule=SCHEDULE)
