@@ -193,12 +193,10 @@ def sequence_values(student_logits: Any, *, targets: Any, index: Any) -> dict[st
         index.to(labels.device, torch.int64, non_blocking=True).reshape(-1).where(labels != IGNORED, PADDING)
     )
     ordered, order = index.sort()
-    tokens = len(index)
-    group = torch.zeros_like(ordered)
+    group = torch.zeros_like(ordered)  # a number for each index that is there, -1 included
     group[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
-    group = group.where(ordered >= 0, tokens)
-    indices = torch.full((tokens + 1,), PADDING, device=index.device).scatter_(0, group, ordered)[:-1]
-    values = group_means(entropy[order], group, tokens)
+    indices = torch.full_like(ordered, PADDING).scatter_(0, group, ordered)
+    values = group_means(entropy[order], group, len(ordered))
     if index.device.type == "cpu":
         values, indices = values[indices >= 0], indices[indices >= 0]
     return {"indices": indices, "values": values}

@@ -120,8 +120,7 @@ def test_an_interrupted_run_goes_on_between_epochs() -> None:
         assert torch.equal(one, twin)
 
 
-def test_a_device_is_given_a_row_for_each_token() -> None:
-    """As on CUDA, -1 in those that are over: what is recorded is the same, and nothing counts as skipped."""
+def test_a_sequence_in_several_rows() -> None:
     labels = torch.tensor([[4, 4, -100, 2], [1, 3, 0, 0]])
     index = torch.tensor([[7, 7, 7, 2], [2, -1, 7, 7]])
     logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
@@ -134,6 +133,20 @@ def test_a_device_is_given_a_row_for_each_token() -> None:
     torch.testing.assert_close(got["values"], want, rtol=1e-9, atol=0)
     nothing = sequence_values(logits, targets=labels, index=index * 0 - 1)
     assert [len(nothing[name]) for name in ("indices", "values")] == [0, 0]
+
+
+@pytest.mark.cuda
+def test_a_device_is_given_a_row_for_each_token() -> None:
+    """-1 in those that are over: what is recorded is the same as from host memory, and nothing counts as skipped."""
+    labels = torch.tensor([[4, 4, -100, 2], [1, 3, 0, 0]])
+    index = torch.tensor([[7, 7, 7, 2], [2, -1, 7, 7]])
+    logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    runs = run_of(), run_of("cuda")
+    for run, device in zip(runs, ("cpu", "cuda"), strict=True):
+        run.record(**sequence_values(logits.to(device), targets=labels.to(device), index=index.to(device)))
+    np.testing.assert_allclose(runs[1].tracker.value.cpu(), runs[0].tracker.value, rtol=1e-6)
+    np.testing.assert_array_equal(runs[1].tracker.count.cpu(), runs[0].tracker.count)
+    assert runs[1].tracker.skipped == {"nonfinite": 0, "out_of_range": 0}
 
 
 def test_the_index_of_each_token_whatever_the_collate_function_does() -> None:
