@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ pytest.importorskip("lightning.pytorch", reason="run make test-trainers")
 
 import lightning.pytorch as pl
 from common import WIDTH, Samples, Student, expected_sets, on_ranks, summed, which
+from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import CombinedLoader
@@ -231,14 +233,80 @@ def on_two_ranks(folder: Path) -> Any:
         resumed = fit(folder, resume=folder / f"step={step}.ckpt", **ddp)
         assert resumed.drawn == whole.drawn[step:], step
         states.append(state_of(resumed))
-    return whole.drawn, whole.student.read, whole.lengths, whole.estimated, whole.validated, states
+    with pytest.raises(RuntimeError, match="each of them would draw all samples in the same order"):
+        fit_plain(folder, PlainData(), **ddp)
+    fabric = Fabric(accelerator="cpu", **ddp)
+    fabric.launch()
+    student = Student()
+    trained = fabric.setup(student, torch.optim.SGD(student.parameters(), lr=0.1))
+    share = {"num_replicas": fabric.world_size, "rank": fabric.global_rank}
+    loader = kcd.wrap_loader(
+        DataLoader(Samples(N), batch_size=BATCH), schedule=SCHEDULE, mixing=None, **share
+    )
+    for x, labels in map(fabric.to_device, loader):
+        logits = trained[0](x)
+        fabric.backward(cross_entropy(logits, labels))
+        trained[1].step()
+        loader.record(logits)
+    loader.end_epoch()
+    by_fabric = student.read[0], np.asarray(loader.sampler.kept), len(loader.gather_state_dict())
+    return whole.drawn, whole.student.read, whole.lengths, whole.estimated, whole.validated, states, by_fabric
+
+
+class PlainData(Data):
+    """A DataModule that wraps its loader itself."""
+
+    def __init__(self, **share: Any) -> None:
+        super().__init__()
+        self.share, self.wrapped = share, None
+
+    def train_dataloader(self) -> Any:
+        if self.wrapped is None:
+            loader = super().train_dataloader()
+            self.wrapped = kcd.wrap_loader(loader, schedule=SCHEDULE, mixing=None, **self.share)
+        return self.wrapped
+
+
+class PlainLit(Lit):
+    """A LightningModule that records, and ends epochs, itself."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.drawn.append(which(batch[0]))
+        logits = self.student(batch[0])
+        self.trainer.train_dataloader.record(logits)
+        return cross_entropy(logits, batch[1])
+
+    def on_train_epoch_end(self) -> None:
+        self.trainer.train_dataloader.end_epoch()
+        super().on_train_epoch_end()
+
+
+def fit_plain(folder: Path, data: PlainData, *callbacks: Any, resume: Any = None, **settings: Any) -> Any:
+    pl.seed_everything(5)
+    lit: Any = PlainLit(linear=False)
+    trainer_of(folder, *callbacks, **settings).fit(lit, data, ckpt_path=resume)
+    lit.kcd = SimpleNamespace(loader=data.wrapped)
+    return lit
+
+
+def test_without_the_callback(tmp_path: Path) -> None:
+    """What docs/trainers.md says of it: right, but for the epoch's length, and for states at an epoch's end."""
+    lit = fit_plain(tmp_path, PlainData(), ModelCheckpoint(dirpath=tmp_path, filename="{step}", **EVERY))
+    check_recorded(lit)
+    assert lit.validated == [(0, STEPS[0] - 1)]  # as docs/trainers.md warns
+    resumed = fit_plain(tmp_path, PlainData(), resume=tmp_path / "step=15.ckpt")
+    assert resumed.drawn == lit.drawn[15:]
+    assert same(resumed, lit)
+    lit = fit_plain(tmp_path, PlainData(), reload_dataloaders_every_n_epochs=1)
+    check_recorded(lit)
+    assert lit.validated == [(epoch, steps - 1) for epoch, steps in enumerate(STEPS)]
 
 
 def test_two_ranks(tmp_path: Path) -> None:
     ranks = on_ranks(on_two_ranks, tmp_path)
     one, other = ranks
     steps = [7, 6, 4, 3, 3]
-    for drawn, _, lengths, estimated, validated, _ in (one, other):
+    for drawn, _, lengths, estimated, validated, *_ in (one, other):
         assert lengths == steps
         assert len(drawn) == estimated == sum(steps)
         assert validated == [(epoch, each - 1) for epoch, each in enumerate(steps)]
@@ -260,6 +328,10 @@ def test_two_ranks(tmp_path: Path) -> None:
             assert np.array_equal(np.sort(state["kept"]), kept)
             assert state["history"] == one[5][0]["history"]
             assert np.array_equal(state["weights"], one[5][0]["weights"])
+    read = [one[6][0] + other[6][0][:-1]]
+    assert np.array_equal(np.sort(one[6][1]), expected_sets(read, N, SCHEDULE)[0])
+    assert np.array_equal(one[6][1], other[6][1])
+    assert one[6][2] == other[6][2] == 2
     with pytest.raises(ValueError, match="on 2 ranks has saved this within an epoch, and here is 1"):
         fit(tmp_path, resume=tmp_path / "step=3.ckpt")
 
