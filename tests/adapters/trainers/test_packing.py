@@ -136,6 +136,7 @@ def test_a_sequence_in_several_rows() -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_device_is_given_a_row_for_each_token() -> None:
     """-1 in those that are over: what is recorded is the same as from host memory, and nothing counts as skipped."""
     labels = torch.tensor([[4, 4, -100, 2], [1, 3, 0, 0]])
