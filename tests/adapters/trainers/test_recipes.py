@@ -1,7 +1,8 @@
-"""The recipes of docs/trainers.md for Composer and ignite: their own code, with a student that is read a second time."""
+"""The recipes of docs/trainers.md, their own code, with a student that is read a second time."""
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from common import Samples, Student, expected_sets, summed
+from common import Samples, Student, expected_sets, on_ranks, summed
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
@@ -22,10 +23,14 @@ SCHEDULE = kcd.CondensationSchedule(ratio=0.4, stages=3, period=1)
 SIZES = [203, 163, 123, 83, 81]
 
 
+def section(heading: str) -> str:
+    """The text from a heading on."""
+    return re.split(rf"^## {heading}\n", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1]
+
+
 def recipe(heading: str, first: str) -> str:
-    """The part of a section's example that is the recipe: from a line on, up to the next blank line that ends it."""
-    section = re.split(rf"^## {heading}\n", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1]
-    [found] = re.findall(rf"^{re.escape(first)}.*?(?=^\S)", section, re.MULTILINE | re.DOTALL)
+    """The part of a section's example that is the recipe: from a line on, up to the next that is not indented."""
+    [found] = re.findall(rf"^{re.escape(first)}.*?(?=^\S)", section(heading), re.MULTILINE | re.DOTALL)
     assert len(found.splitlines()) <= 20
     return str(found)
 
@@ -188,3 +193,39 @@ def test_ignite_records_evaluates_ends_its_schedule_and_goes_on() -> None:
         assert torch.equal(again.student.layer.weight, run.student.layer.weight)
         assert np.array_equal(again.loader.tracker.value, run.loader.tracker.value)
         assert (again.loader.epoch, again.rate) == (EPOCHS + 1, 0)
+
+
+# -- Fabric ------------------------------------------------------------------------------------------------
+
+
+def train_with_fabric(folder: Path) -> Any:
+    """The whole example on one of two ranks: values, counts, the set, and what the student said there."""
+    os.chdir(folder)
+    [text] = re.findall(
+        r"^```python\n(.*?)^```", section("Fabric").split("\n## ")[0], re.MULTILINE | re.DOTALL
+    )
+    for theirs, ours in {
+        "devices=1": 'devices=2, strategy="ddp"',
+        "torch.nn.Linear(8, 5)": "Student()",
+        "data = ": "data = Samples(240)  # ",
+        "num_replicas=": "mixing=None, num_replicas=",
+    }.items():
+        assert text.count(theirs) == 1
+        text = text.replace(theirs, ours)
+    names: dict[str, Any] = {"Student": Student, "Samples": Samples}
+    exec(text, names)
+    loader = names["loader"]
+    return loader.tracker.value, loader.tracker.count, loader.sampler.kept, names["student"].module.read[0]
+
+
+def test_fabric_on_two_ranks(tmp_path: Path) -> None:
+    pytest.importorskip("lightning", reason="lightning is not installed: make test-trainers")
+    ranks = on_ranks(train_with_fabric, tmp_path)
+    read = [pair for *_, mine in ranks for pair in mine]
+    assert len(read) == 2 * (240 + 180 + 120)
+    value, count = summed(read, 240)
+    assert np.array_equal(sum(counts for _, counts, _, _ in ranks), count)
+    recorded = sum(np.nan_to_num(values) * counts for values, counts, _, _ in ranks)
+    np.testing.assert_allclose(recorded / count, value, atol=3e-7)
+    assert len(ranks[0][2]) == 120
+    assert np.array_equal(ranks[0][2], ranks[1][2])
