@@ -172,6 +172,27 @@ def test_values_against_float64(device: str, dtype: Any, value: str) -> None:
 
 
 @on_devices
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_sequences_against_float64(device: str, dtype: Any) -> None:
+    """Of a causal model's logits, which lie apart; recorded with no wait; to the bit those of each sequence alone."""
+    generator = torch.Generator().manual_seed(1)
+    logits = (3 * torch.randn(5, 10, 1001, generator=generator)).to(device, dtype)[:, :-1]
+    labels = torch.randint(1001, (5, 9), generator=generator)
+    for row in range(5):
+        labels[row, :row] = labels[row, 9 - row :] = -100
+    tokens = exact("entropy", logits)
+    want = (tokens * (labels != -100)).sum(-1) / (labels != -100).sum(-1)
+    labels, tracker = labels.to(device), Tracker(5, value="sequence_entropy", device=device)
+    tracker.update([0], logits[:1], targets=labels[:1])  # the first batch is looked at
+    with no_synchronisation(device):
+        tracker.update([1, 2, 3, 4], logits[1:], targets=labels[1:])
+    torch.testing.assert_close(tracker.value.cpu(), want, rtol=2e-5, atol=1e-5)
+    whole = kcd.sequence_entropy(logits, targets=labels)
+    alone = [kcd.sequence_entropy(logits[[row]], targets=labels[[row]]) for row in range(5)]
+    assert torch.equal(torch.cat(alone), whole)
+
+
+@on_devices
 @pytest.mark.parametrize("value", VALUES)
 def test_a_row_that_is_not_finite_gets_nan(device: str, value: str) -> None:
     logits = torch.randn(6, 10, device=device)
