@@ -100,15 +100,12 @@ def prepare(running: Running) -> None:
         scheduler = result[0]
         if scheduler is None or scheduler.t_in_epochs or not updates_per_epoch:
             return
-        step_update, reached = scheduler.step_update, 0
+        step_update = scheduler.step_update
 
         def by_epochs(num_updates: int, *args: Any, **named: Any) -> None:
-            nonlocal reached
             batches = running.batches()
             updates = updates_per_epoch if batches is None else -(-batches // accumulate)
-            # Where steps are left over in an epoch, the script may make one more than it has planned.
-            reached = max(reached, round(num_updates * updates_per_epoch / updates))
-            step_update(reached, *args, **named)
+            step_update(round(num_updates * updates_per_epoch / updates), *args, **named)
 
         scheduler.step_update = by_epochs
         running.say(
