@@ -17,7 +17,6 @@ from accelerate.data_loader import (
 )
 from accelerate.state import GradientState
 from accelerate.utils import (
-    DistributedType,
     broadcast_object_list,
     send_to_device,
     synchronize_rng_states,
@@ -265,9 +264,10 @@ def _check_accelerator(accelerator: Accelerator) -> None:
     """ValueError if batches could not be shared out as it was told."""
     shape = getattr(accelerator, "parallelism_config", None)
     split = [name for name in ("tp_size", "cp_size", "sp_size") if (getattr(shape, name, None) or 1) > 1]
-    if split or accelerator.distributed_type in (DistributedType.MEGATRON_LM, DistributedType.XLA):
+    kind = accelerator.distributed_type.value  # accelerate had TP as one before it had a parallelism_config
+    if split or kind in ("MEGATRON_LM", "TP", "XLA"):
         raise ValueError(
-            f"accelerate is not supported with {', '.join(split) or accelerator.distributed_type.value}: each process must "
+            f"accelerate is not supported with {', '.join(split) or kind}: each process must "
             "hold a replica of the model, or a shard of it (data parallelism, FSDP), and draw batches of its own"
         )
     if accelerator.dispatch_batches:
