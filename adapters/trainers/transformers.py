@@ -66,12 +66,12 @@ class KCDTrainerMixin(Base):
     Notes
     -----
     A resumed run goes on at its place without fetching what was drawn before: ``ignore_data_skip`` changes nothing.
-    Subclasses may override `kcd_wrap` and `kcd_record`; within a training step, they have `kcd_indices`.
+    Subclasses may override `kcd_wrap` and `kcd_record`; in ``compute_loss`` they have `kcd_indices`.
     """
 
     kcd_loader: AcceleratedLoader | None = None
-    kcd_indices: Any = None  # within a training step: int64 [B], of its batch; -1 for what only pads
-    _kcd_owed: bool | None = None  # within one: whether it is to be recorded still
+    kcd_indices: Any = None  # within compute_loss: int64 [B], of its batch; -1 for what only pads
+    _kcd_owed: bool | None = None  # within a training step: whether its batch is to be recorded still
     _kcd_checkpoint: str | None = None
 
     def __init__(self, *args: Any, kcd_schedule: CondensationSchedule, **kwargs: Any) -> None:
