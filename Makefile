@@ -76,9 +76,10 @@ $(VENV)/.done: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 # transformers 4.57 lies beside 5; the tests of it have its folder before all others.
-$(TRAINERS)/.done: setup.cfg pyproject.toml constraints-trainers.txt constraints-transformers-4.57.txt
+$(TRAINERS)/.done: setup.cfg pyproject.toml constraints-trainers.txt constraints-composer.txt constraints-transformers-4.57.txt
 	test -x $(TRAINERS)/bin/python || $(PYTHON) -m venv $(TRAINERS)
 	$(TRAINERS)/bin/python -m pip install --quiet -c constraints-trainers.txt -e '.[trainers]'
+	$(TRAINERS)/bin/python -m pip install --quiet --no-deps -r constraints-composer.txt
 	rm -rf $(TRANSFORMERS_4)
 	$(TRAINERS)/bin/python -m pip install --quiet --no-deps --target $(TRANSFORMERS_4) -r constraints-transformers-4.57.txt
 	touch $@
