@@ -17,6 +17,7 @@ from kcd_core.base.arguments import check_kind
 from .lightning_loader import (
     TrainLoader,
     check_lengths,
+    check_resumable,
     check_version,
     estimate_exactly,
     lengths,
@@ -142,7 +143,7 @@ class KCDCallback(Callback):
                 )
             loader = wrap_loader(processed(trainer, users), schedule=self.schedule, **self.settings)
             if self._saved is not None:
-                self._load(loader)
+                loader.load_state_dict(self._saved)
             check_lengths(trainer, loader)
             self.loader, self._view = loader, TrainLoader(loader)
         return self._view
@@ -215,6 +216,8 @@ class KCDCallback(Callback):
         if self.loader is None:
             return
         self._begun = True
+        if self._saved is not None:
+            check_resumable(trainer, self.loader, len(self._saved))
         loop = trainer.fit_loop
         if self.loader.epoch <= trainer.current_epoch and self.loader.batches_done:
             # Saved on an epoch's last batch, or stopped within it: Lightning counts it as done.
@@ -236,7 +239,8 @@ class KCDCallback(Callback):
         if self.loader is None:
             return
         self._in_step = False
-        if trainer.is_last_batch and self.loader.batches_done:
+        cut_off = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+        if self.loader.batches_done and (trainer.is_last_batch or not cut_off):
             self._end_epoch(trainer)
         drawn = lengths(trainer, self.loader, self.loader.epoch - 1)
         told = {
@@ -274,16 +278,7 @@ class KCDCallback(Callback):
         if self._undo:
             self._saved = state_dict["ranks"] or None
             if self.loader is not None and self._saved is not None:  # some strategies load late
-                self._load(self.loader)
-
-    def _load(self, loader: CondensedLoader[Any]) -> None:
-        loader.load_state_dict(self._saved)
-        before, now = len(self._saved), loader.sampler.num_replicas
-        if before != now and loader.batches_done:
-            raise ValueError(
-                f"a run on {before} ranks has saved this within an epoch, and here is {now}, by whose batches Lightning's count "
-                "means another place: go on from the end of an epoch, or on as many ranks"
-            )
+                self.loader.load_state_dict(self._saved)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave trainer and student as they were."""

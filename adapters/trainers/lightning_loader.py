@@ -15,6 +15,7 @@ from kcd_core.schedule import AHEAD
 __all__ = [
     "TrainLoader",
     "check_lengths",
+    "check_resumable",
     "check_version",
     "estimate_exactly",
     "lengths",
@@ -63,10 +64,30 @@ def check_version(trainer: Any) -> None:
     names = ["trainer", "trainer_fn", "stage", "dataloader"]
     known = process is not None and list(inspect.signature(process).parameters) == names
     if not known or not {"_data_source", "_combined_loader"} <= vars(trainer.fit_loop).keys():
-        version = sys.modules[module.__name__.partition(".")[0]].__version__
         raise RuntimeError(
-            f"KCDCallback does not know how this Lightning, {version}, comes by its train loader: it was written for 2.6"
+            f"KCDCallback does not know how Lightning {_version(trainer)} comes by its train loader: it was written for 2.6"
         )
+
+
+def check_resumable(trainer: Any, loader: CondensedLoader[Any], ranks: int) -> None:
+    """Refuse to go on where Lightning's own count of batches, which is one rank's, will say another place."""
+    now = loader.sampler.num_replicas
+    if ranks != now and loader.batches_done:
+        raise ValueError(
+            f"a run on {ranks} ranks has saved this within an epoch, and here is {now}, by whose batches Lightning's count means "
+            "another place: go on from the end of an epoch, or on as many ranks"
+        )
+    if not hasattr(trainer.fit_loop, "reset_restart_stage") and (
+        loader.batches_done or trainer.max_steps != -1
+    ):
+        raise RuntimeError(
+            f"Lightning {_version(trainer)} loses count of a run that is resumed within an epoch, or that has max_steps: go on "
+            "from a checkpoint of an epoch's end (save_on_train_epoch_end=True), with max_epochs, or use Lightning 2.5"
+        )
+
+
+def _version(trainer: Any) -> str:
+    return str(sys.modules[type(trainer.fit_loop).__module__.partition(".")[0]].__version__)
 
 
 def stand_in(trainer: Any, make: Callable[[Any, Callable[[], Any]], Any]) -> Undo:

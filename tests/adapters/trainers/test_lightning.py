@@ -26,6 +26,7 @@ from reference import entropy
 
 import kcd_core as kcd
 from kcd_adapters.trainers.lightning import KCDCallback
+from kcd_adapters.trainers.lightning_loader import check_resumable
 
 N, BATCH, EPOCHS = 203, 16, 5
 SCHEDULE = kcd.CondensationSchedule(ratio=0.4, stages=3, period=1)
@@ -590,8 +591,18 @@ def test_a_checkpoint_without_a_state(tmp_path: Path) -> None:
 
 def test_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("lightning.pytorch.loops.fit_loop._process_dataloader")
-    with pytest.raises(RuntimeError, match=r"does not know how this Lightning, 2\.\d"):
+    with pytest.raises(RuntimeError, match=r"does not know how Lightning 2\.\d"):
         fit(tmp_path)
+
+
+def test_a_version_that_loses_count(twin: Any) -> None:
+    """Before 2.5, nothing takes back where Lightning would go on within an epoch."""
+    loop: Any = type("Loop", (), {"__module__": "lightning.pytorch.loops.fit_loop"})()
+    within = SimpleNamespace(sampler=SimpleNamespace(num_replicas=1), batches_done=3)
+    for loader, max_steps in ((within, -1), (twin.kcd.loader, 44)):
+        with pytest.raises(RuntimeError, match="loses count of a run that is resumed within an epoch"):
+            check_resumable(SimpleNamespace(fit_loop=loop, max_steps=max_steps), loader, 1)
+    check_resumable(SimpleNamespace(fit_loop=loop, max_steps=-1), twin.kcd.loader, 1)
 
 
 def test_pytorch_lightning(tmp_path: Path) -> None:
