@@ -55,6 +55,7 @@ class CondensedLoader(Generic[Batch]):
     ) -> None:
         self._run = run
         self._reader = Reader(run, batches, inner, dataset, return_index, prefetch)
+        self._planned = False  # whether anybody asked for the lengths of epochs to come
 
     def __setattr__(self, name: str, value: Any) -> None:
         if hasattr(type(self), name) or name in inspect.signature(DataLoader.__init__).parameters:
@@ -103,7 +104,22 @@ class CondensedLoader(Generic[Batch]):
         return self._run.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Changes nothing, whatever a trainer counts: the epoch is the run's, and `end_epoch` moves it on."""
+        """Changes nothing, whatever a trainer counts: the epoch is the run's, and `end_epoch` moves it on.
+
+        Warns
+        -----
+        UserWarning
+            Once, if neither `steps` nor `total_steps` was ever asked. A DataLoader has no such method, so that a trainer
+            calls it; and trainers take every epoch for as long as the first.
+        """
+        if not self._planned and self.schedule.drops(self.sampler.num_samples):
+            self._run.warn_once(
+                "planned",
+                f"set_epoch({epoch}) comes from a trainer, and trainers take all epochs for as long as the first, so that "
+                "the learning rate is scheduled for too many steps: use what there is for yours (docs/trainers.md in the "
+                "repository), or a scheduler over loader.total_steps(epochs)",
+                stacklevel=3,
+            )
 
     # -- drawing -----------------------------------------------------------------------------------
 
@@ -145,6 +161,7 @@ class CondensedLoader(Generic[Batch]):
         RuntimeError
             For an epoch that has ended, if a set was installed by hand: its length is not known any more.
         """
+        self._planned = True
         n = self.sampler.num_samples
         if checked_int(epoch, "epoch", 1) >= self.epoch:
             size = self.schedule.size_from(n, epoch, current=self.sampler.num_kept, current_epoch=self.epoch)

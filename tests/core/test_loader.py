@@ -232,6 +232,7 @@ def test_set_epoch_by_the_users_habit_does_no_harm():
     """It is in every DDP script and trainer, which count from 0, or count passes: the epoch is the run's."""
     twin = [run_epoch(loader) for loader in [wrap(Plain(N))] for _ in range(3)]
     loader, drawn = wrap(Plain(N)), []
+    loader.total_steps(3)
     for epoch in range(3):
         loader.set_epoch(epoch)
         loader.sampler.set_epoch(epoch)
@@ -239,6 +240,18 @@ def test_set_epoch_by_the_users_habit_does_no_harm():
         drawn.append(run_epoch(loader))
     assert drawn == twin
     assert loader.epoch == 4
+
+
+def test_a_trainer_that_counts_epochs_and_asks_for_no_lengths_is_told_once():
+    loader = wrap(Plain(N))
+    with pytest.warns(
+        UserWarning, match=r"set_epoch\(0\) comes from a trainer, and trainers take all epochs"
+    ):
+        loader.set_epoch(0)
+    loader.set_epoch(1)  # a second warning would be an error
+    planned = wrap(Plain(N))
+    planned.steps(1)
+    planned.set_epoch(0)
 
 
 # -- global state --------------------------------------------------------------------------------------

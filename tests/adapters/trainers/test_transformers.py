@@ -132,6 +132,7 @@ def result(trainer: Any) -> dict[str, Any]:
         "rates": trainer.lr_scheduler.get_last_lr(),
         "state": (state.global_step, state.max_steps, state.epoch, state.num_train_epochs, loader.epoch),
         "logs": [log for log in state.log_history if "kcd/kept" in log],
+        "progress": {log["step"]: log["epoch"] for log in state.log_history},
     }
 
 
@@ -241,9 +242,8 @@ def test_a_run_goes_on_to_the_bit(ranks: list[Any], way: str) -> None:
         (then, drawn), whole = rank[way], rank["whole"]
         assert all(map(torch.equal, then["weights"], whole["weights"]))
         assert np.array_equal(then["kept"], whole["kept"])
-        assert {k: then[k] for k in ("rates", "state", "logs")} == {
-            k: whole[k] for k in ("rates", "state", "logs")
-        }
+        for name in ("rates", "state", "logs", "progress"):
+            assert then[name] == whole[name]
         batches, all_batches = flat(drawn), flat(rank["drawn"])
         assert batches == all_batches[-len(batches) :]
 
@@ -549,9 +549,10 @@ class Plain(Trainer):  # type: ignore[misc]
 
     evaluated = False
     workers = 0
+    loader: Any = None
 
     def get_train_dataloader(self) -> Any:
-        self.loader = kcd.wrap_loader(
+        self.loader = self.loader or kcd.wrap_loader(
             DataLoader(
                 self.train_dataset,
                 BATCH,
@@ -600,6 +601,13 @@ def test_wrap_loader_alone_refuses_what_is_evaluated(tmp_path: Path) -> None:
         run.train()
 
 
+def test_wrap_loader_alone_warns_of_lengths_that_are_taken_once(tmp_path: Path) -> None:
+    with pytest.warns(
+        UserWarning, match=r"set_epoch\(0\) comes from a trainer, .*loader\.total_steps\(epochs\)"
+    ):
+        plain(tmp_path, gradient_accumulation_steps=1, max_steps=1).train()
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_wrap_loader_alone_is_not_resumed_within_an_epoch(tmp_path: Path, workers: int) -> None:
     settings = {"gradient_accumulation_steps": 1}
@@ -610,6 +618,7 @@ def test_wrap_loader_alone_is_not_resumed_within_an_epoch(tmp_path: Path, worker
         run.train(resume_from_checkpoint=True)
 
 
+@pytest.mark.filterwarnings("error:set_epoch")
 def test_wrap_loader_alone_records_right_and_is_scheduled_by_its_own_steps(tmp_path: Path) -> None:
     run = plain(tmp_path, gradient_accumulation_steps=1)
     optimizer = torch.optim.SGD(run.model.parameters(), lr=0.1)
