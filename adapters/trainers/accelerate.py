@@ -186,8 +186,7 @@ class AcceleratedLoader(DataLoaderStateMixin):
         synchronize_rng_states([kind for kind in kinds if str(kind) != "generator"])  # the order needs none
         if self._workers is not None:
             self._workers.manual_seed((self._workers_seed + loader.epoch) % 2**63)
-        if not self._open:
-            self.begin()
+        self.begin()
         self._open += 1
         try:
             for batch in loader:

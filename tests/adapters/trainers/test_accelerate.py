@@ -64,7 +64,7 @@ class Run:
         assert same is loader
         if resume:
             accelerator.load_state(str(folder))
-        self.student, self.updates, self.lr = student, 0, scheduler.get_last_lr
+        self.student, self.updates, self.lr, self.scheduler = student, 0, scheduler.get_last_lr, scheduler
         self.drawn: list[list[int]] = []  # by batch, -1 where a row only pads
         self.metrics: list[int] = []  # how many rows gather_for_metrics left, by epoch
         self.read: list[list[tuple[int, float]]] = [[]]
@@ -108,6 +108,7 @@ class Run:
             "count": np.array(count),
             "kept": self.loader.sampler.kept,
             "lr": self.lr(),
+            "stepped": [self.scheduler.scheduler.last_epoch, self.loader.scheduler_steps(EPOCHS)],
             "history": [stage["kept"] for stage in self.loader.history],
         }
 
@@ -239,6 +240,7 @@ def test_the_last_batch_of_an_epoch_is_stepped_and_the_schedule_ends_at_its_end(
     for rank in ranks:
         assert rank["updates"] == sum(-(-step // ACCUMULATE) for step in steps)
         assert rank["whole"]["lr"] == [0.0]
+        assert rank["whole"]["stepped"] == [rank["updates"] * len(ranks)] * 2
 
 
 def test_gather_for_metrics_leaves_out_what_only_pads(ranks: list[Any]) -> None:
