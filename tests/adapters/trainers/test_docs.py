@@ -54,8 +54,7 @@ def test_examples_run(
         LIBRARIES[heading], reason=f"{LIBRARIES[heading]} is not installed: make test-trainers"
     )
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", sections()[heading], re.MULTILINE | re.DOTALL)
-    if not any(language == "python" for language, _ in blocks):
-        pytest.skip("no example yet")
+    assert {"python", "text"} <= {language for language, _ in blocks}
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__main__"}
     printed = ""
