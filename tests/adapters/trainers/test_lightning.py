@@ -203,6 +203,7 @@ def test_resumed(twin: Any, tmp_path: Path, kind: str) -> None:
         resumed = fit(tmp_path / "again", saver(f"{step}"), resume=path, **settings)
         assert resumed.drawn == twin.drawn[step:], step
         assert same(resumed, twin), step
+        assert resumed.trainer.current_epoch == whole.trainer.current_epoch
         path = tmp_path / f"{step}" / f"step={after}.ckpt"
 
 
