@@ -54,7 +54,9 @@ LAYERS = (
 
 #: Private names of another module that are used all the same: (module, name). To be shortened.
 BORROWED: set[tuple[str, str]] = {
-    ("kcd_adapters.trainers.lightning_loader", name) for name in ("_data_source", "_process_dataloader")
+    ("kcd_adapters.trainers.lightning_loader", "_data_source"),
+    ("kcd_adapters.trainers.lightning_loader", "_process_dataloader"),
+    ("kcd_adapters.trainers.trl", "_get_train_sampler"),
 }
 
 #: Private in name, and meant for others: methods of named tuples, and the module that holds the version.
