@@ -54,7 +54,7 @@ class SkipReport:
                 "student_logits looks like probabilities: in the first batch each row lies in [0, 1] and adds up to 1. "
                 "Pass what goes into the softmax; else the samples' values hardly differ",
                 UserWarning,
-                stacklevel=6,  # whoever calls the tracker
+                stacklevel=5,  # whoever calls the tracker
             )
 
     def refuse(self, values: npt.NDArray[np.float64]) -> None:

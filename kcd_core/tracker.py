@@ -170,15 +170,16 @@ class KnowledgeValueTracker:
         """
         logits = check_logits(student_logits, "student_logits", sequences=is_of_sequences(self._function))
         indices, *rows = self._samples(indices, logits, teacher_logits, targets)
-        return self._append(indices, self._values(*rows))
+        values = self._values(*rows)
+        if self._skips.looks:
+            self._skips.look(detached(rows[0]))
+        return self._append(indices, values)
 
     def _values(self, logits: Array, teacher_logits: Any, targets: Any) -> Array:
         """Values [B], or logits [B, C] to be reduced later, that nobody else holds."""
         device = self.device
         if device is not None:
             refuse_capture(device)
-        if self._skips.looks:
-            self._skips.look(detached(self._sums.place(logits)))
         if self._function is entropy:
             if may_wait(logits, device) and not (device is None and self._skips.raises):
                 return self._placed_copy(logits)

@@ -41,8 +41,8 @@ def wrap_loader(loader: Any, *, schedule: CondensationSchedule, **settings: Any)
         Not changed.
     schedule : CondensationSchedule
     **settings
-        As `kcd_core.wrap_loader` takes them: ``value``, ``alpha``, ``min_weight``, ``mixing``, ``seed`` and the others. What is
-        mixed are the images after their transform: uint8, before timm normalizes them.
+        As `kcd_core.wrap_loader` takes them, but for ``prefetch``: ``value``, ``alpha``, ``mixing``, ``seed`` and the others. What
+        is mixed are the images after their transform: uint8, before timm normalizes them.
 
     Returns
     -------
@@ -53,9 +53,11 @@ def wrap_loader(loader: Any, *, schedule: CondensationSchedule, **settings: Any)
     ------
     TypeError
         If the loader draws otherwise than sample by sample: mixup or CutMix in its collate function, augmentation splits,
-        repeated augmentation, ``use_multi_epochs_loader``, batches of scheduled sizes, or what `kcd_core.wrap_loader` refuses.
+        repeated augmentation, ``use_multi_epochs_loader``, batches of scheduled sizes, or what `kcd_core.wrap_loader` refuses; or
+        if ``prefetch`` is given, whose place timm's prefetcher has.
     RuntimeError
-        At the next batch, if the loop wrote to the images it was given: `timm.data.Mixup` does. Seen where no copy was made first.
+        At the next batch, if the loop wrote to the images it was given: `timm.data.Mixup` does. Not seen where it was called
+        on a copy, of another dtype, device or memory format.
     ValueError, RuntimeError
         As `kcd_core.wrap_loader` does.
     """
@@ -64,6 +66,8 @@ def wrap_loader(loader: Any, *, schedule: CondensationSchedule, **settings: Any)
     refusal = _refusal(inner)
     if refusal:
         raise TypeError(refusal)
+    if "prefetch" in settings:
+        raise TypeError("prefetch is timm's own prefetcher here: leave it out, or use kcd_core.wrap_loader")
     ahead: Any = _unmixed
     if prefetches:
         ahead = partial(_through, _without_loader(loader))
@@ -117,9 +121,9 @@ def _unmixed(batches: Iterator[Any]) -> Iterator[Any]:
         yield batch
         if _version(images) != before:
             raise RuntimeError(
-                "the images of the last batch were written to in the loop, as timm.data.Mixup does: mixtures of two samples, "
-                "of which neither has the value that was recorded. Leave out mixup and cutmix; other augmentations on "
-                "the device must make a tensor of their own, images = images + noise"
+                "the loop wrote to the images of the last batch. If that was mixup or CutMix (timm.data.Mixup works in place), leave it "
+                "out: a mixture of two samples has the value of neither. If it was something else, as images.sub_(mean), let "
+                "it make a tensor of its own, images = images - mean"
             )
 
 

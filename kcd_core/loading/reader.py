@@ -17,7 +17,7 @@ from ..base.padding import PADDING
 from ..stages import Condensation
 from .alignment import Drawn, Pass, Place
 from .keys import Fetched, KeyBatches
-from .prefetch import Prefetch, prefetched
+from .prefetch import Prefetch, Prefetched
 from .row_order import REORDERED
 
 __all__ = ["PassIterator", "Reader"]
@@ -102,7 +102,7 @@ class Reader:
         self.batches.start, self.batches.epoch = now.end, self._run.epoch
         under_way = any(not one.exhausted for one in self._held())
         fetched: Iterator[Fetched] = iter(copy.copy(self.inner) if under_way else self._main)
-        return now, prefetched(self._prefetch, fetched) if self._prefetch else fetched
+        return now, Prefetched(self._prefetch, fetched) if self._prefetch else fetched
 
     def note(self, now: Pass, fetched: Fetched) -> Any:
         """What is yielded for a batch that was fetched."""

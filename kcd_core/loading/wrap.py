@@ -92,7 +92,8 @@ def wrap_loader(
         ``prefetch(batches) -> iterator``, for what looks ahead between the DataLoader and your loop, as a copy to a
         device does: it is given an iterator over the batches of a pass, and yields one for each, in the same order.
         The loader yields what it yields; batches that it holds back are not drawn yet, so that ``record`` and
-        ``state_dict`` are of the batch that your loop is at.
+        ``state_dict`` are of the batch that your loop is at. Where one can't be fetched, ``batches`` ends, and it is
+        called again for those that are left if the loop goes on after the error.
     device : torch device, optional
         Where values are kept. Default: where the first recorded logits are.
     seed : int, 0 .. 2**64 - 1, optional

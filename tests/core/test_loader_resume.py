@@ -22,6 +22,7 @@ from helpers import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from test_loader_guards import look_ahead
 from torch.utils.data import DataLoader, DistributedSampler
 
 import kcd_core as kcd
@@ -282,13 +283,15 @@ class BrokenAt(Plain):
         return super().__getitem__(index)
 
 
+@pytest.mark.parametrize("prefetch", [None, iter, look_ahead], ids=["", "through", "ahead"])
 @pytest.mark.parametrize("batch_size", [3, 4, 5])
-def test_a_batch_that_can_not_be_fetched_loses_no_other_on_a_resume(batch_size):
+def test_a_batch_that_can_not_be_fetched_loses_no_other_on_a_resume(batch_size, prefetch):
     """Wherever it is: also where the last full batch lends a sample to the last."""
     schedule = kcd.CondensationSchedule(ratio=0.5, stages=1, period=1)
 
     def made(state):
-        loader = wrap(BrokenAt(26), batch_size=batch_size, schedule=schedule, kcd_options={"mixing": None})
+        options = {"mixing": None, "prefetch": prefetch}
+        loader = wrap(BrokenAt(26), batch_size=batch_size, schedule=schedule, kcd_options=options)
         loader.load_state_dict(state)
         return loader
 
@@ -313,6 +316,7 @@ def test_a_batch_that_can_not_be_fetched_loses_no_other_on_a_resume(batch_size):
     for broken in first.sampler.kept:
         BrokenAt.broken, states = broken, []
         whole = drawn(made(first.state_dict()))
+        assert sum(map(len, whole)) >= 13 - batch_size
         for number, state in list(states):
             assert drawn(made(state)) == whole[number:]
 
