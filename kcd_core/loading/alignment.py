@@ -88,8 +88,13 @@ class Pass:
 
     def note_record(self, drawn: Drawn, *, by_indices: bool) -> None:
         """A batch that was owed is recorded; those before it were passed over. An interrupted call can be repeated."""
+        self.note_done(drawn, by_indices=by_indices)
+        self.place.recorded = drawn.end
+
+    def note_done(self, drawn: Drawn, *, by_indices: bool) -> None:
+        """A batch owes no record any more."""
         self._settled, self._by_indices = drawn.end, by_indices
-        self.place.recording, self.place.recorded = self, drawn.end
+        self.place.recording = self
         self._records += 1
         later = [one for one in self.owed if one.begin > drawn.begin]
         self._passed_over += max(0, len(self.owed) - len(later) - 1)

@@ -283,6 +283,24 @@ class CondensedLoader(Generic[Batch]):
                 reader.settle()
                 reader.under_way = None
 
+    def skip(self, *, indices: Any = None) -> None:
+        """Take it that the batch yielded last has nothing to record: it is done, and a resumed run does not draw it again.
+
+        For loops that save right after a batch whose loss was not finite, say. Where the next batch is drawn first, it need not
+        be called.
+
+        Parameters
+        ----------
+        indices : integer array [B], optional
+            Of the batch that is meant, where the loop looks ahead. Default: the last. One that owes no record is left as it is.
+
+        Raises
+        ------
+        ValueError
+            If ``indices``, in host memory, has a sample that no batch has held yet.
+        """
+        self._reader.skip(indices)
+
     def end_epoch(self) -> Any:
         """End the epoch: condense if the schedule says a stage ends, and move on to the next.
 

@@ -161,6 +161,18 @@ class Reader:
                     other.owed.clear()
         self.under_way = None
 
+    def skip(self, indices: Any) -> None:
+        """The batch yielded last, or the one with these indices, owes no record."""
+        with self.lock:
+            current = self.place.current
+            found = None
+            if indices is not None:
+                found = self.drawn_of(indices)
+            elif current is not None and current.owed:
+                found = current, current.owed[-1]
+            if found is not None:
+                found[0].note_done(found[1], by_indices=indices is not None)
+
     def drawn_of(self, indices: Any) -> tuple[Pass, Drawn] | None:
         """The batch that a record with explicit indices is of, if it owes one; the newest, if it is of several.
 

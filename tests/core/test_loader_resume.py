@@ -321,6 +321,39 @@ def test_a_batch_that_can_not_be_fetched_loses_no_other_on_a_resume(batch_size, 
             assert drawn(made(state)) == whole[number:]
 
 
+@pytest.mark.parametrize("by_indices", [False, True])
+def test_a_batch_with_nothing_to_record_is_done(by_indices):
+    """As one whose loss is NaN: a state saved right after it goes on with the next, and with all that were recorded."""
+    skipped = {0, 3, 5}
+    for saved in range(6):
+        loader, drawn = make(), []
+        for number, batch in enumerate(loader):
+            drawn.append(index_of(batch))
+            indices = loader.indices if by_indices else None
+            if number in skipped:
+                loader.skip(indices=indices)
+                loader.skip(indices=indices)  # nothing is owed any more
+            else:
+                loader.record(logits_of(drawn[-1], 1), indices=indices)
+            if number == saved:
+                state = loader.state_dict()
+        again = make()
+        again.load_state_dict(state)
+        assert again.batches_done == saved + 1
+        assert [index_of(batch) for batch in again] == drawn[saved + 1 :]
+        recorded = [index for number, batch in enumerate(drawn) if number not in skipped for index in batch]
+        assert np.flatnonzero(loader.tracker.count).tolist() == sorted(recorded)
+
+
+def test_after_a_pass_of_skipped_batches_the_epoch_may_be_recorded():
+    loader = make()
+    loader.skip()  # nothing was drawn
+    for _ in loader:
+        loader.skip()
+    run_epoch(loader)
+    assert (loader.tracker.count == 1).all()
+
+
 def test_batches_done_after_a_resume():
     loader = make()
     for expected in range(1, len(loader) + 1):
