@@ -140,6 +140,7 @@ def on_two() -> dict[str, Any]:
     set_seed(accelerator.process_index, device_specific=True)
     seeds = make().sampler.seed, make(seed=4).sampler.seed
     split = make(accelerator=accelerated(split_batches=True))
+    each = make(accelerator=Accelerator(cpu=True, step_scheduler_with_optimizer=False))
     generator = Accelerator(cpu=True, rng_types=["torch"])
     first = next(iter(make(accelerator=generator)))
     resumption.WAIT = 0.5
@@ -153,6 +154,9 @@ def on_two() -> dict[str, Any]:
         warnings.simplefilter("always")
         hand.end_epoch()
     slices = make(sharded=True)
+    remainders = []
+    for _ in slices:
+        remainders.append(accelerator.gradient_state.remainder)
     sliced = drawn_by(slices)
     slices.load_state_dict(slices.state_dict())
     return {
@@ -167,6 +171,8 @@ def on_two() -> dict[str, Any]:
         "generators": [len(first), torch.rand(1).item()],
         "alone": alone,
         "slices": sliced + drawn_by(slices),
+        "remainders": remainders,
+        "each call": each.scheduler_steps(EPOCHS),
         "plain": told(lambda: kcd.wrap_loader(data_loader(), schedule=SCHEDULE)),
         "twice": [str(warning.message) for warning in warned],
     }
@@ -298,6 +304,14 @@ def test_split_batches_are_split_and_a_scheduler_is_stepped_once(together: list[
         )
 
 
+def test_a_scheduler_apart_from_the_optimizer_is_stepped_once_a_batch(together: list[Any]) -> None:
+    assert [rank["each call"] for rank in together] == [sum(-(-size // 2 // BATCH) for size in SIZES)] * 2
+
+
+def test_what_pads_slices_is_not_taken_for_the_end_of_a_batch(together: list[Any]) -> None:
+    assert [{*rank["remainders"]} for rank in together] == [{-1}] * 2
+
+
 def test_processes_of_unequal_lengths_are_refused(together: list[Any]) -> None:
     assert all(rank["even_batches"].startswith("ValueError: even_batches=False asks") for rank in together)
 
@@ -361,6 +375,18 @@ def test_other_kinds_of_processes_are_refused(monkeypatch: Any, kind: str) -> No
 def test_no_accelerator_is_refused() -> None:
     with pytest.raises(TypeError, match="accelerator must be a Accelerator, got DataLoader"):
         prepare(data_loader(), data_loader(), schedule=SCHEDULE)  # type: ignore[arg-type]
+
+
+def test_a_prefetch_that_is_none_is_refused_before_anything_is_registered(tmp_path: Path) -> None:
+    accelerator = accelerated()
+    with pytest.raises(
+        TypeError, match=r"prefetch must be a callable prefetch\(batches\) -> iterator, got 5"
+    ):
+        make(accelerator=accelerator, prefetch=5)
+    with pytest.raises(TypeError, match=r"prefetch must be .* takes other arguments"):
+        make(accelerator=accelerator, prefetch=lambda: None)
+    accelerator.save_state(str(tmp_path))
+    assert not [*tmp_path.glob("custom_checkpoint_*")]
 
 
 def test_skip_first_batches_says_that_the_loader_goes_on_by_itself() -> None:
@@ -465,6 +491,72 @@ def test_a_remainder_that_is_not_at_the_end_is_unknown() -> None:
         # the last batches have 2 rows on each of 4 processes, and as many samples as
         assert [remainder(n, 4) for n in (24, 23, 22, 21)] == [0, 7, -1, -1]
         assert [remainder(n, 4, drop_last=True) for n in (24, 23, 16, 15)] == [0, 0, 0, 15]
+
+
+def test_a_scheduler_apart_from_the_optimizer_ends_at_its_end() -> None:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2, step_scheduler_with_optimizer=False)
+    loader, student = make(accelerator=accelerator), Student()
+    optimizer: Any = torch.optim.SGD(student.parameters(), lr=0.1)
+    scheduler: Any = torch.optim.lr_scheduler.LinearLR(
+        optimizer, 1.0, 0.0, total_iters=loader.scheduler_steps(3)
+    )
+    model, optimizer, scheduler = accelerator.prepare(student, optimizer, scheduler)
+    for _ in range(3):
+        for x, labels in loader:
+            assert scheduler.get_last_lr() != [0.0]
+            with accelerator.accumulate(model):
+                logits = model(x)
+                accelerator.backward(cross_entropy(logits, labels))
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+            loader.record(logits)
+        loader.end_epoch()
+    assert scheduler.scheduler.last_epoch == loader.scheduler_steps(3)
+    assert scheduler.get_last_lr() == [0.0]
+
+
+class Told(Samples):
+    """Says in its labels which epoch it was told last."""
+
+    epoch = -1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> Any:
+        return self.x[index].clone(), self.epoch
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_set_is_told_the_epoch_before_it_is_read(workers: int) -> None:
+    loaders, accelerator = [], accelerated()
+
+    def epochs(loader: Any) -> Any:
+        for x, told in loader:
+            loader.record(torch.zeros(len(x), 5))
+            yield {*told.tolist()}
+
+    for _ in range(2):
+        loaders.append(make(DataLoader(Told(40), batch_size=BATCH, num_workers=workers), accelerator))
+    first, then = loaders
+    assert first.dataset.epoch == -1
+    for epoch in range(2):
+        assert [*epochs(first)] == [{epoch}] * first.steps(epoch + 1)
+        first.end_epoch()
+    then.load_state_dict(first.state_dict())
+    assert [*epochs(then)] == [{2}] * then.steps(3)
+    theirs = accelerator.prepare(DataLoader(Told(40), batch_size=BATCH))
+    assert [{*told.tolist()} for _ in range(2) for _, told in theirs] == [{0}] * 3 + [{1}] * 3
+
+
+def test_an_epoch_set_by_a_loop_changes_nothing_and_is_not_warned_of() -> None:
+    plain, called = make(seed=3), make(seed=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        called.set_epoch(7)
+    assert called.epoch == 1
+    assert drawn_by(called) == drawn_by(plain)
 
 
 @pytest.mark.parametrize("across", [False, True])
