@@ -47,11 +47,12 @@ def prepare(
     accelerator : accelerate.Accelerator
     loader : DataLoader
         As `wrap_loader` takes it; not yet prepared, though one that is will do. Its batch size is one process's; with
-        ``split_batches``, that of all together.
+        ``split_batches``, that of all together. Nothing is drawn from its generator, which says a seed alone.
     schedule : CondensationSchedule
     seed : int, optional
-        Of the order of the samples. Default: the accelerator's ``data_seed`` with ``use_seedable_sampler``; else the main
-        process's, as `wrap_loader` finds it on one rank. Set it with ``accelerate.utils.set_seed``.
+        Of the order of the samples, and of the workers in each epoch. Default: the accelerator's ``data_seed`` with
+        ``use_seedable_sampler``; else the main process's, as `wrap_loader` finds it on one rank. Set it with
+        ``accelerate.utils.set_seed``.
     device_placement : bool, optional
         Whether batches are moved to the accelerator's device. Default: what the accelerator was told.
     **settings
@@ -82,9 +83,9 @@ def prepare(
             )
         batch_size //= ranks
     chosen = _common_seed(accelerator, plain) if seed is None else seed
-    # An iterator draws its workers' seeds from the global generator, if it is given none: the pass that a resumed
-    # run begins would then change what its student draws, dropout for instance.
-    workers = None if plain.generator else torch.Generator(device=torch.empty(0).device)
+    # Each iterator draws its workers' seeds from the loader's generator, or else the global one: a resumed run, which
+    # begins a pass more or less, would then have others, and draw other things itself, dropout for instance.
+    workers = torch.Generator(device=torch.empty(0).device)
     changed = {"batch_size": batch_size, "drop_last": drop_last, "sampler": plain.batch_sampler.sampler}
     place = accelerator.device_placement if device_placement is None else device_placement
     users = settings.pop("prefetch", None)
@@ -96,7 +97,7 @@ def prepare(
             yield send_to_device(batch, accelerator.device, non_blocking=accelerator.non_blocking)
 
     condensed = wrap_loader(
-        _remade(plain, generator=workers or plain.generator, **changed),
+        _remade(plain, generator=workers, **changed),
         schedule=schedule,
         seed=chosen,
         prefetch=placed if place else users,

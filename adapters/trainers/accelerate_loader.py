@@ -27,17 +27,17 @@ class AcceleratedLoader(DataLoaderStateMixin):
     ----------
     accelerator : accelerate.Accelerator
     loader : CondensedLoader
-    workers : torch.Generator, optional
-        Of the seeds of worker processes, seeded anew for each epoch.
+    workers : torch.Generator
+        What ``loader`` draws the seeds of worker processes from. Seeded for each pass: by the sampler's seed, which a loaded
+        state brings, the epoch and the process.
     """
 
     prefetch_factor = None  # skip_first_batches asks for it, and then meets what `Batches` says
 
     def __init__(
-        self, accelerator: Accelerator, loader: CondensedLoader[Any], workers: torch.Generator | None
+        self, accelerator: Accelerator, loader: CondensedLoader[Any], workers: torch.Generator
     ) -> None:
         self._loader, self._accelerator, self._workers = loader, accelerator, workers
-        self._workers_seed = torch.initial_seed()
         self._open = 0  # passes under way
         self.gradient_state = GradientState()
 
@@ -64,8 +64,9 @@ class AcceleratedLoader(DataLoaderStateMixin):
         loader = self._loader
         kinds = self._accelerator.rng_types
         synchronize_rng_states([kind for kind in kinds if str(kind) != "generator"])  # the order needs none
-        if self._workers is not None:
-            self._workers.manual_seed((self._workers_seed + loader.epoch) % 2**63)
+        sampler = loader.sampler
+        own = loader.epoch * sampler.num_replicas + sampler.rank  # no other process's in any epoch
+        self._workers.manual_seed((sampler.seed + own) % 2**63)
         if hasattr(loader.dataset, "set_epoch"):
             loader.dataset.set_epoch(loader.epoch - 1)
         self.begin()

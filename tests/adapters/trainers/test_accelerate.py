@@ -147,6 +147,7 @@ def on_two() -> dict[str, Any]:
     loader = make()
     alone = told(loader.state_dict) if accelerator.is_main_process else ""
     accelerator.wait_for_everyone()
+    noisy = make(data_loader(num_workers=1, collate_fn=with_noise), seed=6)
     hand = kcd.Condensation(kcd.CondensedSampler(N), schedule=SCHEDULE)
     for x, _ in accelerator.prepare(DataLoader(Samples(), batch_size=BATCH, sampler=hand.sampler)):
         hand.record(torch.zeros(len(x), 5), indices=which(x))
@@ -172,6 +173,7 @@ def on_two() -> dict[str, Any]:
         "alone": alone,
         "slices": sliced + drawn_by(slices),
         "remainders": remainders,
+        "noise": next(iter(noisy))[0],
         "each call": each.scheduler_steps(EPOCHS),
         "plain": told(lambda: kcd.wrap_loader(data_loader(), schedule=SCHEDULE)),
         "twice": [str(warning.message) for warning in warned],
@@ -481,7 +483,7 @@ def test_a_remainder_that_is_not_at_the_end_is_unknown() -> None:
             data_loader(n, batch_size=4, **settings), schedule=SCHEDULE, num_replicas=ranks, rank=0
         )
         several: Any = SimpleNamespace(num_processes=ranks, rng_types=["generator"])
-        loader = AcceleratedLoader(several, condensed, None)
+        loader = AcceleratedLoader(several, condensed, torch.Generator())
         for _ in loader:
             last = loader.remainder
         return last
@@ -612,6 +614,34 @@ def test_a_pass_draws_nothing_from_the_global_generator_and_workers_are_seeded_b
     assert torch.equal(torch.get_rng_state(), before)
     loader.end_epoch()
     assert next(iter(loader))[0] != first[0]
+
+
+@pytest.mark.parametrize("generator", [None, 9])
+def test_what_workers_draw_after_a_resume_between_epochs_is_what_they_would_have(generator: Any) -> None:
+    def made(seed: int) -> Any:
+        set_seed(seed)
+        own = None if generator is None else torch.Generator().manual_seed(generator)
+        return make(data_loader(64, num_workers=1, collate_fn=with_noise, generator=own))
+
+    def noise_of(loader: Any) -> list[float]:
+        drawn = []
+        for noise, x in loader:
+            drawn.append(noise)
+            loader.record(torch.zeros(len(x), 5))
+        loader.end_epoch()
+        return drawn
+
+    whole, then = made(1), made(2 if generator is None else 1)
+    first, state = noise_of(whole), whole.state_dict()
+    then.load_state_dict(state)
+    second = noise_of(whole)
+    assert noise_of(then) == second
+    assert not {*first} & {*second}
+
+
+def test_workers_of_each_process_draw_others(together: list[Any]) -> None:
+    first, second = (rank["noise"] for rank in together)
+    assert first != second
 
 
 def with_noise(samples: Any) -> Any:
