@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import (
     DataLoaderConfiguration,
     GradientAccumulationPlugin,
+    find_executable_batch_size,
     set_seed,
 )
 from common import Samples, Student, expected_sets, on_ranks, summed, which
@@ -391,6 +392,35 @@ def test_a_prefetch_that_is_none_is_refused_before_anything_is_registered(tmp_pa
     assert not [*tmp_path.glob("custom_checkpoint_*")]
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_attempts_at_a_batch_size_leave_one_loader_where_the_accelerator_is_made_in_them(
+    tmp_path: Path, inside: bool
+) -> None:
+    outside = accelerated()
+
+    @find_executable_batch_size(starting_batch_size=BATCH)
+    def train(batch_size: int) -> Any:
+        accelerator = accelerated() if inside else outside
+        accelerator.free_memory()
+        loader = make(data_loader(batch_size=batch_size), accelerator)
+        if batch_size == BATCH:
+            raise RuntimeError("CUDA out of memory.")
+        drawn_by(loader)
+        accelerator.save_state(str(tmp_path))
+        return loader
+
+    first = train()
+    resumed = accelerated()
+    then = make(data_loader(batch_size=first.batch_size), resumed)
+    if inside:
+        resumed.load_state(str(tmp_path))
+        assert then.epoch == 2
+        assert drawn_by(then) == drawn_by(first)
+    else:  # accelerate's own refusal
+        with pytest.raises(RuntimeError, match="Number of custom checkpoints"):
+            resumed.load_state(str(tmp_path))
+
+
 def test_skip_first_batches_says_that_the_loader_goes_on_by_itself() -> None:
     accelerator = accelerated()
     for workers in (0, 1):
@@ -631,10 +661,10 @@ def test_what_workers_draw_after_a_resume_between_epochs_is_what_they_would_have
         loader.end_epoch()
         return drawn
 
-    whole, then = made(1), made(2 if generator is None else 1)
-    first, state = noise_of(whole), whole.state_dict()
+    whole = made(1)
+    first, state, second = noise_of(whole), whole.state_dict(), noise_of(whole)
+    then = made(2)
     then.load_state_dict(state)
-    second = noise_of(whole)
     assert noise_of(then) == second
     assert not {*first} & {*second}
 
