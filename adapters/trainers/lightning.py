@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+import weakref
 from collections.abc import Mapping
 from importlib import import_module, util
 from typing import Any
@@ -16,15 +17,18 @@ from kcd_core.base.arguments import check_kind
 
 from .lightning_loader import (
     TrainLoader,
+    check_counts,
     check_lengths,
     check_resumable,
-    check_version,
+    check_trainer,
     estimate_exactly,
     lengths,
     processed,
     read_length_anew,
     stand_in,
+    step_is_over,
 )
+from .lightning_student import called_twice, logits_of, not_called, returned, submodule
 
 __all__ = ["KCDCallback"]
 
@@ -73,7 +77,8 @@ class KCDCallback(Callback):
         not there; or if ``val_check_interval`` or ``limit_train_batches`` will not suit a later epoch, which is shorter.
     RuntimeError
         At ``fit``, if a checkpoint without the callback's state is resumed. In the first step, if the student is called
-        twice, or not at all.
+        twice, or, where Lightning optimizes, not at all. A step of manual optimization may record nothing: an epoch of
+        such steps is warned of at its end.
     """
 
     def __init__(
@@ -101,7 +106,9 @@ class KCDCallback(Callback):
         self._saved: Any = None
         self._view: TrainLoader | None = None
         self._undo: list[Any] = []  # what takes back, at fit()'s end, what was put into the trainer
-        self._begun = self._in_step = self._recorded = False
+        self._trainer: Any = None  # a weak reference to the present one, or the last
+        self._begun = self._in_step = self._called = self._again = False
+        self._logits: torch.Tensor | None = None  # the student's, until the step has ended well
 
     # -- the loader --------------------------------------------------------------------------------
 
@@ -111,6 +118,7 @@ class KCDCallback(Callback):
             return
         self._release()
         before, self.loader, self._view, self._saved = self.loader, None, None, None
+        former, self._trainer = self._trainer, weakref.ref(trainer)
         if trainer.overfit_batches > 0:
             warnings.warn(
                 "overfit_batches trains on the same batches in every epoch: KCDCallback stands aside, and drops none of them",
@@ -118,15 +126,11 @@ class KCDCallback(Callback):
                 stacklevel=2,
             )
             return
-        if trainer.reload_dataloaders_every_n_epochs:
-            raise ValueError(
-                "KCDCallback condenses one data set, and reload_dataloaders_every_n_epochs="
-                f"{trainer.reload_dataloaders_every_n_epochs} asks for new ones: leave it out. Lengths are read anew after "
-                "each stage without it"
-            )
-        check_version(trainer)
+        check_trainer(trainer)
         # A trainer that goes on in another fit() goes on here; a new one begins anew, or brings a checkpoint.
-        if before is not None and trainer.current_epoch > 0:
+        same = former is not None and former() is trainer
+        self._again = same and trainer.fit_loop.epoch_progress.current.processed > 0
+        if before is not None and self._again:
             self._saved = before.gather_state_dict()
         self._begun = False
         self._undo.append(stand_in(trainer, self._train_loader))
@@ -154,60 +158,45 @@ class KCDCallback(Callback):
         """Watch the student, which is there by now, and in the form in which it is trained."""
         if self.student is None or not self._undo:
             return
-        try:
-            student = pl_module.get_submodule(self.student)
-        except AttributeError:
-            names = [name for name, _ in pl_module.named_children()]
-            raise ValueError(
-                f"student={self.student!r} is no submodule of {type(pl_module).__name__}, which has {names}"
-            ) from None
+        student = submodule(pl_module, self.student)
         watch = torch.compiler.disable(self._on_forward)  # type: ignore[no-untyped-call]
         self._undo.append(student.register_forward_hook(watch).remove)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """From now on, what the student says is of this batch."""
-        self._in_step, self._recorded = True, False
+        self._in_step, self._called, self._logits = True, False, None
 
     def _on_forward(self, module: Any, args: Any, output: Any) -> None:
         # Evaluation, teachers that share the student, and tuners, which put this callback aside, are not recorded.
         if not (self._in_step and torch.is_grad_enabled()) or self.loader is None:
             return
-        if self._recorded:
-            raise RuntimeError(
-                f"the student {self.student!r} was called twice in one training step, so that its output is not that of the "
-                "batch for certain (several views? activation checkpointing? LBFGS?): return the logits that count from "
-                'training_step, {"loss": loss, "logits": logits}, and give KCDCallback outputs="logits"'
-            )
-        if not isinstance(output, torch.Tensor):
-            output = getattr(output, "logits", output)
-        if not isinstance(output, torch.Tensor):
-            raise TypeError(
-                f"the student {self.student!r} returns a {type(output).__name__}, and not its logits: return them from "
-                'training_step, {"loss": loss, "logits": logits}, and give KCDCallback outputs="logits"'
-            )
-        self.loader.record(output)
-        self._recorded = True
+        if self._called:
+            raise called_twice(self.student)
+        # Recorded once the step has ended well, since one that fails is done again; a loss may change them in place by then.
+        self._logits, self._called = logits_of(output, self.student).detach().clone(), True
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Record what ``training_step`` returned; a step that returned None was skipped."""
-        self._in_step = False
-        if self.loader is None or not outputs:
+        """Record what the student said, or what ``training_step`` returned; a step that returned None was skipped."""
+        if self.loader is None:
             return
-        if self.outputs is not None:
-            if not isinstance(outputs, Mapping) or (missing := set(self.outputs.values()) - outputs.keys()):
-                told = sorted(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
-                raise RuntimeError(
-                    f"training_step must return a dict with {sorted(missing or self.outputs.values())}, as KCDCallback's outputs= "
-                    f"says, got {told}"
-                )
+        if self.outputs is not None and outputs:
+            outputs = returned(outputs, self.outputs.values())
             self.loader.record(**{name: outputs[key] for name, key in self.outputs.items()})
-        elif pl_module.automatic_optimization and not self._recorded:
-            raise RuntimeError(
-                f"the student {self.student!r} was not called in training_step (is it one of its parts, or a method "
-                'beside forward?): name what is called, or return the logits from training_step and give outputs="logits"'
-            )
+        elif self.outputs is None and outputs and pl_module.automatic_optimization and not self._called:
+            raise not_called(self.student)
+        self._finish()
+
+    def _finish(self) -> None:
+        """The batch is done: record what is to be recorded still; if nothing is, no resumed run draws it again."""
+        assert self.loader is not None
+        logits, self._logits = self._logits, None
+        if logits is None:
+            self.loader.skip()
+        else:
+            self.loader.record(logits)
+        self._in_step = False
 
     # -- epochs ------------------------------------------------------------------------------------
 
@@ -216,6 +205,9 @@ class KCDCallback(Callback):
         if self.loader is None:
             return
         self._begun = True
+        if self._again and self.loader.batches_done and self.loader.epoch == trainer.current_epoch + 1:
+            # The fit() before failed within the epoch. Without a checkpoint, Lightning begins that anew, as is warned of.
+            self.loader.load_state_dict([{**state, "position": 0} for state in self._saved])
         if self._saved is not None:
             check_resumable(trainer, self.loader, len(self._saved))
         loop = trainer.fit_loop
@@ -241,6 +233,7 @@ class KCDCallback(Callback):
         self._in_step = False
         cut_off = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
         if self.loader.batches_done and (trainer.is_last_batch or not cut_off):
+            check_counts(trainer, self.loader)
             self._end_epoch(trainer)
         drawn = lengths(trainer, self.loader, self.loader.epoch - 1)
         told = {
@@ -263,6 +256,13 @@ class KCDCallback(Callback):
         """The states of all ranks, of which each calls this, and the first writes the file."""
         if self.loader is None:  # tuners save before anything is drawn
             return {"ranks": []} if self._undo else {}
+        if self._in_step and step_is_over(self._trainer()):
+            if self.outputs is not None:
+                raise RuntimeError(
+                    "a checkpoint is saved in on_train_batch_end, by a callback before KCDCallback, which has not recorded "
+                    "this batch yet: put KCDCallback before it in Trainer(callbacks=[...])"
+                )
+            self._finish()
         return {"ranks": self.loader.gather_state_dict()}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -276,7 +276,7 @@ class KCDCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on there once the loader is made. Testing a checkpoint changes nothing."""
         if self._undo:
-            self._saved = state_dict["ranks"] or None
+            self._saved, self._again = state_dict["ranks"] or None, False
             if self.loader is not None and self._saved is not None:  # some strategies load late
                 self.loader.load_state_dict(self._saved)
 
@@ -286,10 +286,15 @@ class KCDCallback(Callback):
             self._release()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave trainer and student as they were."""
+        """Leave trainer and student as they were. A batch whose step is over is done, which may be saved next."""
+        if self._in_step and self.loader is not None and step_is_over(trainer):
+            self._finish()
         self._release()
 
     def _release(self) -> None:
         while self._undo:
             self._undo.pop()()
-        self._in_step = False
+        self._in_step, self._logits = False, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_trainer": None}

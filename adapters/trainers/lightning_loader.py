@@ -1,4 +1,4 @@
-"""How a Lightning Trainer comes by its train loader and its lengths: what has no public name there is used here alone."""
+"""How a Lightning Trainer comes by its train loader and its lengths, and what it counts: what has no public name there is used here alone."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from kcd_core.schedule import AHEAD
 
 __all__ = [
     "TrainLoader",
+    "check_counts",
     "check_lengths",
     "check_resumable",
-    "check_version",
+    "check_trainer",
     "estimate_exactly",
     "lengths",
     "processed",
     "read_length_anew",
     "stand_in",
+    "step_is_over",
 ]
 
 # When a trainer that validates by time began to, which is not to be forgotten where a length is read anew.
@@ -57,8 +59,14 @@ class TrainLoader:
 # -- the loader --------------------------------------------------------------------------------------------
 
 
-def check_version(trainer: Any) -> None:
-    """RuntimeError if the trainer lacks what is used here."""
+def check_trainer(trainer: Any) -> None:
+    """ValueError if the trainer is to change its data; RuntimeError if it lacks what is used here."""
+    if trainer.reload_dataloaders_every_n_epochs:
+        raise ValueError(
+            "KCDCallback condenses one data set, and reload_dataloaders_every_n_epochs="
+            f"{trainer.reload_dataloaders_every_n_epochs} asks for new ones: leave it out. Lengths are read anew after "
+            "each stage without it"
+        )
     module = sys.modules[type(trainer.fit_loop).__module__]
     process = getattr(module, "_process_dataloader", None)
     names = ["trainer", "trainer_fn", "stage", "dataloader"]
@@ -116,6 +124,26 @@ def read_length_anew(trainer: Any) -> None:
     trainer.fit_loop._combined_loader = None
     trainer.fit_loop.setup_data()
     vars(trainer).update(clock)
+
+
+# -- steps -------------------------------------------------------------------------------------------------
+
+
+def step_is_over(trainer: Any) -> bool:
+    """Whether Lightning counts the present batch as done, which a resumed run does not train on again."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(batches.ready == batches.started == batches.processed)
+
+
+def check_counts(trainer: Any, loader: CondensedLoader[Any]) -> None:
+    """RuntimeError if an epoch ends of which Lightning counts other batches than the loader."""
+    counted = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    if counted != loader.batches_done:
+        raise RuntimeError(
+            f"Lightning ends epoch {loader.epoch} after {counted} batches, and {loader.batches_done} of its {len(loader)} were "
+            "drawn: it does not go on where the loader does. Resume from a checkpoint that was saved after a batch or an "
+            "epoch, trainer.fit(..., ckpt_path=...)"
+        )
 
 
 # -- lengths -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -224,6 +225,111 @@ def test_max_steps_cut_an_epoch_off(tmp_path: Path) -> None:
     assert same(resumed, whole)
 
 
+# -- what goes wrong in a step -----------------------------------------------------------------------------
+
+
+class Fails(Lit):
+    """Fails once: after the student was called, or before it, as the batch of an optimizer step."""
+
+    at = after = -1
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.global_step == self.at:
+            self.at = -1
+            raise ValueError("before the student")
+        return super().training_step(batch, batch_idx)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if self.global_step == self.after:
+            self.after = -1
+            raise ValueError("after the student")
+
+
+class First(pl.Callback):  # type: ignore[misc]
+    """A callback before KCDCallback, which saves or fails at a batch's end."""
+
+    def __init__(self, path: Any = None) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 17 and self.path is None:
+            raise ValueError("in a callback")
+        if trainer.global_step == 17:
+            trainer.save_checkpoint(self.path)
+
+
+def failing(folder: Path, *before: Any, **fails: int) -> Any:
+    """A run that fails in a step, saved as it does."""
+    pl.seed_everything(5)
+    lit: Any = Fails()
+    lit.kcd, lit.at, lit.after = callback(), fails.get("at", -1), fails.get("after", -1)
+    saver = ModelCheckpoint(dirpath=folder, filename="failed", save_on_exception=True, every_n_epochs=100)
+    trainer = trainer_of(folder, *before, lit.kcd, saver)
+    with pytest.raises(ValueError, match=r"the student|in a callback"):
+        trainer.fit(lit, Data())
+    return lit
+
+
+@pytest.mark.parametrize(
+    ("before", "fails", "done"),
+    [([], {"at": 17}, 17), ([], {"after": 17}, 17), ([], {"after": 23}, 23), ([First()], {}, 17)],
+)
+def test_saved_on_an_exception(twin: Any, tmp_path: Path, before: Any, fails: Any, done: int) -> None:
+    failing(tmp_path, *before, **fails)
+    resumed = fit(tmp_path, resume=tmp_path / "failed.ckpt")
+    assert resumed.drawn == twin.drawn[done:]
+    assert same(resumed, twin)
+    assert resumed.validated == twin.validated[1:]
+
+
+def test_fit_again_after_an_exception(twin: Any, tmp_path: Path) -> None:
+    """Lightning begins the epoch anew, without a checkpoint, and so does the loader."""
+    lit = failing(tmp_path, after=17)
+    with pytest.warns(UserWarning, match="epoch 2 is recorded again from its start"):
+        lit.trainer.fit(lit, Data())
+    assert lit.lengths == STEPS[:2] + STEPS[1:]
+    assert lit.drawn[18:29] == twin.drawn[13:24]
+    assert len(lit.drawn) == 18 + sum(STEPS[1:])
+    assert lit.validated == twin.validated
+    lit = failing(tmp_path, after=7)  # in the first epoch, nothing is there to go on with
+    lit.trainer.fit(lit, Data())
+    assert lit.lengths == STEPS[:1] + STEPS
+    assert np.asarray(lit.kcd.loader.tracker.count).sum() == sum(SIZES)
+
+
+def test_saved_before_the_callback(twin: Any, tmp_path: Path) -> None:
+    lit: Any = Lit()
+    lit.kcd, path = callback(), tmp_path / "first.ckpt"
+    pl.seed_everything(5)
+    trainer_of(tmp_path, First(path), lit.kcd).fit(lit, Data())
+    assert same(lit, twin)
+    resumed = fit(tmp_path, resume=path)
+    assert resumed.drawn == twin.drawn[17:]
+    assert same(resumed, twin)
+    with pytest.raises(RuntimeError, match=r"by a callback before KCDCallback, .* put KCDCallback before it"):
+        trainer_of(tmp_path, First(path), callback(outputs="logits")).fit(Lit(out=True), Data())
+
+
+def test_steps_that_record_nothing(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", **EVERY)
+    whole = fit(tmp_path, saver, lit=Skipping())
+    for step, drawn in ((2, 1), (15, 10), (24, 16)):  # each after a batch that was skipped
+        resumed = fit(tmp_path, resume=tmp_path / f"step={step}.ckpt", lit=Skipping())
+        assert resumed.drawn == whole.drawn[drawn:], step
+        assert same(resumed, whole), step
+
+
+def test_counts_that_differ(tmp_path: Path) -> None:
+    class Early(Lit):
+        def on_train_epoch_start(self) -> None:
+            if self.global_step == 13:  # where Lightning saves counts of which it makes nothing right
+                self.trainer.save_checkpoint(tmp_path / "start.ckpt")
+
+    fit(tmp_path, lit=Early())
+    with pytest.raises(RuntimeError, match=r"Lightning ends epoch 2 after 14 batches, and 1 of its 11 were"):
+        fit(tmp_path, resume=tmp_path / "start.ckpt")
+
+
 def on_two_ranks(folder: Path) -> Any:
     """On one of two ranks: the whole run, and what goes on from it at several places."""
     warnings.simplefilter("ignore")
@@ -413,6 +519,13 @@ def test_fit_again(tmp_path: Path) -> None:
     again = fit(tmp_path, kcd_callback=lit.kcd)  # with a trainer of its own
     assert again.lengths == STEPS
     check_recorded(again)
+    other = trainer_of(tmp_path, max_epochs=2)  # which has trained without it
+    other.fit(Lit(linear=False), Data())
+    other.callbacks.append(lit.kcd)
+    other.fit_loop.max_epochs = EPOCHS
+    with pytest.raises(RuntimeError, match="epochs were trained without this KCDCallback"):
+        other.fit(Lit(linear=False), Data())
+    assert pickle.loads(pickle.dumps(lit.kcd)).loader.epoch == lit.kcd.loader.epoch
 
 
 def test_tests_of_a_checkpoint_change_nothing(tmp_path: Path) -> None:
@@ -492,12 +605,20 @@ def test_manual_optimization(tmp_path: Path) -> None:
     lit = fit(tmp_path, lit=Manual())
     assert lit.lengths == STEPS
     check_recorded(lit)
+    late = kcd.CondensationSchedule(ratio=0.4, stages=2, period=2)
+    with pytest.warns(UserWarning, match="nothing was recorded in epoch 1"):
+        fit(tmp_path, lit=Manual(), kcd_callback=callback(outputs="logits", schedule=late), max_epochs=1)
 
 
 class TwoViews(Lit):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         self.student(batch[0])
         return super().training_step(batch, batch_idx)
+
+
+class InPlace(Lit):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return cross_entropy(self.student(batch[0]).div_(2), batch[1])
 
 
 class Teaches(Lit):
@@ -528,6 +649,7 @@ class Skipping(Lit):
 
 def test_calls_of_the_student(tmp_path: Path) -> None:
     check_recorded(fit(tmp_path, lit=Teaches()))
+    check_recorded(fit(tmp_path, lit=InPlace()))
     lit = fit(tmp_path, lit=Skipping())
     assert lit.lengths == STEPS
     check_recorded(lit)
