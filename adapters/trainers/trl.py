@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ class KCDTrainerMixin(PlainMixin):
                 hook.remove()
         if hook is not None:
             self._kcd_record_output(outputs, labels)
+            _warn_of_no_gradient(loss)
         return loss
 
     def _kcd_record_output(self, outputs: list[Any], labels: Any) -> None:
@@ -82,6 +84,19 @@ class KCDTrainerMixin(PlainMixin):
                 f"{', '.join(type(one).__name__ for one in outputs) or 'nothing'}, where one output with logits, or entropies, "
                 "and labels are wanted: no value can be told. Override compute_loss, and call kcd_record() in it"
             )
+
+
+def _warn_of_no_gradient(loss: Any) -> None:
+    """Warn of logits that TRL made once more, beside a loss that needs none, for whoever asks for outputs."""
+    logits = getattr(loss[1], "logits", None) if isinstance(loss, tuple) else None
+    if logits is not None and torch.is_grad_enabled() and not logits.requires_grad:
+        warnings.warn(
+            "the logits that this trainer's compute_loss() returns have no gradient, so that a distillation loss on them teaches "
+            "nothing: run the student yourself, logits = model(**inputs).logits, and call kcd_record(logits[:, :-1], "
+            'targets=inputs["labels"][:, 1:])',
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _check(trainer: Any) -> None:

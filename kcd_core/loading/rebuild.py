@@ -78,6 +78,11 @@ def order_of(
 def understand(loader: Any) -> tuple[int, bool]:
     """(batch size, drop_last) of a loader that can be wrapped, or why it can't."""
     if not isinstance(loader, DataLoader):
+        if isinstance(getattr(loader, "loader", None), DataLoader):
+            raise TypeError(
+                f"loader must be a torch.utils.data.DataLoader, got a {type(loader).__name__} around one: wrap that one, "
+                "loader.loader, and give what the other does with its batches as prefetch= (timm's: docs/trainers.md)"
+            )
         raise TypeError(f"loader must be a torch.utils.data.DataLoader, got {type(loader).__name__}" + MANUAL)
     for method in ("__iter__", "__len__", "_get_iterator"):
         if getattr(type(loader), method) is not getattr(DataLoader, method):

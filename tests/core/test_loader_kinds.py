@@ -5,6 +5,7 @@ import functools
 import inspect
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -387,6 +388,10 @@ def test_refused_otherwise():
     with pytest.raises(ValueError, match="data set is empty"):
         kcd.wrap_loader(DataLoader([]), schedule=ONCE)
     good = DataLoader(Plain(N))
+    with pytest.raises(
+        TypeError, match=r"a SimpleNamespace around one: wrap that one, loader.loader, .* as prefetch="
+    ):
+        kcd.wrap_loader(SimpleNamespace(loader=good), schedule=ONCE)
     with pytest.raises(TypeError, match="CondensationSchedule, got float"):
         kcd.wrap_loader(good, schedule=0.7)
     for option, value in [

@@ -216,6 +216,17 @@ def test_a_loss_of_ones_own(tmp_path: Path) -> None:
     check(trainer, trainer.read, sum(STEPS))
 
 
+class OnLogitsThatTeachNothing(SFT):
+    def compute_loss(self, model: Any, inputs: Any, *others: Any, **settings: Any) -> Any:
+        loss, output = super().compute_loss(model, inputs, True, **settings)
+        return loss + output.logits.square().mean()
+
+
+def test_a_distillation_loss_on_logits_without_a_gradient_is_warned_of(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"have no gradient.*logits = model\(\*\*inputs\).logits"):
+        sft(tmp_path, OnLogitsThatTeachNothing, max_steps=1).train()
+
+
 class Replays(BaseGKD):
     """Trains on a batch that was drawn before, as DistiLLM does from its buffer."""
 
