@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -70,8 +71,11 @@ class KCDTrainerMixin(Base):
     """
 
     kcd_loader: AcceleratedLoader | None = None
-    kcd_indices: Any = None  # within compute_loss: int64 [B], of its batch; -1 for what only pads
+    kcd_indices: Any = (
+        None  # within a training step's compute_loss: int64 [B], of its batch; -1 for what only pads
+    )
     _kcd_owed: bool | None = None  # within a training step: whether its batch is to be recorded still
+    _kcd_predicts = False  # within a prediction step, also one in a training step
     _kcd_checkpoint: str | None = None
 
     def __init__(self, *args: Any, kcd_schedule: CondensationSchedule, **kwargs: Any) -> None:
@@ -105,11 +109,18 @@ class KCDTrainerMixin(Base):
         Raises
         ------
         RuntimeError
-            If the batch was recorded before; or if it is another than the loader drew, as from a replay buffer.
+            Twice for a batch; for one that the loader didn't draw, as of a replay buffer; in a training step not the mixin's.
         ValueError, TypeError
             As `CondensedLoader.record` does.
         """
+        if self._kcd_predicts:
+            return
         if self._kcd_owed is None:
+            if self.is_in_train and self.model.training:
+                raise RuntimeError(
+                    f"KCDTrainerMixin doesn't see this training step: training_step() of {type(self).__name__} must call "
+                    "super().training_step(), or be that of a class after the mixin"
+                )
             return
         if not self._kcd_owed:
             raise RuntimeError("kcd_record() was called twice for one batch: call it once in compute_loss()")
@@ -182,19 +193,32 @@ class KCDTrainerMixin(Base):
         return super()._run_epoch(**(settings | own))
 
     def training_step(self, model: Any, inputs: Any, *others: Any, **settings: Any) -> Any:
-        """One step, whose batch `kcd_record` is about."""
+        """One step, whose batch `kcd_record` is about. If that was not called, there is nothing to record."""
+        drawn = inputs.get(INDICES) if isinstance(inputs, Mapping) else None
         self._kcd_owed = True
         try:
-            return super().training_step(model, inputs, *others, **settings)
+            loss = super().training_step(model, inputs, *others, **settings)
+            if self._kcd_owed and self.kcd_loader is not None and drawn is not None:
+                self.kcd_loader.skip(indices=drawn)
+            return loss
         finally:
             self.kcd_indices = self._kcd_owed = None
 
+    def prediction_step(self, *args: Any, **settings: Any) -> Any:
+        """The Trainer's. Nothing in it is recorded, also where ``compute_loss`` evaluates."""
+        before = self.kcd_indices, self._kcd_predicts
+        self.kcd_indices, self._kcd_predicts = None, True
+        try:
+            return super().prediction_step(*args, **settings)
+        finally:
+            self.kcd_indices, self._kcd_predicts = before
+
     def _prepare_inputs(self, inputs: Any) -> Any:
-        # The last that sees the batch that compute_loss() is given, which may be another than training_step() was given,
-        # as from a replay buffer: its own indices come with it, or none.
-        if self._kcd_owed:
+        # It sees the batch that compute_loss() is given, which may be another than training_step() was given, as from a
+        # replay buffer: its own indices come with it, or none. What else a step prepares (a teacher's inputs) has none.
+        if self._kcd_owed is not None and isinstance(inputs, Mapping) and INDICES in inputs:
             inputs = copy.copy(inputs)
-            self.kcd_indices = inputs.pop(INDICES, None)
+            self.kcd_indices = inputs.pop(INDICES)
         return super()._prepare_inputs(inputs)
 
     def _save_rng_state(self, output_dir: str) -> None:

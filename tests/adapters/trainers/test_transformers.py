@@ -396,7 +396,67 @@ def test_the_loader_can_be_asked_for_before_and_a_second_training_begins_anew(tm
     assert np.array(run.kcd_loader.tracker.count).tolist() == [1] * N
 
 
+class Half(Distil):
+    """Records nothing in the first steps, and then every third batch."""
+
+    def kcd_record(self, *args: Any, **settings: Any) -> None:
+        if self.state.global_step >= 3 and self.kcd_indices is not None and self.kcd_indices[0] % 3 == 0:
+            super().kcd_record(*args, **settings)
+
+
+def test_batches_that_are_not_recorded_are_done(tmp_path: Path) -> None:
+    """A run that is resumed after one goes on behind it."""
+    whole = made(tmp_path, of=Half, save_strategy="steps", save_steps=1)
+    whole.train()
+    assert 0 < np.array(whole.kcd_loader.tracker.count).sum() < sum(SIZES)
+    for step in (2, 4, 6, 9):
+        then = made(tmp_path / "then", of=Half)
+        then.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        batches = flat(then.model.drawn)
+        assert batches == flat(whole.model.drawn)[-len(batches) :]
+        assert (then.state.global_step, then.state.max_steps) == (sum(STEPS[1]), sum(STEPS[1]))
+        assert all(map(torch.equal, result(then)["weights"], result(whole)["weights"]))
+
+
+def test_a_loss_may_prepare_other_inputs_and_evaluate(tmp_path: Path) -> None:
+    class Prepares(Distil):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **settings: Any) -> Any:
+            if self.kcd_indices is None:
+                return super().compute_loss(model, inputs, *args, **settings)
+            indices = self.kcd_indices
+            inputs = self._prepare_inputs(self._prepare_inputs(inputs))
+            self._prepare_inputs({"x": inputs["x"]})
+            self._prepare_inputs([inputs["x"]])
+            if self.state.global_step == 5:
+                self.evaluate()
+                model.train()
+            assert self.kcd_indices is indices
+            return super().compute_loss(model, inputs, *args, **settings)
+
+    class PreparesBefore(Trainer):  # type: ignore[misc]
+        def training_step(self, model: Any, inputs: Any, *args: Any, **settings: Any) -> Any:
+            return super().training_step(model, self._prepare_inputs(inputs), *args, **settings)
+
+    class Both(Prepares, PreparesBefore):
+        pass
+
+    checked(made(tmp_path, of=Both))
+
+
 # -- what is refused ---------------------------------------------------------------------------------------
+
+
+def test_a_training_step_that_the_mixin_does_not_see_is_refused(tmp_path: Path) -> None:
+    class Own(Distil):
+        def training_step(self, model: Any, inputs: Any, *args: Any, **settings: Any) -> Any:
+            model.train()
+            inputs = self._prepare_inputs(inputs)
+            self.kcd_record(model(inputs["x"])["logits"])
+
+    run = made(tmp_path, of=Own)
+    with pytest.raises(RuntimeError, match=r"training_step\(\) of Own must call super\(\).training_step\(\)"):
+        run.train()
+    assert run.state.global_step == 0
 
 
 def test_a_batch_is_recorded_once(tmp_path: Path) -> None:
