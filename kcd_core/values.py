@@ -13,8 +13,9 @@ With 64 MB of logits or more that is at most a quarter of their bytes, if C is a
 single row. What is to be differentiated is computed whole.
 
 `entropy` is the paper's (KCD, ECCV 2022, section 3.2: OGVE), and `sequence_entropy` its mean over a sequence's tokens,
-for which C must be 4096 in the place of 128, since each token takes 40 bytes. The others are for experiments, and so is any callable ``f(student_logits, *, teacher_logits, targets) -> [B]``; it is given by keyword what
-the caller of ``update()`` passed, and nothing else.
+for which C must be 4096 in the place of 128, since each token takes 40 bytes. The others are for experiments, and so
+is any callable ``f(student_logits, *, teacher_logits, targets) -> [B]``; it is given by keyword what the caller of
+``update()`` passed, and nothing else.
 """
 
 from __future__ import annotations
