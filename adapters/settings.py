@@ -57,6 +57,8 @@ class Settings:
         Where CRD draws its negatives from: the condensed set, or all data.
     profile : str, optional
         The profile to use, where it is not to be recognised by the checkout's files: a name, or a file NAME.py.
+    if_unobserved : {"stop", "warn"}
+        What to do once an epoch of training is over in which nothing was observed.
     no_shims : tuple of str
         Shims that are not to be used, by name; "all" means all of them.
     history : str, optional
@@ -78,6 +80,7 @@ class Settings:
     value: ValueName = "entropy"
     negatives: str = "kept"
     profile: str | None = None
+    if_unobserved: str = "stop"
     no_shims: tuple[str, ...] = ()
     history: str | None = None
 
@@ -175,12 +178,13 @@ class Settings:
             "mixing": "mix dropped samples into barely kept ones: mixtures of mixtures, from the originals, or not",
             "value": "what a sample is worth",
             "negatives": "where CRD draws negatives from",
+            "if-unobserved": "what to do after an epoch of training in which no prediction was observed",
         }
         for name, text in texts.items():
-            value = getattr(default, name)
+            value = getattr(default, name.replace("-", "_"))
             parser.add_argument(
                 f"--{name}",
-                metavar=f"{{{','.join(CHOICES[name])}}}",
+                metavar=f"{{{','.join(CHOICES[name.replace('-', '_')])}}}",
                 default=value,
                 help=f"{text} (default: {value})",
             )
@@ -219,4 +223,5 @@ CHOICES = {
     "mixing": ("cumulative", "fresh", "none"),
     "value": ("entropy", "cross_entropy", "margin"),
     "negatives": ("kept", "full"),
+    "if_unobserved": ("stop", "warn"),
 }

@@ -8,7 +8,6 @@ being known.
 from __future__ import annotations
 
 import os
-import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,10 +19,10 @@ from kcd_core.mixing import mix_arrays
 
 from ..profiles import Profile
 from ..settings import Settings
-from . import import_hooks
 from .alignment import CHECKED_AT_ONCE, Labels, Pass, Student, differ, unfit
-from .journal import Journal, Reasons
+from .journal import Journal
 from .resume import Checkpoints
+from .unobserved import Unobserved
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -46,12 +45,10 @@ class Engine:
         self.settings, self.profile = settings, profile
         self.journal = Journal(settings, profile.title, profile.method(list(arguments)))
         self.train: HostedLoader | None = None
+        self.unobserved = Unobserved(settings, profile, arguments, self.journal)
         # For which predictions were passed over; of this pass, once the student is known.
-        self.reasons = Reasons()
-        self._refused = Reasons()  # for which loaders were passed over
-        self._any = False  # whether a loader was followed
+        self.reasons = self.unobserved.reasons
         self.alone = True  # whether no other process may be the one that trains
-        self._told = False  # whether it was said that nothing is observed
         self._lost = False  # whether it was said that labels are not found
         self._hosted: weakref.WeakKeyDictionary[DataLoader[Any], HostedLoader] = weakref.WeakKeyDictionary()
         self._candidates: weakref.WeakSet[HostedLoader] = weakref.WeakSet()
@@ -72,7 +69,7 @@ class Engine:
         hosted = self._hosted.get(loader)
         if hosted is not None:
             return hosted if self.train in (None, hosted) else None
-        from .loader import HostedLoader  # torch, which the host has imported by now
+        from .loader import HostedLoader, OrderedError  # torch, which the host has imported by now
 
         try:
             if self.train is None:
@@ -80,7 +77,9 @@ class Engine:
             elif self.train.loader is None and self.train.follow(loader):
                 hosted = self.train
         except (TypeError, ValueError) as error:  # ordered, iterable-style, empty, one of ours
-            self._refused.note(str(error).partition(";")[0])
+            self.unobserved.refused.note(str(error).partition(";")[0])
+            if self.train is None and not isinstance(error, OrderedError):
+                self.unobserved.began(loader)
             return None
         if hosted is not None:
             self._hosted[loader] = hosted
@@ -88,7 +87,7 @@ class Engine:
                 self._end_passes()
             else:
                 self._candidates.add(hosted)
-                self._any = True
+                self.unobserved.followed = True
                 self._resume(hosted)
         return hosted
 
@@ -110,7 +109,7 @@ class Engine:
         (ranks,) = distributed.sum_over_ranks(np.array([bool(hosted.observed)], np.int64))
         if 0 < ranks[0] < distributed.world_size():
             raise RuntimeError(
-                f"the student was observed at {self.profile.observe} on {ranks[0]} of {distributed.world_size()} ranks: "
+                f"the student was observed at {self.profile.observed_at} on {ranks[0]} of {distributed.world_size()} ranks: "
                 "KCD needs the predictions of all; let the script call it on every rank, or run without KCD"
             )
         self._agreed = bool(ranks[0])
@@ -149,26 +148,23 @@ class Engine:
             )
 
     def _watched(self, hosted: HostedLoader, batches: Iterator[Any]) -> Iterator[Any]:
+        steps = self.unobserved.steps
         for batch in batches:
             self._see_length(hosted)
             yield batch
         if self.checkpoints.unconfirmed and hosted is self.train:
             raise RuntimeError(
                 f"KCD resumed, but nothing was observed in a whole pass over {type(hosted.dataset).__name__}: "
-                f"{self._why()}"
+                f"{self.unobserved.why()}"
             )
-        if self.train is None and not self._told:
-            self._told = True
-            self.journal.say(
-                f"nothing was observed in a whole pass over {type(hosted.dataset).__name__}, "
-                f"{hosted.sampler.num_samples} samples: {self._why()}. That is right for a phase before the student's own"
-            )
+        if self.train is None:
+            name = f"{type(hosted.dataset).__name__}, {hosted.sampler.num_samples} samples"
+            self.unobserved.passed(hosted, name, since=steps)
 
     # -- recording ---------------------------------------------------------------------------------
 
-    def observe(self, *args: Any, **named: Any) -> None:
-        """Record a prediction, if it is the student's for a pending batch. Called before the host's function, or after."""
-        prediction, targets = self.profile.prediction(*args, **named)
+    def observe(self, prediction: Any, targets: Any) -> None:
+        """Record what may be a prediction and its labels, if it is the student's for a pending batch."""
         reason = unfit(prediction, targets)
         if reason is not None:
             if self.train is None or reason[0] != "gradient":
@@ -224,26 +220,12 @@ class Engine:
         """The loaders that the student may be trained on."""
         return [self.train] if self.train else list(self._candidates)
 
-    def _why(self) -> str:
-        """Why no prediction was observed."""
-        where, module = self.profile.observe, import_hooks.module_of(self.profile.observe)
-        if self.reasons:
-            text = f"{where} was called, but {self.reasons.leading()}"
-        else:
-            text = f"{where} was never called"
-            if module not in sys.modules:
-                text = f"{module} was never imported"
-        if not self._any:
-            text += (
-                f"; no loader could be followed: {self._refused.leading() or 'no DataLoader was iterated'}"
-            )
-        return text
-
     def choose(self, hosted: HostedLoader) -> None:
         """Settle on a loader as the student's."""
         if hosted.unmixable is not None:
             raise hosted.unmixable
         self.train = hosted
+        self.unobserved.leave()
         self.reasons.clear()
         sampler, dataset = hosted.sampler, hosted.dataset
         how = "raw images" if hosted.mixer is mix_arrays else "samples after their transform"
@@ -255,7 +237,7 @@ class Engine:
 
     def _misaligned(self) -> str:
         return (
-            f"{self.profile.observe} was given predictions with other labels than the batch has that was drawn for "
+            f"{self.profile.observed_at} was given predictions with other labels than the batch has that was drawn for "
             "them (mixed labels? a loop that was changed?), so nothing could be recorded rightly. Write a profile for "
             "this repository (docs/adapters.md), or run without KCD"
         )
@@ -264,7 +246,7 @@ class Engine:
         stages = len(self.train.history) if self.train else 0
         ended = f", and {stages} of its stages have ended" if stages else ""
         return (
-            f"another model is trained now on the loader of the one that {self.profile.observe} was called for first "
+            f"another model is trained now on the loader of the one that {self.profile.observed_at} was called for first "
             f"(a teacher, before its student?). KCD is at epoch {self.journal.epochs + 1} of that model{ended}: its values "
             "say nothing of this one. Train the first in a run of its own without KCD, or let the profile observe a "
             "function that is called for the student alone"
@@ -287,7 +269,9 @@ class Engine:
         if not self._labels.agree():
             raise RuntimeError(self._misaligned())
         self.journal.add(
-            train, one, self.reasons.leading() or f"{self.profile.observe} was not called for their batches"
+            train,
+            one,
+            self.reasons.leading() or f"{self.profile.observed_at} was not called for their batches",
         )
         if last:  # a stage due now is left out, since nothing trains on it
             return
@@ -342,11 +326,11 @@ class Engine:
             self._end_passes(last=True)
             if self.train is not None:
                 self.journal.sum_up(self.train, failed=failed)
-            elif not failed and (self._any or self._refused or self.reasons or self.alone):
-                self._plain = bool(
-                    self._any or self._refused or self.reasons
-                )  # else it did not train: --help
+            elif self.unobserved.stopped:
+                self._plain = True
+            elif not failed and (self.unobserved.tried or self.alone):
+                self._plain = self.unobserved.tried  # else it did not train: --help
                 self.journal.say(
-                    f"WARNING: this run was without KCD, since no prediction was observed: {self._why()}"
+                    f"WARNING: this run was without KCD, since no prediction was observed: {self.unobserved.why()}"
                 )
         return not self._plain

@@ -31,10 +31,13 @@ def when_imported(name: str, action: Action) -> None:
             sys.meta_path.insert(0, _FINDER)
 
 
-def before_call(function: str, action: Callable[..., None]) -> None:
+def before_call(
+    function: str, action: Callable[..., None], absent: Callable[[str], None] | None = None
+) -> None:
     """Run ``action(*args, **kwargs)`` before every call of ``function``.
 
-    That is ``"package.module.name"``, or a class's method: ``"package.module:Class.name"``.
+    That is ``"package.module.name"``, or a class's method: ``"package.module:Class.name"``. Where the module has none,
+    that is told to ``absent(text)``; without it, it is a RuntimeError when the module is imported.
     """
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,11 +48,13 @@ def before_call(function: str, action: Callable[..., None]) -> None:
 
         return wrapper
 
-    _replace(function, wrap)
+    _replace(function, wrap, absent)
 
 
-def after_call(function: str, action: Callable[..., None]) -> None:
-    """Run ``action(result, *args, **kwargs)`` after every call of ``function`` that returned."""
+def after_call(
+    function: str, action: Callable[..., None], absent: Callable[[str], None] | None = None
+) -> None:
+    """Run ``action(result, *args, **kwargs)`` after every call of ``function`` that returned; else as `before_call`."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -60,7 +65,7 @@ def after_call(function: str, action: Callable[..., None]) -> None:
 
         return wrapper
 
-    _replace(function, wrap)
+    _replace(function, wrap, absent)
 
 
 def module_of(function: str) -> str:
@@ -68,7 +73,11 @@ def module_of(function: str) -> str:
     return function.partition(":")[0] if ":" in function else function.rpartition(".")[0]
 
 
-def _replace(function: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+def _replace(
+    function: str,
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]],
+    absent: Callable[[str], None] | None,
+) -> None:
     module_name = module_of(function)
     *owners, name = function[len(module_name) + 1 :].split(".")
 
@@ -77,9 +86,11 @@ def _replace(function: str, wrap: Callable[[Callable[..., Any]], Callable[..., A
         for one in owners:
             owner = getattr(owner, one, None)
         if not callable(getattr(owner, name, None)):
-            raise RuntimeError(
-                f"{module_name} has no function {'.'.join([*owners, name])}: this checkout is not as its profile expects"
-            )
+            text = f"{module_name} has no function {'.'.join([*owners, name])}"
+            if absent is None:
+                raise RuntimeError(f"{text}: this checkout is not as its profile expects")
+            absent(f"{text}, which the profile observes beside others")
+            return
         setattr(owner, name, wrap(getattr(owner, name)))
 
     when_imported(module_name, action)

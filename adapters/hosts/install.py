@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from kcd_core.base.files import check_writable
 
-from ..profiles import Profile, find, option
-from ..settings import Settings
+from ..profiles import Profile, find
+from ..settings import Settings, number
 from . import import_hooks, shims
 from .engine import Engine
 
@@ -77,24 +77,29 @@ def install(
     _INSTALLED.append(engine)
     say = (lambda text: None) if spawned else journal.say
     say(
-        f"{profile.title}, {journal.method} (profile {profile.name}); the student is observed at {profile.observe}"
+        f"{profile.title}, {journal.method} (profile {profile.name}); the student is observed at {profile.observed_at}"
     )
     say(str(settings))
-    epochs, first = option(arguments, "--epochs"), settings.schedule().next_due(1) or 0
-    if settings.ratio < 1 and epochs.isdecimal() and first >= int(epochs):
+    epochs, first = profile.epochs(arguments), settings.schedule().next_due(1) or 0
+    if settings.ratio < 1 and epochs is not None and first >= epochs:
         say(
-            f"WARNING: with --epochs {epochs} this will be plain training: the first stage ends after epoch {first}, and nothing "
+            f"WARNING: with {number(epochs, 'epoch')} this will be plain training: the first stage ends after epoch {first}, and nothing "
             "would train on its set. Lower kcd's --period (or --warmup)"
         )
     shims.install(profile.shims, settings.no_shims, say)
-    hook = import_hooks.after_call if profile.returned else import_hooks.before_call
-    hook(profile.observe, engine.observe)
+    for name in profile.observes:
+        hook = import_hooks.after_call if profile.returns(name) else import_hooks.before_call
+        hook(
+            name,
+            partial(_observe, engine, profile.predicts(name)),
+            say if len(profile.observes) > 1 else None,
+        )
     profile.prepare(_Running(engine, arguments, say))
     if profile.checkpoint is not None:
         import_hooks.after_call(profile.checkpoint[0], engine.host_saved)
         import_hooks.after_call(profile.checkpoint[1], engine.host_loaded)
     import_hooks.before_call("multiprocessing.spawn.get_preparation_data", engine.spawning)
-    import_hooks.when_imported("torch", partial(_patch_loader, engine))
+    import_hooks.when_imported("torch", partial(_patch_torch, engine))
     # The interpreter leaves last_type where an exception ended the program.
     atexit.register(lambda: engine.close(failed=hasattr(sys, "last_type")))
     return engine
@@ -109,8 +114,14 @@ class _Running:
         self.after_call = import_hooks.after_call
 
 
-def _patch_loader(engine: Engine, _: ModuleType) -> None:
+def _observe(engine: Engine, predicted: Callable[..., tuple[Any, Any]], *args: Any, **named: Any) -> None:
+    engine.observe(*predicted(*args, **named))
+
+
+def _patch_torch(engine: Engine, _: ModuleType) -> None:
     from torch.utils.data import DataLoader
+
+    engine.unobserved.watch()
 
     iterate, length = DataLoader.__iter__, DataLoader.__len__
 

@@ -23,6 +23,6 @@ def run(args: argparse.Namespace) -> None:
         print(f"{profile.name}: {profile.title}")
         print(f"    script    {profile.script}")
         print(f"    known by  {', '.join((profile.script, *profile.marks))}")
-        print(f"    watches   {profile.observe}")
+        print(f"    watches   {profile.observed_at}")
         print(f"    shims     {', '.join(shims) or 'none'}")
         print(f"    resumes   {'yes' if profile.checkpoint else 'no'}")

@@ -27,7 +27,11 @@ from ..settings import Settings
 from .alignment import Pass
 from .order import HostOrder
 
-__all__ = ["HostedLoader"]
+__all__ = ["HostedLoader", "OrderedError"]
+
+
+class OrderedError(TypeError):
+    """A loader that does not shuffle, so not the student's."""
 
 
 class HostedLoader:
@@ -249,5 +253,5 @@ def _shuffled(loader: DataLoader[Any]) -> tuple[int, bool]:
     """Batch size and drop_last of a loader that may be the student's, or TypeError or ValueError."""
     batching, sampler = understand(loader), loader.batch_sampler.sampler  # type: ignore[union-attr]
     if not getattr(sampler, "shuffle", isinstance(sampler, RandomSampler)):
-        raise TypeError("the loader does not shuffle")
+        raise OrderedError("the loader does not shuffle")
     return batching

@@ -13,9 +13,9 @@ from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from .profile import Profile, Running, option
+from .profile import Profile, Running, option, whole
 
-__all__ = ["Profile", "Running", "find", "option", "profiles"]
+__all__ = ["Profile", "Running", "find", "option", "profiles", "whole"]
 
 MODULES = ("simkd", "repdistiller", "sskd", "reviewkd", "reviewkd_imagenet", "mdistiller", "timm")
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..contrast import restrict
-from .profile import Profile, option
+from .profile import Profile, option, whole
+from .yaml_file import read_yaml
 
 __all__ = ["PROFILE"]
 
@@ -17,6 +18,13 @@ __all__ = ["PROFILE"]
 def method(arguments: Sequence[str]) -> str:
     config = Path(option(arguments, "--cfg", default="?"))
     return f"{config.parent.name}/{config.stem}" if config.parent.name in ("dkd", "dot") else config.stem
+
+
+def epochs(arguments: Sequence[str]) -> int | None:
+    """Of the YAML file, or of what the command line has in its place."""
+    solver = read_yaml(option(arguments, "--cfg")).get("SOLVER")
+    given = solver.get("EPOCHS") if isinstance(solver, dict) else None
+    return whole(arguments, "SOLVER.EPOCHS", default=given if type(given) is int else None)
 
 
 PROFILE = Profile(
@@ -28,5 +36,6 @@ PROFILE = Profile(
     method=method,
     shims=("wandb", "mdistiller_ragged_lists"),
     condensed=restrict,
+    epochs=epochs,
     checkpoint=("mdistiller.engine.trainer.save_checkpoint", "mdistiller.engine.trainer.load_checkpoint"),
 )

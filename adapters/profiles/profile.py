@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from ..settings import SHIMS
 
-__all__ = ["Profile", "Running", "option"]
+__all__ = ["Profile", "Running", "option", "whole"]
 
 Arguments = Sequence[str]
+Prediction = Callable[..., tuple[Any, Any]]
 
 
 def _nothing(_: Arguments) -> None:
     return None
+
+
+def _none(_: Arguments) -> int:
+    return 0
+
+
+def _epochs(arguments: Arguments) -> int | None:
+    return whole(arguments, "--epochs")
 
 
 class Running(Protocol):
@@ -73,21 +82,24 @@ class Profile:
         The script that trains a student, relative to the repository's root.
     marks : tuple of str
         Other files by which the repository is recognised, relative to its root.
-    observe : str
+    observe : str or tuple of str
         ``"module.function"``, or a method, ``"module:Class.method"``: called with the student's final prediction once
         for every training batch, and looked up in the module at call time, or bound from there by a script that is not
-        running yet.
+        running yet. Of several, the first that is called for a batch is recorded, the others are passed over; one that
+        its module does not have is, too.
     method : callable
         ``method(arguments) -> str``: what the script's command line trains; for people to read.
     shims : tuple of str or callable
         Names of `kcd_adapters.hosts.shims` that current versions of torch and others make necessary; or bridges of
         your own, ``shim(say)``, called before the script runs: ``say(text)`` prints what it does, once.
-    prediction : callable
+    prediction : callable, or dict of them
         ``prediction(*args, **kwargs) -> (logits [B, C], labels [B])``: which arguments of that function
         they are. Default: the first two, or those named ``input`` or ``output``, and ``target``. A call
         for which it returns anything else than two such tensors, the logits with a gradient, is passed over.
-    returned : bool
-        Whether the prediction is in what that function returns, which ``prediction`` is then given first.
+        Where several functions are observed and their arguments differ: one for each, by what ``observe`` names.
+    returned : bool, or tuple of str
+        Whether the prediction is in what that function returns, which ``prediction`` is then given first. Of several,
+        those of which it is.
     refuse : callable
         ``refuse(arguments) -> str | None``: why this command line can't run with KCD.
     targets : callable
@@ -103,6 +115,12 @@ class Profile:
     saved, loaded : callable
         For functions of other arguments: ``saved(result, *args, **kwargs) -> [(state, path), ...]``, what a call of the
         first has saved, and ``loaded(result, *args, **kwargs) -> (state, path)``, what a call of the second has loaded.
+    before : callable
+        ``before(arguments) -> int``: over how many epochs something else is trained on the student's loader, and nothing
+        observed, before the student is. The run stops after one more. Default: none.
+    epochs : callable
+        ``epochs(arguments) -> int | None``: how many epochs the student is trained; None if that is not known. Default:
+        the script's ``--epochs``, where it is given.
     plans : bool
         Whether ``len(loader)``, read between two epochs, is for the one that begins: then it is that one's already.
         Default: it is that of the one before, as scripts need it that average over what they have done.
@@ -112,25 +130,27 @@ class Profile:
     Raises
     ------
     ValueError
-        If a shim's name is not known.
+        If a shim's name is not known, or ``prediction`` or ``returned`` name a function that is not observed.
     """
 
     name: str
     title: str
     script: str
     marks: tuple[str, ...]
-    observe: str
+    observe: str | tuple[str, ...]
     method: Callable[[Arguments], str]
     shims: tuple[str | Callable[[Callable[[str], None]], None], ...] = ()
-    prediction: Callable[..., tuple[Any, Any]] = _first_two
+    prediction: Prediction | Mapping[str, Prediction] = _first_two
     refuse: Callable[[Arguments], str | None] = _nothing
     targets: Callable[[Any], Any] = _second
     fields: tuple[Any, ...] | None = None
     condensed: Callable[[Any, npt.NDArray[np.int64]], Any] = _whole
     checkpoint: tuple[str, str] | None = None
-    returned: bool = False
+    returned: bool | tuple[str, ...] = False
     saved: Callable[..., Iterable[tuple[Any, Any]]] = _as_given
     loaded: Callable[..., tuple[Any, Any]] = _as_returned
+    before: Callable[[Arguments], int] = _none
+    epochs: Callable[[Arguments], int | None] = _epochs
     plans: bool = False
     prepare: Callable[[Running], None] = _unprepared
 
@@ -141,6 +161,34 @@ class Profile:
                     f"profile {self.name}: there is no shim {shim!r}; there are {', '.join(SHIMS)}, or give a function, "
                     "shim(say)"
                 )
+        for field in ("prediction", "returned"):
+            given = getattr(self, field)
+            for name in given if isinstance(given, (Mapping, tuple)) else ():
+                if name not in self.observes:
+                    raise ValueError(
+                        f"profile {self.name}: {field} names {name!r}, which is not observed; observed are "
+                        f"{', '.join(self.observes)}"
+                    )
+
+    @property
+    def observes(self) -> tuple[str, ...]:
+        """All of ``observe``."""
+        return (self.observe,) if isinstance(self.observe, str) else self.observe
+
+    @property
+    def observed_at(self) -> str:
+        """The same, for people to read."""
+        return " or ".join(self.observes)
+
+    def predicts(self, name: str) -> Prediction:
+        """``prediction`` for one of ``observe``."""
+        return (
+            self.prediction.get(name, _first_two) if isinstance(self.prediction, Mapping) else self.prediction
+        )
+
+    def returns(self, name: str) -> bool:
+        """``returned`` for one of ``observe``."""
+        return name in self.returned if isinstance(self.returned, tuple) else self.returned
 
     def knows(self, root: Path) -> bool:
         """Whether ``root`` is a checkout of this codebase."""
@@ -155,3 +203,13 @@ def option(arguments: Arguments, *names: str, default: str = "") -> str:
         if name in names:
             found = value if equals else next(iter(arguments[place + 1 : place + 2]), default)
     return found
+
+
+@overload
+def whole(arguments: Arguments, *names: str, default: int) -> int: ...
+@overload
+def whole(arguments: Arguments, *names: str, default: None = None) -> int | None: ...
+def whole(arguments: Arguments, *names: str, default: int | None = None) -> int | None:
+    """The same of a whole number; ``default`` where there is none (whatever else is given, the script refuses itself)."""
+    given = option(arguments, *names)
+    return int(given) if given.isdecimal() else default

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..contrast import restrict
-from .profile import Profile, option
+from .profile import Profile, option, whole
 
 __all__ = ["PROFILE"]
 
@@ -13,6 +13,12 @@ __all__ = ["PROFILE"]
 def method(arguments: Sequence[str]) -> str:
     name = option(arguments, "--distill", default="kd")
     return f"crd ({option(arguments, '--mode', default='exact')})" if name == "crd" else name
+
+
+def before(arguments: Sequence[str]) -> int:
+    """A connector, a paraphraser or the student's features are trained first."""
+    first = option(arguments, "--distill") in ("abound", "factor", "fsp")
+    return whole(arguments, "--init_epochs", default=30) if first else 0
 
 
 PROFILE = Profile(
@@ -24,4 +30,6 @@ PROFILE = Profile(
     method=method,
     shims=("tensorboard_logger", "train_data", "alias_cuda", "ragged_lists"),
     condensed=restrict,
+    before=before,
+    epochs=lambda arguments: whole(arguments, "--epochs", default=240),
 )

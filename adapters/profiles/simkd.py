@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..contrast import restrict
-from .profile import Profile, option
+from .profile import Profile, option, whole
 from .repdistiller import method
 
 __all__ = ["PROFILE"]
@@ -31,4 +31,5 @@ PROFILE = Profile(
     shims=("tensorboard_logger", "dali", "alias_cuda", "ragged_lists"),
     refuse=refuse,
     condensed=restrict,
+    epochs=lambda arguments: whole(arguments, "--epochs", default=240),
 )

@@ -6,7 +6,7 @@ are no observation; and an epoch without one does not count.
 
 from __future__ import annotations
 
-from .profile import Profile
+from .profile import Profile, whole
 
 __all__ = ["PROFILE"]
 
@@ -18,4 +18,6 @@ PROFILE = Profile(
     observe="utils.accuracy",
     method=lambda arguments: "sskd",
     shims=("torch_six",),
+    before=lambda arguments: whole(arguments, "--t-epoch", default=60),
+    epochs=lambda arguments: whole(arguments, "--epoch", default=240),
 )

@@ -5,12 +5,12 @@ Every task, whatever it distils, returns the student's logits as ``output``. The
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .profile import Profile, Running, option
+from .yaml_file import read_yaml
 
 __all__ = ["PROFILE"]
 
@@ -20,11 +20,7 @@ class _Options:
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._arguments = arguments
-        path = option(arguments, "-c", "--config")
-        self._config: dict[str, Any] = {}
-        if path and Path(path).is_file():
-            yaml = importlib.import_module("yaml")  # the script's own requirement
-            self._config = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        self._config = read_yaml(option(arguments, "-c", "--config"))
 
     def flag(self, name: str) -> bool:
         """Whether an option that takes no value is on."""
@@ -80,6 +76,12 @@ def method(arguments: Sequence[str]) -> str:
     if not options.text("kd-model-name"):
         return "without a teacher"
     return f"{options.text('kd-distill-type', default='logit')} distillation"
+
+
+def epochs(arguments: Sequence[str]) -> int | None:
+    options = _Options(arguments)
+    given = options.text("epochs", default="300")
+    return int(given) + int(options.number("cooldown-epochs")) if given.isdecimal() else None
 
 
 def prediction(
@@ -148,6 +150,7 @@ PROFILE = Profile(
     saved=saved,
     loaded=loaded,
     refuse=refuse,
+    epochs=epochs,
     plans=True,
     prepare=prepare,
 )

@@ -238,7 +238,7 @@ def test_what_is_no_observation_is_passed_over() -> None:
     engine.observe(logits, torch.zeros(8, 3))  # soft labels
     engine.observe("logits", y)
     assert engine.train is None
-    engine.observe(input=logits, target=y)
+    engine.observe(*PROFILE.predicts(PROFILE.observe)(input=logits, target=y))
     assert engine.train is train
     assert train.observed == 8
     engine.observe(logits, y)  # a second time for one batch
@@ -372,7 +372,7 @@ def test_on_cuda_observing_neither_waits_nor_copies_to_the_host() -> None:
 def test_why_nothing_was_observed(capsys: pytest.CaptureFixture[str]) -> None:
     engine, train = Engine(Settings(), PROFILE, []), hosted()
     engine._candidates.add(train)
-    engine._any = True
+    engine.unobserved.followed = True
     for _, y in engine.start(train):
         engine.observe(torch.zeros(len(y), 3, requires_grad=True), 1 - y[:2])
     assert "labels have shape [2], [B] expected, for predictions of [8, 3] (5 x)" in capsys.readouterr().out
@@ -403,8 +403,8 @@ def test_predictions_without_a_gradient_are_a_reason_until_the_student_is_known(
         engine.observe(torch.zeros(len(y), 3, requires_grad=True), y)
         engine.observe(torch.zeros(len(y), 3), y)  # validation, from now on
         engine.observe(torch.zeros(2, 3, requires_grad=True), y)
-    assert "without a gradient" not in engine._why()
-    assert "labels have shape" in engine._why()
+    assert "without a gradient" not in engine.unobserved.why()
+    assert "labels have shape" in engine.unobserved.why()
 
 
 @pytest.mark.parametrize(
@@ -559,7 +559,8 @@ def test_prediction_and_labels_may_be_other_arguments_and_images_other_fields() 
     train = HostedLoader(loader, replace(profile, targets=lambda batch: batch[2]), Settings())
     engine._candidates.add(train)
     *_, y = next(train.start())
-    engine.observe("epoch", None, torch.zeros(8, 3, requires_grad=True), labels=y)
+    predicted = profile.predicts(profile.observe)
+    engine.observe(*predicted("epoch", None, torch.zeros(8, 3, requires_grad=True), labels=y))
     assert train.observed == 8
 
 

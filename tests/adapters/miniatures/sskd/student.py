@@ -20,6 +20,7 @@ trainset = CIFAR100("./data")
 train_loader = DataLoader(trainset, batch_size=24, shuffle=True)
 head = mini.model()
 t_model = mini.model()
+t_optimizer = mini.optimizer(head)
 
 for epoch in range(args.t_epoch):
     for x, labels in train_loader:
@@ -28,7 +29,9 @@ for epoch in range(args.t_epoch):
         rep = head(x.flatten(0, 1)).view(batch, 4, -1)
         simi = rep[:, 1:].flatten(0, 1) @ rep[:, 0].T
         target = torch.arange(batch).repeat_interleave(3)
+        t_optimizer.zero_grad()
         F.cross_entropy(simi, target).backward()
+        t_optimizer.step()
         accuracy(simi, target, topk=(1,))
         mini.record("head", epoch + 1, index, x[:, 0])
 
