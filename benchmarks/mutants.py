@@ -1,13 +1,14 @@
 """Single mutations of kcd, drawn with a seed: do the tests notice them?
 
-    python benchmarks/mutants.py [--quick] [--mutants 120] [--minutes 60] [--seed 0] [--modules GLOB ...]
+    python benchmarks/mutants.py [--quick] [--mutants 120] [--minutes 60] [--seed 0] [--modules GLOB ...] [--patience 3]
     python benchmarks/mutants.py --again
 
 Cosmic Ray makes the mutants, and two operators more: a call or an assignment to an attribute left out, and an
 entry of a dict left out. Each is put into a copy of the checkout and met by the tests that `SERVING` names
-for its module, up to the first that fails. The working tree is never touched. ``--again`` meets those that survived
-with the tests of today. A reason written beside a survivor in the JSON file is kept; one that begins with
-"equivalent" says that no test could tell the mutant from the original, and takes it out of the score.
+for its module, up to the first that fails. The working tree is never touched. Mutants that an earlier call has met
+are not met again, and stay in the results; ``--again`` meets those that survived with the tests of today. A reason
+written beside a survivor in the JSON file is kept; one that begins with "equivalent" says that no test could tell
+the mutant from the original, and takes it out of the score.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from _common.report import about, bounded, commit, heading, named, needed, parser
+from _common.report import about, bounded, heading, named, needed, parser
 
 needed("mutants", "cosmic_ray")
 
@@ -232,8 +233,8 @@ for line in sys.stdin:
 class Copy:
     """The checkout in a folder of its own, with all that git does not ignore."""
 
-    def __init__(self, folder: Path) -> None:
-        self.root = folder / "kcd"
+    def __init__(self, folder: Path, patience: float) -> None:
+        self.root, self.patience = folder / "kcd", patience
         listed = ["git", "-C", str(CHECKOUT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         files = subprocess.run(listed, capture_output=True, check=True, text=True).stdout.split("\0")
         for name in filter(None, files):
@@ -293,7 +294,7 @@ class Copy:
         at = min(places, key=lambda place: abs(place + 1 - mutant["line"]))
         path.write_text("\n".join([*lines[:at], *mutant["now"], *lines[at + size :]]) + "\n")
         try:
-            survived = self.passes(tests, 3 * usual + 30)
+            survived = self.passes(tests, self.patience * usual + 30)
         finally:
             path.write_text(source)
         failed = [line for line in self.output.splitlines() if line.startswith(("FAILED", "ERROR"))]
@@ -323,6 +324,7 @@ def write(path: Path, facts: dict[str, Any], mutants: list[dict[str, Any]]) -> N
         f"{len(met)} mutants, of {facts['drawn']} drawn, were met in the time given: {len(killed)} killed, "
         f"{len(left)} survived, {len(equal)} of them equivalent. **{score:.1%}** of those that change behaviour are "
         f"killed; {first:.1%} were at first.",
+        "", *(["Earlier calls:", ""] if facts["earlier"] else []), *(f"- {call}" for call in facts["earlier"]),
     ]  # fmt: skip
     for title, some in (
         ("Survived", left),
@@ -350,31 +352,37 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options.add_argument("--seed", type=int, default=0, metavar="S", help="of the choice")
     options.add_argument("--modules", nargs="+", default=["*"], metavar="GLOB", help="among these only")
+    options.add_argument(
+        "--patience",
+        type=float,
+        default=3,
+        metavar="X",
+        help="killed after X times the usual seconds, and 30",
+    )
     options.add_argument("--again", action="store_true", help="those that survived, with the tests of today")
     given = options.parse_args(arguments)
     bounded(options, given, mutants=1, seed=0)
-    name = named("mutants", options, given, "quick", "mutants", "seed", "modules")
-    path, facts = given.out / name, {**about(), "seed": given.seed, "drawn": given.mutants}
+    name = named("mutants", options, given, "quick")
+    path, facts = given.out / name, about()
     before = json.loads(path.with_suffix(".json").read_text()) if path.with_suffix(".json").exists() else {}
-    if given.again:
-        mutants = before["all"]
-        facts = {**{key: before[key] for key in facts}, "again at": commit(CHECKOUT)}
-        todo = [one for one in mutants if one["outcome"] == "survived" and not one.get("reason")]
-        for one in todo:
-            one["tests"] = next(
-                tests for pattern, (_, tests) in SERVING.items() if fnmatch(one["module"], pattern)
-            )
-    else:
-        mutants = todo = []
+    mutants = before.get("all", [])
+    facts["earlier"] = [*before.get("earlier", []), *([heading(before)] if before else [])]
     given.out.mkdir(parents=True, exist_ok=True)
     stop = time.monotonic() + 60 * given.minutes
     with tempfile.TemporaryDirectory() as folder:
-        copy = Copy(Path(folder))
-        if not given.again:
-            mutants = todo = drawn(copy.root, given.modules, 3 if given.quick else given.mutants, given.seed)
-            known = {same(one): one.get("reason", "") for one in before.get("all", ())}
-            for one in mutants:
-                one["reason"] = known.get(same(one), "")
+        copy = Copy(Path(folder), given.patience)
+        if given.again:
+            todo = [one for one in mutants if one["outcome"] == "survived" and not one.get("reason")]
+            for one in todo:
+                one["tests"] = next(
+                    tests for pattern, (_, tests) in SERVING.items() if fnmatch(one["module"], pattern)
+                )
+        else:
+            known = {same(one) for one in mutants}
+            some = drawn(copy.root, given.modules, 3 if given.quick else given.mutants, given.seed)
+            todo = [one for one in some if same(one) not in known]
+            mutants = [*mutants, *todo]
+        facts["drawn"] = len(mutants)
         for one in todo:
             if time.monotonic() > stop:
                 break
