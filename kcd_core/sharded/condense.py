@@ -15,10 +15,11 @@ import numpy as np
 from ..algorithms.bitset import Members
 from ..algorithms.radix_select import Counting, Counts, ScoreBlocks, find_cuts, gather, split
 from ..algorithms.ranks import Indices, Scores, blocks, rank_scores
+from ..all_ranks import nothing_recorded
 from ..base import distributed
 from ..base.arguments import check_kind
 from ..condense import check_settings, no_indices, weights_of
-from ..em_step import check_share, nothing_recorded
+from ..em_step import check_share
 from ..history import MOST
 from ..schedule import CondensationSchedule
 from ..tracker import KnowledgeValueTracker

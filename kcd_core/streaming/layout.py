@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..all_ranks import sums_of_all
 from ..base import distributed
 from ..base.arrays import state_array, to_numpy
 from ..base.states import state_int
 from ..condense import CondensedSet
-from ..em_step import Decision, Select, choose, sums_of_all
+from ..em_step import Decision, Select, choose
 from ..history import CondensationHistory
 from ..layout import Undo, sum_on_first_rank
 from ..schedule import CondensationSchedule
