@@ -46,6 +46,7 @@ SLOW = "not cuda and not spawn and not process and not torchrun and not worker"
 #: Modules, the most valuable first; how many mutants a round draws of each; and the tests that serve them.
 SERVING = {
     "kcd_core/em_step.py": (3, "condense agreement stages selection"),
+    "kcd_core/all_ranks.py": (1, "condense agreement distributed stages"),
     "kcd_core/stages.py": (3, "agreement stages loader loader_resume stream"),
     "kcd_core/layout.py": (2, "stages loader_resume sharded agreement"),
     "kcd_core/condense.py": (2, "condense selection golden"),
@@ -58,6 +59,9 @@ SERVING = {
     "kcd_core/history.py": (2, "history"),
     "kcd_core/schedule.py": (1, "schedule"),
     "kcd_core/values.py": (1, "values"),
+    "kcd_core/formulas.py": (1, "values"),
+    "kcd_core/logits.py": (1, "values loader_guards"),
+    "kcd_core/sequences.py": (1, "sequences"),
     "kcd_core/loss.py": (1, "loss"),
     "kcd_core/skipped.py": (1, "tracker"),
     "kcd_core/loading/loader.py": (2, "loader_guards loader loader_resume"),

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from .base.arguments import checked_choice
 from .base.arrays import Array, backend
+from .logits import are_probabilities
 from .sums import recordable
-from .values import are_probabilities
 
 __all__ = ["OnNonfinite", "SkipReport"]
 

@@ -21,11 +21,12 @@ from .condense import check_settings
 from .em_step import Condensable, Decision, Select, check_sampler, check_select, check_share
 from .history import CondensationHistory
 from .layout import Layout, WholeLayout, nothing_of
+from .logits import one_of
 from .saved import Saved, checked, gathered
 from .schedule import AHEAD, CondensationSchedule
 from .skipped import OnNonfinite
 from .tracker import KnowledgeValueTracker
-from .values import Value, ValueName, one_of
+from .values import Value, ValueName
 
 __all__ = ["Condensation"]
 

@@ -25,12 +25,12 @@ from .base.arrays import (
 from .base.cuda_streams import StreamOrder, refuse_capture
 from .base.padding import PADDING, without_padding
 from .base.states import check_same, value_name
+from .logits import check_logits
 from .skipped import OnNonfinite, SkipReport
 from .sums import CheckedState, Sums, ValueSums, checked_sums, mean, summed
 from .values import (
     Value,
     ValueName,
-    check_logits,
     entropy,
     host_entropy,
     is_built_in,

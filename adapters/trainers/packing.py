@@ -27,7 +27,8 @@ from kcd_core.base.arguments import check_callable, check_kind
 from kcd_core.base.arrays import is_integer
 from kcd_core.base.padding import PADDING
 from kcd_core.base.rows import group_means
-from kcd_core.values import IGNORED, check_logits, checked_labels, token_entropy
+from kcd_core.logits import check_logits
+from kcd_core.sequences import IGNORED, checked_labels, token_entropy
 
 __all__ = ["INDEX", "IndexCollator", "pack", "sequence_values", "with_index"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from trl.trainer.utils import RepeatSampler
 
-from kcd_core.values import token_means
+from kcd_core.sequences import token_means
 
 from .transformers import KCDTrainerMixin as PlainMixin
 

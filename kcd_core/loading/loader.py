@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 from ..base.arguments import checked_length
 from ..base.arrays import checked_int
 from ..history import CondensationHistory
+from ..logits import one_of
 from ..saved import gathered
 from ..schedule import CondensationSchedule
 from ..stages import Condensation
 from ..tracker import KnowledgeValueTracker
-from ..values import one_of
 from .alignment import Place
 from .keys import KeyBatches
 from .prefetch import Prefetch

@@ -22,11 +22,12 @@ from ..base.states import value_name
 from ..condense import CondensedSet
 from ..em_step import Decision, Select
 from ..history import CondensationHistory
+from ..logits import one_of
 from ..schedule import CondensationSchedule
 from ..skipped import OnNonfinite
 from ..stages import Condensation
 from ..tracker import KnowledgeValueTracker
-from ..values import Value, ValueName, one_of
+from ..values import Value, ValueName
 from .filter import Key, StreamFilter
 from .layout import SlotLayout
 from .told import Drawn, why_repeated

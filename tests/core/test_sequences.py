@@ -123,7 +123,7 @@ def test_a_label_on_a_device_that_is_no_class_gives_nan() -> None:
     """What a host would wait for, were it looked at. Meta tensors have no data: another class stands for a device."""
     logits = torch.randn(3, 2, 4)
     labels = torch.tensor([[0, 1], [2, 4], [-1, -100]])
-    got = kcd.values.token_entropy(logits, labels)
+    got = kcd.sequences.token_entropy(logits, labels)
     np.testing.assert_array_equal(np.isfinite(got), [[True, True], [True, False], [False, True]])
 
 
