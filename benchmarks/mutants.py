@@ -47,7 +47,9 @@ SLOW = "not cuda and not spawn and not process and not torchrun and not worker"
 SERVING = {
     "kcd_core/em_step.py": (3, "condense agreement stages selection"),
     "kcd_core/all_ranks.py": (1, "condense agreement distributed stages"),
-    "kcd_core/stages.py": (3, "agreement stages loader loader_resume stream"),
+    "kcd_core/run.py": (3, "agreement stages loader loader_resume stream"),
+    "kcd_core/stages.py": (1, "stages agreement"),
+    "kcd_core/progress.py": (1, "stages ranks"),
     "kcd_core/layout.py": (2, "stages loader_resume sharded agreement"),
     "kcd_core/condense.py": (2, "condense selection golden"),
     "kcd_core/sampler.py": (1, "sampler loader_resume"),
@@ -65,6 +67,7 @@ SERVING = {
     "kcd_core/loss.py": (1, "loss"),
     "kcd_core/skipped.py": (1, "tracker"),
     "kcd_core/loading/loader.py": (2, "loader_guards loader loader_resume"),
+    "kcd_core/loading/lengths.py": (1, "loader loader_resume"),
     "kcd_core/loading/alignment.py": (1, "loader_batches loader_guards loader loader_resume"),
     "kcd_core/loading/reader.py": (1, "loader_batches loader_guards loader loader_resume"),
     "kcd_core/loading/row_order.py": (1, "loader_batches"),

@@ -1,7 +1,7 @@
 """How samples, their values and the set in force are laid out over the ranks.
 
 Every rank has all of them (`WholeLayout`), a slice of them (`kcd_core.sharded.layout`), or the slots of a stream
-(`kcd_core.streaming.layout`). The owner of a run's state, `kcd_core.stages`, is the same for all.
+(`kcd_core.streaming.layout`). The owner of a run's state, `kcd_core.run`, is the same for all.
 """
 
 from __future__ import annotations

@@ -126,6 +126,19 @@ class CondensationSchedule:
             f"{self.stages} of them, which is less than one. Use fewer stages, or a lower ratio"
         )
 
+    def why_plain(self, num_samples: int, epochs: int, *, epoch: int = 1) -> str:
+        """Why a run that is in ``epoch``, has ended no stage and ends with ``epochs`` drops nothing; empty if it does."""
+        if epochs < epoch or not self.drops(num_samples):
+            return ""
+        due = self.next_due(epoch, max(epochs, AHEAD))
+        if due is not None and due < epochs:
+            return ""
+        when = self.next_stage(epoch)
+        return (
+            f"a run of {epochs} epochs drops nothing and is plain training: the first stage is {when}. Lower period "
+            "(or warmup), or leave this aside if the run is longer"
+        )
+
     def target(self, num_samples: int, previous: int) -> int:
         """The number of samples the next stage keeps.
 

@@ -48,7 +48,7 @@ WRONG = {
     "kcd.wrap_loader(plain)": 'Missing named argument "schedule"',
     "kcd.wrap_loader([1, 2], schedule=schedule)": 'expected "DataLoader[',
     "kcd.CondensedSampler(10, mixing='cumulativ')": "incompatible type \"Literal['cumulativ']\"",
-    "loader.epoch = 3": 'Property "epoch" defined in "CondensedLoader" is read-only',
+    "loader.epoch = 3": 'Property "epoch" defined in "RunOwner" is read-only',
 }
 
 

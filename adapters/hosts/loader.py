@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
-from kcd_core import Condensation, CondensationHistory, KnowledgeValueTracker
+from kcd_core import CondensationHistory, KnowledgeValueTracker
 from kcd_core.base.dataset_identity import dataset_identity
 from kcd_core.layout import WholeLayout
 from kcd_core.loading.keys import KeyBatches
 from kcd_core.loading.rebuild import rebuild, understand
 from kcd_core.loading.row_order import REORDERED
 from kcd_core.mixing import Mixer, default_mixer, mix_samples
+from kcd_core.run import Run
 
 from ..profiles import Profile
 from ..settings import Settings
@@ -40,7 +41,7 @@ class HostedLoader:
     Attributes
     ----------
     sampler : HostOrder
-    run : Condensation
+    run : Run
     about : dict
         What tells its samples from others: see `dataset_identity`.
     passes : list of Pass
@@ -65,7 +66,7 @@ class HostedLoader:
             self.sampler, KnowledgeValueTracker(self.sampler.num_samples, value=settings.value)
         )
         layout.call = ""  # the engine ends passes that something was observed in, and no others
-        self.run = Condensation.over(
+        self.run = Run(
             layout,
             settings.schedule(),
             alpha=settings.alpha,

@@ -10,15 +10,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..base.arguments import checked_length
-from ..base.arrays import checked_int
-from ..history import CondensationHistory
 from ..logits import one_of
+from ..run import Run, RunOwner
 from ..saved import gathered
-from ..schedule import CondensationSchedule
-from ..stages import Condensation
-from ..tracker import KnowledgeValueTracker
 from .alignment import Place
 from .keys import KeyBatches
+from .lengths import EpochLengths
 from .prefetch import Prefetch
 from .reader import Reader
 
@@ -27,13 +24,13 @@ __all__ = ["CondensedLoader"]
 Batch = TypeVar("Batch", covariant=True)
 
 
-class CondensedLoader(Generic[Batch]):
+class CondensedLoader(RunOwner, Generic[Batch]):
     """What `wrap_loader` returns. Holds a rebuilt DataLoader and is none, on purpose: trainers rebuild
     whatever is one behind the user's back.
 
     Parameters
     ----------
-    run : Condensation
+    run : Run
     batches : KeyBatches
         Of the run's sampler.
     inner : DataLoader
@@ -46,7 +43,7 @@ class CondensedLoader(Generic[Batch]):
 
     def __init__(
         self,
-        run: Condensation,
+        run: Run,
         batches: KeyBatches,
         inner: DataLoader[Any],
         dataset: Any,
@@ -55,7 +52,7 @@ class CondensedLoader(Generic[Batch]):
     ) -> None:
         self._run = run
         self._reader = Reader(run, batches, inner, dataset, return_index, prefetch)
-        self._planned = False  # whether anybody asked for the lengths of epochs to come
+        self._lengths = EpochLengths(run, batches)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if hasattr(type(self), name) or name in inspect.signature(DataLoader.__init__).parameters:
@@ -83,26 +80,6 @@ class CondensedLoader(Generic[Batch]):
         """What the batches are drawn by: ``sampler``, ``batch_size`` and ``drop_last`` in one, for trainers that ask."""
         return self._reader.batches
 
-    @property
-    def tracker(self) -> KnowledgeValueTracker:
-        """V and F: of all samples; with ``sharded``, of this rank's slice."""
-        return self._run.tracker
-
-    @property
-    def schedule(self) -> CondensationSchedule:
-        """When a stage ends, and how many samples it leaves."""
-        return self._run.schedule
-
-    @property
-    def history(self) -> CondensationHistory:
-        """What each stage did."""
-        return self._run.history
-
-    @property
-    def epoch(self) -> int:
-        """From 1; moved on by `end_epoch` alone."""
-        return self._run.epoch
-
     def set_epoch(self, epoch: int) -> None:
         """Changes nothing, whatever a trainer counts: the epoch is the run's, and `end_epoch` moves it on.
 
@@ -112,14 +89,7 @@ class CondensedLoader(Generic[Batch]):
             Once, if neither `steps` nor `total_steps` was ever asked. A DataLoader has no such method, so that a trainer
             calls it; and trainers take every epoch for as long as the first.
         """
-        if not self._planned and self.schedule.drops(self.sampler.num_samples):
-            self._run.warn_once(
-                "planned",
-                f"set_epoch({epoch}) comes from a trainer, and trainers take all epochs for as long as the first, so that "
-                "the learning rate is scheduled for too many steps: use what there is for yours (docs/trainers.md in the "
-                "repository), or a scheduler over loader.total_steps(epochs)",
-                stacklevel=3,
-            )
+        self._lengths.warn_of_trainer(epoch)
 
     # -- drawing -----------------------------------------------------------------------------------
 
@@ -161,18 +131,7 @@ class CondensedLoader(Generic[Batch]):
         RuntimeError
             For an epoch that has ended, if a set was installed by hand: its length is not known any more.
         """
-        self._planned = True
-        n = self.sampler.num_samples
-        if checked_int(epoch, "epoch", 1) >= self.epoch:
-            size = self.schedule.size_from(n, epoch, current=self.sampler.num_kept, current_epoch=self.epoch)
-        elif self.sampler.stage != len(self.history):
-            raise RuntimeError(
-                f"epoch {epoch} has ended, and a set was installed by hand since the run began, so its length is not "
-                f"known: ask for epochs from the present one, {self.epoch}, on"
-            )
-        else:
-            size = next((stage["kept"] for stage in reversed(self.history) if stage["epoch"] < epoch), n)
-        return -(-self.batch_sampler.steps(size) // checked_int(accumulate, "accumulate", 1))
+        return self._lengths.steps(epoch, accumulate)
 
     def total_steps(self, epochs: int, *, accumulate: int = 1) -> int:
         """Number of steps in epochs 1 .. ``epochs``: what a per-step LR schedule needs to know.
@@ -183,9 +142,7 @@ class CondensedLoader(Generic[Batch]):
             Once, if that is a run in which no epoch follows the end of a stage, so that it drops nothing: asked of
             the epochs to come, by a schedule that would drop something. `steps` never warns.
         """
-        epochs = checked_int(epochs, "epochs", 0)
-        self._run.warn_once("plain", self._run.why_plain(epochs), stacklevel=3)
-        return sum(self.steps(epoch, accumulate=accumulate) for epoch in range(1, epochs + 1))
+        return self._lengths.total(epochs, accumulate)
 
     @property
     def batch_size(self) -> int:

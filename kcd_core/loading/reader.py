@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..base.arrays import is_tensor, to_numpy
 from ..base.padding import PADDING
-from ..stages import Condensation
+from ..run import Run
 from .alignment import Drawn, Pass, Place
 from .keys import Fetched, KeyBatches
 from .prefetch import Prefetch, Prefetched
@@ -28,7 +28,7 @@ class Reader:
 
     Parameters
     ----------
-    run : Condensation
+    run : Run
     batches : KeyBatches
         Of the run's sampler.
     inner : DataLoader
@@ -50,7 +50,7 @@ class Reader:
 
     def __init__(
         self,
-        run: Condensation,
+        run: Run,
         batches: KeyBatches,
         inner: DataLoader[Any],
         dataset: Any,

@@ -6,7 +6,6 @@ from typing import Any, Literal, TypeVar
 
 from torch.utils.data import DataLoader
 
-from ..agreement import numbered
 from ..base import distributed
 from ..base.arguments import check_callable, check_kind, checked_bool
 from ..base.dataset_identity import dataset_identity
@@ -15,12 +14,12 @@ from ..em_step import Select
 from ..layout import Layout, WholeLayout
 from ..mixing import Mixer
 from ..recipes import Mixing
+from ..run import Run
 from ..sampler import CondensedSampler
 from ..schedule import AHEAD, CondensationSchedule
 from ..sharded.layout import SliceLayout
 from ..sharded.sampler import ShardedSampler
 from ..skipped import OnNonfinite
-from ..stages import Condensation
 from ..tracker import KnowledgeValueTracker
 from ..values import Value, ValueName
 from .keys import KeyBatches
@@ -166,7 +165,7 @@ def wrap_loader(
     sampler.share_given, sampler.adopts_seed = order.given, seed is None
     batches = KeyBatches(sampler, *batching)
     mix = resolve_mixer(mixer, loader.dataset)
-    run = Condensation.over(
+    run = Run(
         layout,
         schedule,
         alpha=alpha,
@@ -177,7 +176,7 @@ def wrap_loader(
             "mixer": value_name(mix) if mixing else None,
             "loader's drop_last": batches.drop_last,
         },
-        run=numbered("loader", num_samples),
+        what="loader",
         alike={"batch_size": batches.batch_size},
         tell=batches.tell,
     )

@@ -14,18 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..agreement import numbered
 from ..base import distributed
 from ..base.arguments import check_kind, checked_length
 from ..base.arrays import checked_int, to_numpy
 from ..base.states import value_name
 from ..condense import CondensedSet
 from ..em_step import Decision, Select
-from ..history import CondensationHistory
 from ..logits import one_of
+from ..run import Run, RunOwner
 from ..schedule import CondensationSchedule
 from ..skipped import OnNonfinite
-from ..stages import Condensation
 from ..tracker import KnowledgeValueTracker
 from ..values import Value, ValueName
 from .filter import Key, StreamFilter
@@ -35,7 +33,7 @@ from .told import Drawn, why_repeated
 __all__ = ["CondensedStream"]
 
 
-class CondensedStream(StreamFilter):
+class CondensedStream(RunOwner, StreamFilter):
     """A stream without what was dropped, recorded by id. For data sets with indices, see `wrap_loader`.
 
     Goes into any DataLoader as an iterable-style data set, or, as ``.select(stream.keep)``, into a
@@ -132,36 +130,16 @@ class CondensedStream(StreamFilter):
         tracker = KnowledgeValueTracker(slots, value=value, on_nonfinite=on_nonfinite, device=device)
         named = repr(self.key) if isinstance(self.key, itemgetter) else value_name(self.key)
         self._layout = SlotLayout(self, tracker, named, distributed.check_group(group))
-        self._run = Condensation.over(
+        self._run = Run(
             self._layout,
             schedule,
             alpha=alpha,
             min_weight=1.0,
             select=select,
-            run=numbered("stream", slots),
+            what="stream",
             tell=self._tell,
         )
         self._drawn = Drawn()
-
-    @property
-    def tracker(self) -> KnowledgeValueTracker:
-        """V and F, by slot."""
-        return self._run.tracker
-
-    @property
-    def schedule(self) -> CondensationSchedule:
-        """When a stage ends, and how many of the slots recorded until then it leaves."""
-        return self._run.schedule
-
-    @property
-    def history(self) -> CondensationHistory:
-        """What each stage did, by recorded slot."""
-        return self._run.history
-
-    @property
-    def epoch(self) -> int:
-        """From 1; moved on by `end_epoch` alone."""
-        return self._run.epoch
 
     @property
     def stage(self) -> int:

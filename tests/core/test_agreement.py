@@ -19,9 +19,7 @@ from helpers import Plain, identical_state, logits_of
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 import kcd_core as kcd
-from kcd_core import stages
-from kcd_core.loading import wrap
-from kcd_core.streaming import stream as stream_module
+from kcd_core import run as run_module
 
 N, RANKS = 24, 2
 SCHEDULE = kcd.CondensationSchedule(ratio=0.5, stages=3, period=1)
@@ -97,8 +95,7 @@ class Ranks:
 def ranks(monkeypatch: pytest.MonkeyPatch) -> Ranks:
     made = Ranks()
     monkeypatch.setitem(sys.modules, "torch.distributed", made)
-    for module in (stages, wrap, stream_module):
-        monkeypatch.setattr(module, "numbered", made.numbered)
+    monkeypatch.setattr(run_module, "numbered", made.numbered)
     return made
 
 
