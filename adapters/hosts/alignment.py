@@ -100,6 +100,9 @@ class Pass:
             place = 0 if self.exhausted else last - self._ahead
         if not 0 <= place <= last or len(self.pending[place][0]) != rows:
             return None
+        # What was fetched ahead waits at the end of the pass, and the place no longer tells a second call for a batch.
+        if self.exhausted and not same(self.pending[place][1]):
+            return None
         for _ in range(place):
             self.pending.popleft()
         return self.pending.popleft()

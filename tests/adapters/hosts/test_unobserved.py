@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import deque
 from dataclasses import replace
+from itertools import islice
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -240,6 +242,19 @@ def test_the_first_of_several_functions_counts_and_a_batch_is_recorded_once() ->
         script.engine.observe(2 * script.model(x), y)
     assert script.engine.train is not None
     assert script.engine.train.observed == 40
+    assert script.engine.train.tracker.count.tolist() == [1] * 40
+
+
+def test_at_the_end_of_a_pass_a_second_call_is_not_taken_for_a_batch_that_was_fetched_ahead() -> None:
+    script = Script()
+    batches = script.batches()
+    ahead = deque(islice(batches, 3))
+    while ahead:
+        x, y = ahead.popleft()
+        for _ in range(2):
+            script.engine.observe(script.model(x), y)
+        ahead.extend(islice(batches, 1))
+    assert script.engine.train is not None
     assert script.engine.train.tracker.count.tolist() == [1] * 40
 
 
