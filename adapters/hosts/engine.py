@@ -93,7 +93,7 @@ class Engine:
 
     def start(self, hosted: HostedLoader) -> Iterator[Any]:
         """A pass over a loader. If it is the student's, the pass before it ends now."""
-        _ = self.journal.rank  # while the host's process group is there to ask
+        self.journal.know_rank()  # while the host's process group is there to ask
         self._see_all_ranks(hosted)
         if hosted is self.train:
             self._end_passes()
@@ -323,6 +323,7 @@ class Engine:
             return True
         if not self._closed:
             self._closed = True
+            self.journal.know_rank()
             self._end_passes(last=True)
             if self.train is not None:
                 self.journal.sum_up(self.train, failed=failed)

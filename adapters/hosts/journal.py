@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from .alignment import Pass
     from .loader import HostedLoader
 
-__all__ = ["Journal", "Reasons"]
+__all__ = ["TASKS", "Journal", "Reasons"]
+
+#: What launchers number their processes by that set no ``RANK``. Whether those are ranks, a process group shows alone.
+TASKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID", "LOCAL_RANK")
 
 
 class Journal:
@@ -32,7 +36,7 @@ class Journal:
     drawn, observed : int
         Samples of this process.
     saved : int
-        Samples of all processes.
+        Samples of all processes that were not drawn, and would have been without KCD.
     path : Path or None
         Of the history.
     """
@@ -44,6 +48,11 @@ class Journal:
         self.path = Path(settings.history).absolute() if settings.history is not None else None
         self._unseen = Reasons()  # for which samples were drawn, but not observed
         self._rank = 0
+        tasks = (os.environ.get(name, "") for name in TASKS)
+        later = "RANK" not in os.environ and any(task.isdecimal() and int(task) for task in tasks)
+        self._held: list[str] | None = (
+            [] if later else None
+        )  # lines of what may be another rank than the first
 
     @property
     def rank(self) -> int:
@@ -53,15 +62,24 @@ class Journal:
 
     def say(self, text: str) -> None:
         """Print a line, on the first rank alone."""
-        if self.rank == 0:
+        if self._held is not None:
+            self._held.append(text)
+        elif self.rank == 0:
             print(f"kcd: {text}", flush=True)
+
+    def know_rank(self) -> None:
+        """Take note of the rank, now that the host's process group is there, if it ever is."""
+        held, self._held = self._held or [], None
+        for text in held:
+            self.say(text)
+        _ = self.rank
 
     def add(self, train: HostedLoader, one: Pass, unseen: str) -> None:
         """Add a pass over the student's loader that ended; ``unseen`` is why part of it was not observed, if so."""
         self.epochs += 1
         self.drawn += one.drawn
         self.observed += one.observed
-        self.saved += train.sampler.num_samples - one.size
+        self.saved += train.drawn_of(train.sampler.num_samples) - train.drawn_of(one.size)
         if one.drawn > one.observed:
             self._unseen.note(unseen, times=one.drawn - one.observed)
 
@@ -78,8 +96,12 @@ class Journal:
         self._write(train)
 
     def _savings(self, train: HostedLoader, when: str = "") -> str:
-        full = self.epochs * train.sampler.num_samples
+        full = self._full(train)
         return f"{self.saved} of {full} samples saved{when} ({self.saved / max(1, full):.1%})"
+
+    def _full(self, train: HostedLoader) -> int:
+        """Samples that these epochs would have drawn without KCD."""
+        return self.epochs * train.drawn_of(train.sampler.num_samples)
 
     def sum_up(self, train: HostedLoader, *, failed: bool) -> None:
         """The last lines; where the script ``failed``, there is no more to be said of stages that did not end."""
@@ -124,6 +146,7 @@ class Journal:
                 "drawn": self.drawn,
                 "observed": self.observed,
                 "saved": self.saved,
+                "full": self._full(train),
                 "processes": train.sampler.num_replicas,
             },
             "history": train.history.state_dict(),

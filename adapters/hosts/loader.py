@@ -162,6 +162,18 @@ class HostedLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
+    def drawn_of(self, size: int) -> int:
+        """Samples that all ranks together draw in an epoch on a set of ``size``.
+
+        What only pads is none of them, and neither is what does not fill a batch, or is left over by the ranks, where that
+        is dropped.
+        """
+        sampler, batches = self.sampler, self.batches
+        most = min(sampler.length(size), batches.steps(size) * batches.batch_size)
+        return sum(
+            min(most, len(range(rank, size, sampler.num_replicas))) for rank in range(sampler.num_replicas)
+        )
+
     def take_over(self, *, last: bool = False) -> list[Pass]:
         """Take out the passes that are over; all of them at the ``last``."""
         over = [one for one in self.passes if last or one.over]

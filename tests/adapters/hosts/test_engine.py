@@ -28,6 +28,7 @@ from kcd_adapters import contrast
 from kcd_adapters.hosts import alignment, import_hooks, shims
 from kcd_adapters.hosts.alignment import Pass
 from kcd_adapters.hosts.engine import Engine
+from kcd_adapters.hosts.journal import TASKS, Journal
 from kcd_adapters.hosts.loader import HostedLoader
 from kcd_adapters.profiles import Profile, find, option, profiles
 from kcd_adapters.settings import SHIMS, Settings
@@ -510,6 +511,41 @@ def test_ranks_meet_once_to_see_that_all_observe(
     assert len(met) == meetings
 
 
+@pytest.mark.parametrize(
+    ("drop_last", "ranks", "ranks_drop_last"),
+    [
+        (False, 1, False),
+        (True, 1, False),
+        (False, 3, False),
+        (True, 3, False),
+        (False, 3, True),
+        (True, 3, True),
+    ],
+)
+def test_the_account_is_of_what_epochs_draw(drop_last: bool, ranks: int, ranks_drop_last: bool) -> None:
+    """Not of whole sets, where batches or the ranks' last samples are dropped, or padding makes up for them."""
+    settings = Settings(ratio=0.5, stages=2, period=1, mixing="none")
+    sizes, data = [40, 30, 21], Cifar(40)
+    drawn = [0, 0, 0]
+    for rank in range(ranks):
+        sampler = DistributedSampler(data, ranks, rank, drop_last=ranks_drop_last) if ranks > 1 else None
+        loader: Any = DataLoader(
+            data, batch_size=4, shuffle=sampler is None, sampler=sampler, drop_last=drop_last
+        )
+        train = HostedLoader(loader, PROFILE, settings)
+        journal = Journal(settings, "Mini", "kd")
+        for place, size in enumerate(sizes):
+            train.sampler.install(kcd.CondensedSet(np.arange(size), 40))
+            for _ in train.start():
+                pass
+            (one,) = train.take_over()
+            drawn[place] += one.drawn
+            journal.add(train, one, "")
+    assert [train.drawn_of(size) for size in sizes] == drawn
+    assert journal.saved == 2 * drawn[0] - drawn[1] - drawn[2]
+    assert f"{journal.saved} of {3 * drawn[0]} samples saved" in journal._savings(train)
+
+
 def test_a_host_without_ranks_is_the_first_of_one() -> None:
     assert (hosted().sampler.num_replicas, hosted().sampler.rank) == (1, 0)
 
@@ -532,6 +568,30 @@ def test_before_there_is_a_process_group_the_launchers_first_rank_alone_speaks(
         monkeypatch.setenv(name, value)
     Engine(Settings(), PROFILE, []).journal.say("a line")
     assert capsys.readouterr().out == ("kcd: a line\n" if says else "")
+
+
+@pytest.mark.parametrize("task", ["SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "LOCAL_RANK"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_where_a_launcher_numbers_processes_they_speak_once_it_is_known_whether_those_are_ranks(
+    task: str, rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", *TASKS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(task, "1")
+    settings = Settings(history="h.json")
+    engine, train = Engine(settings, PROFILE, []), hosted()
+    engine._candidates.add(train)
+    engine.journal.say("a line")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(
+        distributed, "rank_announced", lambda: rank
+    )  # by now, the script made a process group
+    engine.start(train)
+    engine.journal.say("another")
+    assert capsys.readouterr().out == ("" if rank else "kcd: a line\nkcd: another\n")
+    monkeypatch.setenv(task, "0")
+    Engine(settings, PROFILE, []).journal.say("the first task waits for nobody")
+    assert ("the first" in capsys.readouterr().out) == (rank == 0)
 
 
 def test_a_history_that_can_not_be_written_later_does_not_stop_the_run(
