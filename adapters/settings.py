@@ -63,6 +63,10 @@ class Settings:
         Shims that are not to be used, by name; "all" means all of them.
     history : str, optional
         A JSON file to write what each stage did to.
+    log : str, optional
+        A file to append a line of JSON to when a stage ends.
+    tensorboard : str, optional
+        A folder to write TensorBoard's files to, with torch's own writer.
 
     Raises
     ------
@@ -83,6 +87,8 @@ class Settings:
     if_unobserved: str = "stop"
     no_shims: tuple[str, ...] = ()
     history: str | None = None
+    log: str | None = None
+    tensorboard: str | None = None
 
     def __post_init__(self) -> None:
         self.schedule()  # raises where a number is outside its range
@@ -203,6 +209,14 @@ class Settings:
         )
         parser.add_argument(
             "--history", metavar="FILE", help="write what each stage did as JSON (kcd report)"
+        )
+        parser.add_argument(
+            "--log", metavar="FILE", help="append what a stage did when it ends, a line of JSON"
+        )
+        parser.add_argument(
+            "--tensorboard",
+            metavar="DIR",
+            help="write what each stage did for TensorBoard (needs that package)",
         )
 
     @classmethod

@@ -49,6 +49,7 @@ LAYERS = (
     ("kcd_core.__init__",),
     ("kcd_adapters.__init__",),
     ("kcd_adapters.contrast", "kcd_adapters.extras", "kcd_adapters.settings"),
+    ("kcd_adapters.stage_log",),
     ("kcd_adapters.profiles",),
     ("kcd_adapters.patching",),
     ("kcd_adapters.hosts",),

@@ -43,7 +43,7 @@ class Engine:
 
     def __init__(self, settings: Settings, profile: Profile, arguments: Sequence[str]) -> None:
         self.settings, self.profile = settings, profile
-        self.journal = Journal(settings, profile.title, profile.method(list(arguments)))
+        self.journal = Journal(settings, profile.title, profile.method(list(arguments)), arguments)
         self.train: HostedLoader | None = None
         self.unobserved = Unobserved(settings, profile, arguments, self.journal)
         # For which predictions were passed over; of this pass, once the student is known.

@@ -55,8 +55,10 @@ def install(
     Raises
     ------
     ValueError
-        If no profile knows the script, the command line can't run with KCD (which, and why), the history
+        If no profile knows the script, the command line can't run with KCD (which, and why), what was asked for
         can't be written, or KCD is installed already.
+    ImportError
+        If the package that ``tensorboard`` needs is missing.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if profile is None:
@@ -74,6 +76,8 @@ def install(
     journal = engine.journal
     if settings.history is not None and not spawned:
         check_writable(Path(settings.history), "--history")
+    if not spawned:
+        journal.log.check("--{}".format)
     _INSTALLED.append(engine)
     say = (lambda text: None) if spawned else journal.say
     say(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +16,9 @@ from kcd_core import CondensedSet, __version__
 from kcd_core.base import distributed
 from kcd_core.base.files import write_whole
 
+from ..profiles import option
 from ..settings import Settings, number
+from ..stage_log import StageLog, now
 
 if TYPE_CHECKING:
     from .alignment import Pass
@@ -23,6 +28,9 @@ __all__ = ["TASKS", "Journal", "Reasons"]
 
 #: What launchers number their processes by that set no ``RANK``. Whether those are ranks, a process group shows alone.
 TASKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID", "LOCAL_RANK")
+
+#: Options by which scripts are given a seed.
+SEEDS = ("--seed", "--manual_seed", "--manual-seed", "--manualSeed", "--random_seed", "--random-seed")
 
 
 class Journal:
@@ -39,10 +47,18 @@ class Journal:
         Samples of all processes that were not drawn, and would have been without KCD.
     path : Path or None
         Of the history.
+    log : StageLog
+        Where else stages are written.
     """
 
-    def __init__(self, settings: Settings, repository: str, method: str) -> None:
-        self._settings, self._repository, self.method = settings, repository, method
+    def __init__(
+        self, settings: Settings, repository: str, method: str, arguments: Sequence[str] = ()
+    ) -> None:
+        self._settings, self.method = settings, method
+        about = {"repository": repository, "method": method, "started": now()}
+        seed = option(arguments, *SEEDS)
+        self._about = about | ({"seed": seed} if seed else {})
+        self.log = StageLog(settings, self._about, self.say)
         self.epochs = self.drawn = self.observed = self.saved = 0
         # Absolute from the start: the host may change its working directory.
         self.path = Path(settings.history).absolute() if settings.history is not None else None
@@ -94,6 +110,8 @@ class Journal:
             f"cut {chosen.cut:.4f}, {self._savings(train, ' so far')}{lent}"
         )
         self._write(train)
+        if self.rank == 0:
+            self.log.write(train.history, saved=self.saved, full=self._full(train))
 
     def _savings(self, train: HostedLoader, when: str = "") -> str:
         full = self._full(train)
@@ -139,7 +157,7 @@ class Journal:
         if self.path is None or self.rank > 0:
             return False
         content = {
-            "run": {"repository": self._repository, "method": self.method, "kcd": __version__},
+            "run": {**self._about, "command": shlex.join(sys.argv), "kcd": __version__},
             "settings": asdict(self._settings),
             "summary": {
                 "epochs": self.epochs,

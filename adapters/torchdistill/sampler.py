@@ -27,6 +27,7 @@ from kcd_core.loading.keys import KeyBatches
 from ..contrast import restrict
 from ..hosts.order import HostOrder
 from ..settings import Settings
+from ..stage_log import StageLog, now
 from .wrapper import KCDDatasetWrapper
 
 __all__ = ["KCDBatchSampler"]
@@ -35,6 +36,12 @@ FORGOTTEN = (
     "Use student: {forward_proc: 'kcd_forward_batch_only'} and post_epoch_process: "
     "'kcd_default_post_epoch_process_with_teacher' (or 'kcd_' and those you have)"
 )
+
+
+def _say(text: str) -> None:
+    """Print a line, on the first rank alone."""
+    if distributed.rank_announced() == 0:
+        print(f"kcd: {text}", flush=True)
 
 
 class KCDBatchSampler:
@@ -82,6 +89,8 @@ class KCDBatchSampler:
         for name, given in (("state", state), ("history", self.settings.history)):
             if given is not None:
                 check_writable(Path(given), f"KCDBatchSampler's {name}")
+        self._log = StageLog(self.settings, {"repository": "torchdistill", "started": now()}, _say)
+        self._log.check("KCDBatchSampler's {}".format)
         self.schedule = self.settings.schedule()
         shuffled = (type(sampler) is RandomSampler and not sampler.replacement) or (
             isinstance(sampler, DistributedSampler) and sampler.shuffle
@@ -151,11 +160,10 @@ class KCDBatchSampler:
     def _drawn(self) -> Iterator[list[Any]]:
         # At the first batch: a DataLoader with workers calls iter() twice for one pass.
         self._passes += 1
-        if self._passes == 2 and self.epoch == 0 and distributed.rank_announced() == 0:
-            print(
-                "kcd: WARNING: nothing was observed in a whole epoch. That is right for a stage before the student's own. "
-                f"{FORGOTTEN}",
-                flush=True,
+        if self._passes == 2 and self.epoch == 0:
+            _say(
+                "WARNING: nothing was observed in a whole epoch. That is right for a stage before the student's own. "
+                f"{FORGOTTEN}"
             )
         yield from self._batches
 
@@ -265,12 +273,12 @@ class KCDBatchSampler:
 
     def _tell(self, chosen: CondensedSet) -> None:
         settings = self.settings
+        _say(
+            f"stage {chosen.stage} after epoch {self.epoch}: {len(chosen.kept)} of {chosen.num_samples} "
+            f"kept, {len(chosen.dropped)} dropped, cut {chosen.cut:.4f}"
+        )
         if distributed.rank_announced() == 0:
-            print(
-                f"kcd: stage {chosen.stage} after epoch {self.epoch}: {len(chosen.kept)} of {chosen.num_samples} "
-                f"kept, {len(chosen.dropped)} dropped, cut {chosen.cut:.4f}",
-                flush=True,
-            )
+            self._log.write(self.history)
             if settings.history is not None:
                 content = {
                     "settings": asdict(settings),

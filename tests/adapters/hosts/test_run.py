@@ -135,7 +135,8 @@ def phase(items: Items, name: str) -> Items:
 
 @on("repdistiller")
 def test_what_is_drawn_and_mixed_follows_from_the_predictions(host: Host) -> None:
-    output, items = host.kcd(*ONCE, "--history", "h.json", "train_student.py", "--num_workers", "2")
+    asked = ("--history", "h.json", "--log", "l.jsonl")
+    output, items = host.kcd(*ONCE, *asked, "train_student.py", "--num_workers", "2")
     check(items, SIZES)
     assert "RepDistiller, kd" in output
     assert "observed at helper.loops.accuracy" in output
@@ -146,6 +147,11 @@ def test_what_is_drawn_and_mixed_follows_from_the_predictions(host: Host) -> Non
     written = json.loads((host.folder / "h.json").read_text())
     assert [r["kept"] for r in written["history"]["records"]] == [*SIZES[1:]]
     assert written["summary"]["epochs"] == 6
+    assert written["summary"]["full"] - written["summary"]["saved"] == sum(SIZES)
+    assert written["run"]["command"] == "train_student.py --num_workers 2"
+    lines = [json.loads(line) for line in (host.folder / "l.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["kept"]) for line in lines] == list(enumerate(SIZES[1:], 1))
+    assert {line["started"] for line in lines} == {written["run"]["started"]}
     # and the check itself: what would random dropping look like?
     rng = np.random.default_rng(0)
     for item in phase(items, "train"):
