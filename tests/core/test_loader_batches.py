@@ -318,19 +318,6 @@ def test_indices_that_nothing_can_be_said_about_are_the_trackers_business():
     assert_right(loader)
 
 
-def test_places_are_the_inverse_of_the_order():
-    for n, shuffle in itertools.product([1, 2, 7, 64, 1000], [True, False]):
-        sampler = kcd.CondensedSampler(n, shuffle=shuffle, seed=n)
-        for epoch in (1, 2):
-            order = sampler.order(epoch)
-            assert sampler.places(order, epoch).tolist() == list(range(len(order)))
-        if n > 2:
-            kept = np.arange(0, n, 2)
-            sampler.in_force = sampler.in_force._replace(kept=kept, stage=1)
-            assert sampler.places(sampler.order(3), 3).tolist() == list(range(len(kept)))
-            assert (sampler.places(kept[1:] - 1, 3) == n).all()
-
-
 # -- what a data set and a collate function do to a batch -------------------------------------------------
 
 

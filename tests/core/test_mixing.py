@@ -560,6 +560,40 @@ def test_mix_samples_refuses(dataset, options, error, reason):
         kcd.mix_samples(dataset, 2, STEPS, **options)
 
 
+@pytest.mark.parametrize("mixer", [kcd.mix_samples, kcd.mix_arrays])
+def test_a_source_that_is_gone_is_named_and_an_own_image_fails_as_without_kcd(mixer):
+    class Gone(Mnist):
+        """Sample 7 was deleted: its image can't be read, as of a memory map on a disk that failed."""
+
+        def __getitem__(self, index):
+            return self.data[index], 0
+
+    class Data(np.ndarray):
+        def __getitem__(self, key):
+            if isinstance(key, int) and key == 7:
+                raise OSError("the disk failed")
+            return super().__getitem__(key)
+
+    dataset = Gone(N)
+    dataset.data = images_of(N).view(Data)
+    with pytest.raises(
+        RuntimeError, match=r"sample 7 .*, to be mixed into sample 2: OSError: the disk failed"
+    ) as caught:
+        mixer(dataset, 2, STEPS)
+    assert isinstance(caught.value.__cause__, OSError)
+    with pytest.raises(OSError, match=r"^the disk failed$"):
+        mixer(dataset, 7, ((7, 9, 0.8),))
+
+
+def test_a_source_that_is_none_is_named_and_a_sample_that_is_none_stays_none():
+    samples = [None if i == 7 else torch.full((2,), float(i)) for i in range(10)]
+    with pytest.raises(
+        RuntimeError, match=r"sample 7 could not be read, .* sample 2: ValueError: it is None"
+    ):
+        kcd.mix_samples(samples, 2, STEPS)
+    assert kcd.mix_samples(samples, 7, ((7, 9, 0.8),)) is None
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_dict_without_fields_is_a_type_error_at_the_first_fetch(num_workers):
     """And not in the epoch in which something is mixed for the first time."""

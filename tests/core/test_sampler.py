@@ -557,6 +557,19 @@ def test_an_order_is_what_iterating_gives(kind: Any, replicas: int, given: Any, 
             assert sampler.epoch == 7  # to look at an order changes nothing
 
 
+def test_places_are_the_inverse_of_the_order() -> None:
+    for n, shuffle in itertools.product([1, 2, 7, 64, 1000], [True, False]):
+        sampler = kcd.CondensedSampler(n, shuffle=shuffle, seed=n)
+        for epoch in (1, 2):
+            order = sampler.order(epoch)
+            assert sampler.places(order, epoch).tolist() == list(range(len(order)))
+        if n > 2:
+            kept = np.arange(0, n, 2)
+            sampler.in_force = sampler.in_force._replace(kept=kept, stage=1)
+            assert sampler.places(sampler.order(3), 3).tolist() == list(range(len(kept)))
+            assert (sampler.places(kept[1:] - 1, 3) == n).all()
+
+
 def test_an_order_needs_an_epoch_that_is_a_number() -> None:
     sampler = kcd.CondensedSampler(5)
     with pytest.raises(TypeError, match=r"epoch must be an integer, got 1\.5"):

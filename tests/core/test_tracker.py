@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import kcd_core as kcd
 from kcd_core.base.arrays import checked_indices
+from kcd_core.skipped import SkipReport
 from kcd_core.sums import MAX_TOTAL, SCALE
 from kcd_core.values import host_entropy
 from kcd_core.waiting import MAX_PENDING
@@ -432,6 +433,24 @@ def test_a_bad_logit_is_skipped_counted_and_warned_of_once(device: Any, bad: flo
         assert number(tracker.count).tolist() == [3, 3, 0, 3]
         assert np.isnan(number(tracker.value)).tolist() == [False, False, True, False]
     assert tracker.skipped == {"nonfinite": 4, "out_of_range": 0}
+
+
+def test_each_cause_is_told_once_with_the_indices_that_there_are() -> None:
+    """As a tracker tells what a device skipped, where indices can't be looked at on the way."""
+    report = SkipReport("skip", looks=False)
+    with pytest.warns(
+        RuntimeWarning, match=r"2 recordings had an index outside 0 \.\. 3 and were not recorded"
+    ):
+        report.tell(np.array([0, 2]), 4)
+    with pytest.warns(RuntimeWarning, match="3 values were not finite") as caught:
+        report.tell(np.array([3, 5]), 4)
+    assert len(caught) == 1
+    strict = SkipReport("raise", looks=False)
+    with pytest.raises(IndexError, match=r"2 recordings had an index outside 0 \.\. 3"):
+        strict.tell(np.array([1, 2]), 4)
+    with pytest.raises(ValueError, match="4 values were not finite"):
+        strict.tell(np.array([5, 2]), 4)
+    strict.tell(np.array([5, 2]), 4)
 
 
 @BACK_ENDS
