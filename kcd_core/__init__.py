@@ -19,6 +19,7 @@ from .base import checkpoint as checkpoint
 from .base.checkpoint import load_checkpoint, save_checkpoint
 from .condense import CondensedSet, condense
 from .em_step import condense_step
+from .gate import TeacherGate
 from .history import CondensationHistory
 from .mixing import mix_arrays, mix_samples
 from .sampler import CondensedSampler
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .loading.loader import CondensedLoader
     from .loading.wrap import wrap_loader
     from .loss import CondensedLoss
+    from .row_losses import gated_loss
     from .streaming.stream import CondensedStream
 
 __all__ = [
@@ -46,11 +48,13 @@ __all__ = [
     "CondensedStream",
     "KnowledgeValueTracker",
     "ShardedSampler",
+    "TeacherGate",
     "condense",
     "condense_sharded",
     "condense_step",
     "cross_entropy",
     "entropy",
+    "gated_loss",
     "kd_divergence",
     "load_checkpoint",
     "margin",
@@ -65,6 +69,7 @@ _NEED_TORCH = {
     "CondensedLoader": "loading.loader",
     "wrap_loader": "loading.wrap",
     "CondensedLoss": "loss",
+    "gated_loss": "row_losses",
     "CondensedStream": "streaming.stream",
 }
 

@@ -89,7 +89,7 @@ def condense_step(
     Parameters
     ----------
     tracker : KnowledgeValueTracker
-    sampler : CondensedSampler, CondensedLoss, or anything with ``num_samples``, ``kept`` and ``install``
+    sampler : CondensedSampler, CondensedLoss, TeacherGate, or anything with ``num_samples``, ``kept`` and ``install``
         The stage's number is its ``stage`` (0 where it has none) plus one.
     schedule : CondensationSchedule
         Asked for the target size.

@@ -13,7 +13,6 @@ import numpy as np
 
 from .base import distributed
 from .em_step import Condensable, Decision, Select, decide, fingerprint_of, size_of
-from .epoch_sampler import fingerprint
 from .history import CondensationHistory
 from .schedule import CondensationSchedule
 from .sums import CheckedState as TrackerState
@@ -210,8 +209,7 @@ class WholeLayout:
     def moment(self, in_force: Any) -> dict[str, str]:
         if isinstance(in_force, str):
             return {"set": in_force}
-        kept_now = fingerprint(in_force.stage, in_force.kept, in_force.recipes)
-        return {"set": kept_now, "seed": str(in_force.seed)}
+        return {"set": self.sampler.fingerprint(in_force), "seed": str(getattr(in_force, "seed", None))}
 
     def joined(
         self, parts: Sequence[tuple[TrackerState, Any]], within_epoch: bool

@@ -1,38 +1,38 @@
-"""A run: what was recorded, which set is in force, which epoch it is, and what each stage did.
+"""A run: records, and ends epochs.
 
 What differs between a data set, slices of one, and a stream, is its `Layout`. Everything else about a stage's
-end, and about a state, is the same for all, and is here.
+end, and about a state, is the same for all.
 """
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-from .agreement import Agreement, numbered
 from .base import distributed
-from .base.arguments import check_kind
 from .base.arrays import is_tensor
-from .base.states import value_name
-from .condense import check_settings
-from .em_step import Decision, Select, check_select, check_share
+from .em_step import Decision, Select, check_share
 from .history import CondensationHistory
-from .layout import Layout, nothing_of
+from .layout import Layout, Undo
 from .logits import one_of
 from .progress import EpochProgress
-from .saved import Saved, checked, gathered
+from .run_state import RunState
 from .schedule import CondensationSchedule
 from .tracker import KnowledgeValueTracker
 
-__all__ = ["Run", "RunOwner"]
+__all__ = ["Run", "RunOwner", "end_together"]
 
-STATE_VERSION = 2
 Tell = Callable[[int, Decision | None], Mapping[str, str]]
 
 
-class Run:
+class Ending(NamedTuple):
+    """What the end of an epoch will change: nothing but the epoch, where no stage ends."""
+
+    decision: Decision | None
+    entry: dict[str, Any] | None
+
+
+class Run(RunState):
     """The one owner of a run's state, for all that draw or record.
 
     Parameters
@@ -51,16 +51,8 @@ class Run:
         ``tell(epoch, decision)``: what else an epoch's end warns of, by kind. An epoch of which it tells something is not
         said to lack recordings.
     depth : int
-        Of the user's call, which a warning is about: 4 for one that calls this object's methods, one more for each call
+        Of the user's call in which something is recorded: 4 for one that calls `record` itself, one more for each call
         between.
-
-    Attributes
-    ----------
-    epoch : int
-        From 1; moved on by `end_epoch` alone.
-    history : CondensationHistory
-    progress : EpochProgress
-        What was recorded in the epoch.
     """
 
     def __init__(
@@ -77,40 +69,10 @@ class Run:
         tell: Tell | None = None,
         depth: int = 5,
     ) -> None:
-        check_kind(schedule, "schedule", CondensationSchedule)
-        self._layout = layout
-        self.schedule = schedule
-        self.alpha, self.min_weight = check_settings(alpha, min_weight)
-        check_select(select)
-        self.select = select
-        self._own = dict(own or {})
+        settings: dict[str, Any] = {"alpha": alpha, "min_weight": min_weight, "select": select}
+        super().__init__(layout, schedule, **settings, what=what, own=own, alike=alike)
         self._tell, self._depth = tell, depth
-        self._agreement = Agreement(layout, numbered(what, layout.num_samples) if what else "", alike or {})
-        self.history = CondensationHistory(layout.num_samples, schedule)
-        self.epoch = 1
-        self.progress = EpochProgress(layout.tracker.batches)
         self._choose_device = layout.tracker.device is None
-        self._warned: set[str] = set()
-
-    @property
-    def sampler(self) -> Any:
-        """What each stage's set is installed in."""
-        return getattr(self._layout, "sampler", self._layout)
-
-    @property
-    def tracker(self) -> KnowledgeValueTracker:
-        """V and F."""
-        return self._layout.tracker
-
-    @property
-    def group(self) -> Any:
-        """The process group of the ranks that train this student; None is all."""
-        return self._layout.group
-
-    @property
-    def seen(self) -> bool:
-        """Whether anything was recorded in this epoch, in whatever way."""
-        return self.progress.seen_before or self.tracker.batches > self.progress.batches
 
     # -- recording ---------------------------------------------------------------------------------
 
@@ -155,7 +117,7 @@ class Run:
             self._choose_device = False
             if is_tensor(given) and given.is_cuda:  # values are kept where no copy stalls the step
                 self.tracker.to(given.device)
-        rows = self._layout.rows(indices)
+        rows = self.layout.rows(indices)
         if values is None:
             recorded = self.tracker.update(rows, given, teacher_logits=teacher_logits, targets=targets)
         else:
@@ -182,7 +144,7 @@ class Run:
         """
         if not self.progress.begun:
             self._begin_epoch(6)
-        self._agreement.drawn(self.epoch)
+        self.agreement.drawn(self.epoch)
 
     def _begin_epoch(self, depth: int) -> None:
         """What can be known only now: a process group may be younger than the sampler."""
@@ -191,7 +153,7 @@ class Run:
         self.warn_once(
             "unsummed", distributed.unsummed(getattr(self.sampler, "num_replicas", None), group), depth
         )
-        self._agreement.check_moment()
+        self.agreement.check_moment()
         self.progress = self.progress._replace(begun=True)
 
     def end_epoch(self) -> Any:
@@ -222,10 +184,14 @@ class Run:
         RuntimeWarning
             Once, if values were not finite.
         """
-        self._agreement.check_moment()
+        return end_together(self)[0]
+
+    def decide_end(self) -> Ending:
+        """What the epoch's end will change: all of it that may fail. Changes nothing."""
+        self.agreement.check_moment()
         due = self.schedule.due(self.epoch)
-        if due or self._agreement.missing:
-            self._agreement.check({**self.identity(), "epoch": self.epoch})
+        if due or self.agreement.missing:
+            self.agreement.check({**self.identity(), "epoch": self.epoch})
         decision = self._decide() if due else None
         problem: Exception | None = None
         entry: dict[str, Any] | None = None
@@ -241,10 +207,10 @@ class Run:
             distributed.raise_together(problem, self.group)
         elif problem is not None:
             raise problem
-        return self._move_on(decision, entry)
+        return Ending(decision, entry)
 
     def _decide(self) -> Decision:
-        return self._layout.decide(
+        return self.layout.decide(
             self.schedule,
             alpha=self.alpha,
             min_weight=self.min_weight,
@@ -260,187 +226,63 @@ class Run:
             decision.count,
             epoch=self.epoch,
             alpha=self.alpha,
-            mixing=self._layout.mixing,
+            mixing=self.layout.mixing,
             unseen=decision.unseen,
         )
         if decision.previous is not None:
             entry["dropped"] = decision.previous - decision.chosen.num_kept
         return entry
 
-    def warn_once(self, kind: str, text: str, stacklevel: int) -> None:
-        """Warn of one ``kind`` of thing once in a run; of an empty text, not at all."""
-        if text and kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(text, UserWarning, stacklevel=stacklevel)
-
     def _warn(self, decision: Decision | None) -> None:
         told = dict(self._tell(self.epoch, decision)) if self._tell else {}
-        if not (self.seen or told) and self._layout.call:
+        if not (self.seen or told) and self.layout.call:
             told["nothing recorded"] = (
-                f"nothing was recorded in epoch {self.epoch}: call {self._layout.call} after the student's "
+                f"nothing was recorded in epoch {self.epoch}: call {self.layout.call} after the student's "
                 "forward pass"
             )
         for kind, text in {"decision": decision.warning if decision else "", **told}.items():
-            self.warn_once(kind, text, self._depth)
+            self.warn_once(kind, text, stacklevel=6)
 
-    def why_plain(self, epochs: int) -> str:
-        """Why a run that ends with epoch ``epochs`` drops nothing; empty if it does, or has ended already."""
-        return (
-            ""
-            if len(self.history)
-            else self.schedule.why_plain(self._layout.num_samples, epochs, epoch=self.epoch)
-        )
-
-    def _move_on(self, decision: Decision | None, entry: dict[str, Any] | None) -> Any:
-        """Change what an epoch's end changes, now that all that can fail is done; an interrupt puts it back."""
-        history, undo = self.history, self._layout.snapshot()
+    def snapshot(self) -> Undo:
+        """What puts back set, history and epoch, as they are now."""
+        history, undo = self.history, self.layout.snapshot()
         before = history.num_samples, history.records, self.epoch, self.progress
-        try:
-            if decision is None or entry is None:
-                self._layout.install(None, self.epoch + 1)
-            else:
-                in_force = decision.chosen if decision.in_force is None else decision.in_force
-                self._layout.install(in_force, self.epoch + 1)
-                history.num_samples = decision.num_samples or history.num_samples
-                history.records = [*history.records, entry]
-            self.epoch += 1
-            self.progress = EpochProgress(self.tracker.batches)
-            return None if decision is None else decision.chosen
-        except BaseException:
+
+        def put_back() -> None:
             undo()
             history.num_samples, history.records, self.epoch, self.progress = before
-            raise
 
-    # -- state -------------------------------------------------------------------------------------
+        return put_back
 
-    def identity(self) -> dict[str, Any]:
-        """What can't change in the course of a run."""
-        return {
-            "version": STATE_VERSION,
-            **self._layout.identity(),
-            **copy.deepcopy(self._own),
-            "schedule": self.schedule.state_dict(),
-            "schedule_type": type(self.schedule).__qualname__,
-            "alpha": self.alpha,
-            "min_weight": self.min_weight,
-            "select": value_name(self.select) if self.select else None,
-        }
+    def carry_out(self, ending: Ending) -> Any:
+        """Change what an epoch's end changes; the set that was chosen, if there is one."""
+        decision, history = ending.decision, self.history
+        if decision is None or ending.entry is None:
+            self.layout.install(None, self.epoch + 1)
+        else:
+            in_force = decision.chosen if decision.in_force is None else decision.in_force
+            self.layout.install(in_force, self.epoch + 1)
+            history.num_samples = decision.num_samples or history.num_samples
+            history.records = [*history.records, ending.entry]
+        self.epoch += 1
+        self.progress = EpochProgress(self.tracker.batches)
+        return None if decision is None else decision.chosen
 
-    def state_dict(self) -> dict[str, Any]:
-        """Recordings, set in force, history and epoch, as plain numbers and tensors. Copies.
 
-        Under a process group every rank saves its own. Reads back under ``torch.load(weights_only=True)``.
-        """
-        return {
-            **self.identity(),
-            "num_replicas": self._layout.ranks,
-            "rank": self._layout.rank,
-            "epoch": self.epoch,
-            "seen": self.seen,
-            "tracker": self.tracker.state_dict(),
-            **self._layout.state_dict(),
-            "history": self.history.state_dict(),
-        }
-
-    def gather_state_dict(self) -> list[dict[str, Any]]:
-        """What `state_dict` returns on every rank, in the order of ranks, on each of them: for trainers that save on one.
-
-        `load_state_dict` takes the list on any number of ranks. Every rank must call this, and holds all states
-        while it has the list. Under NCCL they pass through the device that ``torch.cuda.set_device`` set.
-
-        Returns
-        -------
-        list of dict
-            Of one, without a process group, or where all ranks draw alike.
-
-        Raises
-        ------
-        RuntimeError
-            If another rank has not called this within five minutes. (With a torch that has no
-            ``ProcessGroup.get_group_store``, it waits until the process group's own timeout.)
-        """
-        return gathered(self.state_dict, self.group)
-
-    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-        """Go on where a state was saved.
-
-        The ranks of a process group compare where they go on when the first batch is drawn or recorded: each of those
-        that loaded waits for the others to have loaded, five minutes at most, and a RuntimeError says which of them has
-        not, or goes on from another moment. (With a torch that has no ``ProcessGroup.get_group_store``, what all ranks
-        know is compared when a stage ends.)
-
-        Parameters
-        ----------
-        state : mapping, or list of mappings
-            What this rank saved; or, on any number of ranks, what all ranks of a run saved at one step, in any
-            order. Rank 0 then takes over the sum of what was recorded.
-
-        Raises
-        ------
-        ValueError
-            If it was saved with other settings, by another rank or version, or is no run's state; of a list,
-            also if a rank is missing or there twice, or if they were not saved at one step. Nothing is changed
-            then.
-        """
-        self.apply(self.check_state(state))
-
-    def check_state(
-        self,
-        state: Mapping[str, Any] | Sequence[Mapping[str, Any]],
-        *,
-        needs: tuple[str, ...] = (),
-        within: str = "",
-    ) -> Saved:
-        """What `load_state_dict` would take over, or why it would not.
-
-        ``needs`` are whole numbers that the state holds besides; the one called ``within`` is 0 between epochs.
-        """
-        mine = self.identity()
-        if getattr(self.sampler, "adopts_seed", False):  # the sampler's own state brings it
-            del mine["seed"]
-        return checked(state, self._layout, mine, needs=needs, within=within)
-
-    def apply(self, saved: Saved) -> None:
-        """Take over a checked state."""
-        self._layout.apply(saved.recorded, saved.in_force)
-        self.history, self.epoch = saved.history, saved.epoch
-        self.history.schedule = self.schedule
-        self.progress = EpochProgress(self.tracker.batches, seen_before=saved.seen)
-        self._agreement.loaded(saved.moment)
-
-    def restore(
-        self, *, epoch: int, seen: bool, tracker: Any, sampler: Any, history: Any, summed: bool = False
-    ) -> None:
-        """Go on from parts that were saved within another's state: those of `tracker`, `sampler` and `history`.
-
-        ``summed``: the recordings are those of all ranks, which the first takes over.
-
-        Raises
-        ------
-        ValueError
-            If one of them is not such a part, or of other settings. Nothing is changed then.
-        """
-        layout = self._layout
-        done = CondensationHistory.from_state(history)
-        parts = {"tracker": tracker, "sampler": sampler}
-        recorded, in_force = layout.check_state(parts, done, layout.rank, layout.ranks)
-        if summed and layout.rank > 0:
-            recorded = nothing_of(recorded)
-        self.apply(Saved(epoch, seen, recorded, in_force, done, also={}))
-
-    def __getstate__(self) -> dict[str, Any]:
-        if self.group is not None:
-            raise TypeError(
-                "a run that was given group= can't be pickled or copied, since a process group can't: save its "
-                "state_dict(), and load it into a new one"
-            )
-        return self.__dict__
-
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(kept={self._layout.num_kept} of {self._layout.num_samples}, epoch={self.epoch}, "
-            f"stages={len(self.history)}, next stage {self.schedule.next_stage(self.epoch)})"
-        )
+def end_together(*runs: Run) -> list[Any]:
+    """`Run.end_epoch` of several runs: all of them, or none. All that may fail is done first."""
+    endings, chosen = [], []
+    for run in runs:
+        endings.append(run.decide_end())
+    undo = [run.snapshot() for run in runs]
+    try:
+        for run, ending in zip(runs, endings, strict=True):
+            chosen.append(run.carry_out(ending))
+        return chosen
+    except BaseException:
+        for put_back in undo:
+            put_back()
+        raise
 
 
 class RunOwner:

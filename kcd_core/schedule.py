@@ -11,7 +11,7 @@ import numpy as np
 
 from .base.arrays import checked_float, checked_int
 
-__all__ = ["AHEAD", "CondensationSchedule"]
+__all__ = ["AHEAD", "CondensationSchedule", "NoStages"]
 
 AHEAD = 1000  # epochs that are looked through where no formula says when a stage ends
 
@@ -228,6 +228,30 @@ class CondensationSchedule:
 
     def _step(self, num_samples: int) -> int:
         return int(num_samples * (1 - self._exact_ratio()) / self.stages)
+
+
+class NoStages(CondensationSchedule):
+    """That of a run that condenses nothing: no stage ever ends."""
+
+    def __init__(self) -> None:
+        super().__init__(ratio=1.0, stages=1, period=1)
+
+    def due(self, epoch: int) -> bool:
+        """Never."""
+        checked_int(epoch, "epoch", 1)
+        return False
+
+    def next_due(self, epoch: int, ahead: int = AHEAD) -> int | None:
+        """None."""
+        return None
+
+    def next_stage(self, epoch: int) -> str:
+        """None, in words."""
+        return "never"
+
+    def size_from(self, num_samples: int, epoch: int, *, current: int, current_epoch: int) -> int:
+        """``current``, whatever the epoch."""
+        return current
 
 
 def _checked_sizes(num_samples: int, size: int, name: str) -> tuple[int, int]:

@@ -26,7 +26,7 @@ class Condensation(Run):
 
     Parameters
     ----------
-    sampler : CondensedSampler, CondensedLoss, or anything with ``num_samples``, ``kept`` and ``install``
+    sampler : CondensedSampler, CondensedLoss, TeacherGate, or anything with ``num_samples``, ``kept`` and ``install``
         What each stage's set is installed in.
     schedule : CondensationSchedule
     value, on_nonfinite

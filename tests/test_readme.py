@@ -139,8 +139,48 @@ def test_by_hand_examples_run(capsys):
     assert len(chosen.kept) == 5
 
 
+def test_gate_runs():
+    dataset = torch.utils.data.TensorDataset(torch.randn(240, 8), torch.arange(240) % 5)
+    student, asked = torch.nn.Linear(8, 5), []
+
+    def teacher(images):
+        asked.append(len(images))
+        return torch.zeros(len(images), 5)
+
+    names = {
+        "kcd": kcd,
+        "torch": torch,
+        "np": np,
+        "loader": torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True),
+        "student": student,
+        "teacher": teacher,
+        "optimizer": torch.optim.SGD(student.parameters(), lr=0.05),
+        "cross_entropy": torch.nn.functional.cross_entropy,
+        "kl_div": torch.nn.functional.kl_div,
+    }
+    training, losses, by_hand = python_blocks(ROOT / "docs" / "gate.md")
+    for block in (losses, training, by_hand):
+        exec(compile(block, "gate.md", "exec"), names)
+    assert sum(asked) == 240 + 11 * 60
+    assert names["loader"].gate.num_kept == 60
+    assert names["gate"].num_kept == 250
+    student_logits, teacher_logits = torch.randn(3, 5), torch.randn(3, 5)
+    p, q = ((z.double() / 4).softmax(1) for z in (teacher_logits, student_logits))
+    assert names["kd_losses"](student_logits, teacher_logits).tolist() == pytest.approx(
+        (16 * (p * (p / q).log()).sum(1)).tolist(), rel=1e-4
+    )
+
+
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/by-hand.md", "docs/streams.md", "docs/trainers.md", "CONTRIBUTING.md"]
+    "name",
+    [
+        "README.md",
+        "docs/by-hand.md",
+        "docs/gate.md",
+        "docs/streams.md",
+        "docs/trainers.md",
+        "CONTRIBUTING.md",
+    ],
 )
 def test_links_point_at_files(name):
     path = ROOT / name

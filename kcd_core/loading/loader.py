@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 
 from ..base.arguments import checked_length
 from ..logits import one_of
-from ..run import Run, RunOwner
+from ..run import Run, RunOwner, end_together
 from ..saved import gathered
 from .alignment import Place
+from .asking import Asker, Asking, check_asking
 from .keys import KeyBatches
 from .lengths import EpochLengths
 from .prefetch import Prefetch
@@ -24,7 +25,7 @@ __all__ = ["CondensedLoader"]
 Batch = TypeVar("Batch", covariant=True)
 
 
-class CondensedLoader(RunOwner, Generic[Batch]):
+class CondensedLoader(RunOwner, Asker, Generic[Batch]):
     """What `wrap_loader` returns. Holds a rebuilt DataLoader and is none, on purpose: trainers rebuild
     whatever is one behind the user's back.
 
@@ -39,6 +40,8 @@ class CondensedLoader(RunOwner, Generic[Batch]):
         The user's.
     return_index, prefetch
         See `wrap_loader`.
+    asking : Asking, optional
+        Which rows the teacher is asked for.
     """
 
     def __init__(
@@ -49,8 +52,9 @@ class CondensedLoader(RunOwner, Generic[Batch]):
         dataset: Any,
         return_index: bool,
         prefetch: Prefetch | None = None,
+        asking: Asking | None = None,
     ) -> None:
-        self._run = run
+        self._run, self._asking = run, asking
         self._reader = Reader(run, batches, inner, dataset, return_index, prefetch)
         self._lengths = EpochLengths(run, batches)
 
@@ -264,7 +268,8 @@ class CondensedLoader(RunOwner, Generic[Batch]):
         Returns
         -------
         CondensedSet, ShardedSet (with ``sharded``) or None
-            None where no stage is due.
+            The set that is drawn from; None where no stage is due. What the teacher is asked for is `gate`'s, and changes
+            with it: both or neither.
 
         Raises
         ------
@@ -277,7 +282,8 @@ class CondensedLoader(RunOwner, Generic[Batch]):
         UserWarning
             Once, if nothing was recorded in an epoch. Nothing is changed yet, where warnings are errors.
         """
-        return self._run.end_epoch()
+        gates = () if self._asking is None else (self._asking.run,)
+        return end_together(self._run, *gates)[0]
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -307,7 +313,13 @@ class CondensedLoader(RunOwner, Generic[Batch]):
                     "the state can't be saved within an epoch of a loader with in_order=False: save between epochs, "
                     "or use in_order=True"
                 )
-            return {**self._run.state_dict(), "position": place.position, "recorded": place.recorded}
+            asked = {} if self._asking is None else {"ask": self._asking.state_dict()}
+            return {
+                **self._run.state_dict(),
+                **asked,
+                "position": place.position,
+                "recorded": place.recorded,
+            }
 
     def gather_state_dict(self) -> list[dict[str, Any]]:
         """What `state_dict` returns on every rank, on each of them: see `Condensation.gather_state_dict`."""
@@ -335,6 +347,10 @@ class CondensedLoader(RunOwner, Generic[Batch]):
             changed then.
         """
         checked = self._run.check_state(state, needs=("position", "recorded"), within="position")
+        check_asking(state, self._asking is not None)
+        if self._asking is not None:
+            asked = self._asking.check_state(state)
+            self._asking.run.apply(asked)
         self._run.apply(checked)
         self._reader.go_to(Place(checked.epoch, checked.also["position"], checked.also["recorded"]))
 

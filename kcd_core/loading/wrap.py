@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 from torch.utils.data import DataLoader
 
 from ..base import distributed
-from ..base.arguments import check_callable, check_kind, checked_bool
+from ..base.arguments import check_callable, checked_bool
 from ..base.dataset_identity import dataset_identity
 from ..base.states import value_name
 from ..em_step import Select
@@ -16,12 +16,13 @@ from ..mixing import Mixer
 from ..recipes import Mixing
 from ..run import Run
 from ..sampler import CondensedSampler
-from ..schedule import AHEAD, CondensationSchedule
+from ..schedule import AHEAD, CondensationSchedule, NoStages
 from ..sharded.layout import SliceLayout
 from ..sharded.sampler import ShardedSampler
 from ..skipped import OnNonfinite
 from ..tracker import KnowledgeValueTracker
 from ..values import Value, ValueName
+from .asking import Asking, ask_schedule
 from .keys import KeyBatches
 from .loader import CondensedLoader
 from .prefetch import Prefetch
@@ -35,7 +36,9 @@ Batch = TypeVar("Batch")
 def wrap_loader(
     loader: DataLoader[Batch],
     *,
-    schedule: CondensationSchedule,
+    schedule: CondensationSchedule | None,
+    ask: float | CondensationSchedule | None = None,
+    ask_multiple: int = 1,
     value: ValueName | Value = "entropy",
     alpha: float = 0.03,
     min_weight: float = 0.7,
@@ -62,7 +65,15 @@ def wrap_loader(
         samples in the same order: the batch's rows are told by it. Samples that are None may be left out, and none
         else. What it does is compared with the first samples of each process, and ``record`` refuses what is seen to
         be in another order; soft targets, say, show none.
-    schedule : CondensationSchedule
+    schedule : CondensationSchedule or None
+        When the set of samples shrinks, and to what. With ``ask``, None draws all samples in every epoch.
+    ask : float or CondensationSchedule, optional
+        How many samples the teacher is asked for: see `TeacherGate` and docs/gate.md in the repository. A share r of all
+        samples, in (0, 1], is short for ``CondensationSchedule(r, stages=1, period=1)``: all in the first epoch, then
+        those of highest value, ranked anew at the end of each epoch. ``asked`` and ``asked_rows`` of the loader say which
+        rows of a batch these are. Samples that are mixed are asked for, too. None asks for all.
+    ask_multiple : int, at least 1
+        The number of rows asked in a batch is rounded up to a multiple of it: see `TeacherGate.asked`.
     value, on_nonfinite
         See `KnowledgeValueTracker`.
     alpha, min_weight, select
@@ -142,12 +153,20 @@ def wrap_loader(
     order = order_of(
         loader, seed=seed, num_replicas=num_replicas, rank=rank, group=distributed.check_group(group)
     )
-    check_kind(schedule, "schedule", CondensationSchedule)
+    asking_schedule = None if ask is None else ask_schedule(ask)
+    if schedule is None and asking_schedule is not None:
+        schedule = NoStages()
+    if not isinstance(schedule, CondensationSchedule):
+        raise TypeError(
+            f"schedule must be a CondensationSchedule, got {type(schedule).__name__}; None goes with ask= alone"
+        )
     if prefetch is not None:
         check_callable(prefetch, "prefetch", "a callable prefetch(batches) -> iterator", places=1)
     return_index, sharded = checked_bool(return_index, "return_index"), checked_bool(sharded, "sharded")
     if sharded and select is not None:
         raise ValueError("select needs the values of all samples in one place: not with sharded=True")
+    if sharded and ask is not None:
+        raise ValueError("ask needs the values of all samples in one place: not with sharded=True")
     num_samples = len(loader.dataset)  # type: ignore[arg-type]
     recording: dict[str, Any] = {"value": value, "on_nonfinite": on_nonfinite, "device": device}
     drawn: dict[str, Any] = {"mixing": mixing, **order._asdict()}
@@ -177,14 +196,18 @@ def wrap_loader(
             "loader's drop_last": batches.drop_last,
         },
         what="loader",
-        alike={"batch_size": batches.batch_size},
+        alike={"batch_size": batches.batch_size, "ask": asking_schedule and asking_schedule.state_dict()},
         tell=batches.tell,
     )
+    asking = None
+    if asking_schedule is not None:
+        asking = Asking(layout, asking_schedule, run.alpha, ask_multiple)
+        asking.run.warn_once("drops nothing", asking_schedule.why_idle(num_samples), stacklevel=3)
     batches.rehearse = mixing is not None and schedule.drops(num_samples)
     run.warn_once("drops nothing", schedule.why_idle(num_samples), stacklevel=3)
     run.warn_once("no batch ahead", _without_batch(schedule, batches, num_samples), stacklevel=3)
     inner = rebuild(loader, batches, mix)
-    return CondensedLoader(run, batches, inner, loader.dataset, return_index, prefetch)
+    return CondensedLoader(run, batches, inner, loader.dataset, return_index, prefetch, asking)
 
 
 def _without_batch(schedule: CondensationSchedule, batches: KeyBatches, num_samples: int) -> str:

@@ -21,7 +21,7 @@ from ..base.states import value_name
 from ..condense import CondensedSet
 from ..em_step import Decision, Select
 from ..logits import one_of
-from ..run import Run, RunOwner
+from ..run import Run, RunOwner, end_together
 from ..schedule import CondensationSchedule
 from ..skipped import OnNonfinite
 from ..tracker import KnowledgeValueTracker
@@ -199,7 +199,7 @@ class CondensedStream(RunOwner, StreamFilter):
             that of the first stage), as those that begin anew in every shard are; and if dropped samples are
             recorded still, two epochs in a row.
         """
-        return self._run.end_epoch()  # type: ignore[no-any-return]
+        return end_together(self._run)[0]  # type: ignore[no-any-return]
 
     def _tell(self, epoch: int, decision: Decision | None) -> dict[str, str]:
         """What the end of an epoch warns of."""

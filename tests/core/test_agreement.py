@@ -19,7 +19,7 @@ from helpers import Plain, identical_state, logits_of
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 import kcd_core as kcd
-from kcd_core import run as run_module
+from kcd_core import run_state
 
 N, RANKS = 24, 2
 SCHEDULE = kcd.CondensationSchedule(ratio=0.5, stages=3, period=1)
@@ -95,7 +95,7 @@ class Ranks:
 def ranks(monkeypatch: pytest.MonkeyPatch) -> Ranks:
     made = Ranks()
     monkeypatch.setitem(sys.modules, "torch.distributed", made)
-    monkeypatch.setattr(run_module, "numbered", made.numbered)
+    monkeypatch.setattr(run_state, "numbered", made.numbered)
     return made
 
 
@@ -300,6 +300,7 @@ RUN: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
             "loader's drop_last": {"drop_last": True},
             "sharded": {"sharded": True, "select": None},
             "mixer": {"mixer": "arrays"},
+            "ask": {"ask": 0.5},
             "dataset": {"data": Subset(Plain(2 * N), range(0, 2 * N, 2))},
         },
         {"num_replicas"},
@@ -313,7 +314,7 @@ RUN: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
             "drop_last": {"cut": True},
             "loader's drop_last": {"drop_last": True},
         },
-        {"select", "num_replicas", "sharded", "dataset", "mixer"},
+        {"select", "num_replicas", "sharded", "dataset", "mixer", "ask"},
     ),
     "stream": (
         stream,

@@ -112,6 +112,10 @@ def run() -> kcd.Condensation:
     return made
 
 
+def gate() -> kcd.TeacherGate:
+    return kcd.TeacherGate(N)
+
+
 def plain() -> DataLoader[Any]:
     return DataLoader(Cifar(N), batch_size=3, shuffle=True)
 
@@ -237,6 +241,18 @@ CALLS: dict[str, Call] = {
             ("load_state_dict", "state", lambda cls=cls: sampler(cls).state_dict(), ""),
         )
     },
+    "TeacherGate": Call(made_by(kcd.TeacherGate), {"num_samples": lambda: N}),
+    "TeacherGate.asked": Call(
+        method(gate, "asked"), {"indices": some, "mixed": lambda: np.zeros(N, bool), "multiple": lambda: 2},
+        {"mixed": "none mask", "indices": "empty"},
+    ),
+    "TeacherGate.install": Call(method(gate, "install"), {"condensed_set": chosen}),
+    "TeacherGate.load_state_dict": Call(method(gate, "load_state_dict"), {"state": lambda: gate().state_dict()}),
+    "gated_loss": Call(
+        made_by(kcd.gated_loss),
+        {"label_losses": lambda: torch.rand(3), "teacher_losses": lambda: torch.rand(1), "rows": lambda: torch.tensor([1]), "label_weight": lambda: 0.1, "teacher_weight": lambda: 0.9, "unasked_weight": lambda: 1.0, "divide_by": lambda: "asked"},
+        {"label_losses": "floats", "label_weight": "half", "teacher_weight": "half", "unasked_weight": "half"},
+    ),
     "Condensation": Call(
         made_by(kcd.Condensation), {"sampler": sampler, **RUN, "tracker": nothing, "dataset": nothing},
         {**RUN_TAKES, "tracker": "none", "dataset": "none text empty mixed dict set bytes complex mask floats cube objects", "device": "none", "value": "none", "on_nonfinite": "none"},
@@ -245,8 +261,8 @@ CALLS: dict[str, Call] = {
     "Condensation.load_state_dict": Call(method(run, "load_state_dict"), {"state": lambda: run().state_dict()}),
     "wrap_loader": Call(
         made_by(kcd.wrap_loader),
-        {"loader": plain, **RUN, "mixing": nothing, "mixer": lambda: "auto", "return_index": lambda: True, "prefetch": lambda: iter, "seed": lambda: 1, "num_replicas": lambda: 1, "rank": lambda: 0, "sharded": lambda: False},
-        {**RUN_TAKES, "mixing": "none", "return_index": "true", "prefetch": "none lambda", "sharded": "true", "seed": "none", "num_replicas": "none", "rank": "none"},
+        {"loader": plain, **RUN, "ask": lambda: 0.5, "ask_multiple": lambda: 2, "mixing": nothing, "mixer": lambda: "auto", "return_index": lambda: True, "prefetch": lambda: iter, "seed": lambda: 1, "num_replicas": lambda: 1, "rank": lambda: 0, "sharded": lambda: False},
+        {**RUN_TAKES, "schedule": "none", "ask": "none half", "mixing": "none", "return_index": "true", "prefetch": "none lambda", "sharded": "true", "seed": "none", "num_replicas": "none", "rank": "none"},
     ),
     "CondensedLoader.record": Call(method(loader, "record"), {"indices": drawn, "student_logits": lambda: torch.randn(3, CLASSES)}, {"indices": "none"}),
     "CondensedLoader.record(values)": Call(method(loader, "record"), {"indices": drawn, "values": lambda: torch.rand(3)}, takes={"indices": "none"},

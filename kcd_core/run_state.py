@@ -1,0 +1,237 @@
+"""What a run is, and how it is saved: its settings, what was recorded, which set is in force, which epoch it is."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .agreement import Agreement, numbered
+from .base.arguments import check_kind
+from .base.states import value_name
+from .condense import check_settings
+from .em_step import Select, check_select
+from .history import CondensationHistory
+from .layout import Layout, nothing_of
+from .progress import EpochProgress
+from .saved import Saved, checked, gathered
+from .schedule import CondensationSchedule
+from .tracker import KnowledgeValueTracker
+
+__all__ = ["RunState"]
+
+STATE_VERSION = 2
+
+
+class RunState:
+    """The state of a `Run`, which alone changes it besides loading.
+
+    Parameters
+    ----------
+    layout, schedule, alpha, min_weight, select, what, own, alike
+        See `Run`.
+
+    Attributes
+    ----------
+    layout : Layout
+    agreement : Agreement
+    epoch : int
+        From 1; moved on by `end_epoch` alone.
+    history : CondensationHistory
+    progress : EpochProgress
+        What was recorded in the epoch.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        schedule: CondensationSchedule,
+        *,
+        alpha: float,
+        min_weight: float,
+        select: Select | None,
+        what: str,
+        own: Mapping[str, Any] | None,
+        alike: Mapping[str, Any] | None,
+    ) -> None:
+        check_kind(schedule, "schedule", CondensationSchedule)
+        self.layout = layout
+        self.schedule = schedule
+        self.alpha, self.min_weight = check_settings(alpha, min_weight)
+        check_select(select)
+        self.select = select
+        self._own = dict(own or {})
+        self.agreement = Agreement(layout, numbered(what, layout.num_samples) if what else "", alike or {})
+        self.history = CondensationHistory(layout.num_samples, schedule)
+        self.epoch = 1
+        self.progress = EpochProgress(layout.tracker.batches)
+        self._warned: set[str] = set()
+
+    @property
+    def sampler(self) -> Any:
+        """What each stage's set is installed in."""
+        return getattr(self.layout, "sampler", self.layout)
+
+    @property
+    def tracker(self) -> KnowledgeValueTracker:
+        """V and F."""
+        return self.layout.tracker
+
+    @property
+    def group(self) -> Any:
+        """The process group of the ranks that train this student; None is all."""
+        return self.layout.group
+
+    @property
+    def seen(self) -> bool:
+        """Whether anything was recorded in this epoch, in whatever way."""
+        return self.progress.seen_before or self.tracker.batches > self.progress.batches
+
+    def why_plain(self, epochs: int) -> str:
+        """Why a run that ends with epoch ``epochs`` drops nothing; empty if it does, or has ended already."""
+        return (
+            ""
+            if len(self.history)
+            else self.schedule.why_plain(self.layout.num_samples, epochs, epoch=self.epoch)
+        )
+
+    def warn_once(self, kind: str, text: str, stacklevel: int) -> None:
+        """Warn of one ``kind`` of thing once in a run; of an empty text, not at all."""
+        if text and kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(text, UserWarning, stacklevel=stacklevel)
+
+    # -- state -------------------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, Any]:
+        """What can't change in the course of a run."""
+        return {
+            "version": STATE_VERSION,
+            **self.layout.identity(),
+            **copy.deepcopy(self._own),
+            "schedule": self.schedule.state_dict(),
+            "schedule_type": type(self.schedule).__qualname__,
+            "alpha": self.alpha,
+            "min_weight": self.min_weight,
+            "select": value_name(self.select) if self.select else None,
+        }
+
+    def state_beside_recordings(self) -> dict[str, Any]:
+        """What `state_dict` returns but for the recordings: where another's state holds these."""
+        return {
+            **self.identity(),
+            "num_replicas": self.layout.ranks,
+            "rank": self.layout.rank,
+            "epoch": self.epoch,
+            "seen": self.seen,
+            **self.layout.state_dict(),
+            "history": self.history.state_dict(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Recordings, set in force, history and epoch, as plain numbers and tensors. Copies.
+
+        Under a process group every rank saves its own. Reads back under ``torch.load(weights_only=True)``.
+        """
+        return {**self.state_beside_recordings(), "tracker": self.tracker.state_dict()}
+
+    def gather_state_dict(self) -> list[dict[str, Any]]:
+        """What `state_dict` returns on every rank, in the order of ranks, on each of them: for trainers that save on one.
+
+        `load_state_dict` takes the list on any number of ranks. Every rank must call this, and holds all states
+        while it has the list. Under NCCL they pass through the device that ``torch.cuda.set_device`` set.
+
+        Returns
+        -------
+        list of dict
+            Of one, without a process group, or where all ranks draw alike.
+
+        Raises
+        ------
+        RuntimeError
+            If another rank has not called this within five minutes. (With a torch that has no
+            ``ProcessGroup.get_group_store``, it waits until the process group's own timeout.)
+        """
+        return gathered(self.state_dict, self.group)
+
+    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Go on where a state was saved.
+
+        The ranks of a process group compare where they go on when the first batch is drawn or recorded: each of those
+        that loaded waits for the others to have loaded, five minutes at most, and a RuntimeError says which of them has
+        not, or goes on from another moment. (With a torch that has no ``ProcessGroup.get_group_store``, what all ranks
+        know is compared when a stage ends.)
+
+        Parameters
+        ----------
+        state : mapping, or list of mappings
+            What this rank saved; or, on any number of ranks, what all ranks of a run saved at one step, in any
+            order. Rank 0 then takes over the sum of what was recorded.
+
+        Raises
+        ------
+        ValueError
+            If it was saved with other settings, by another rank or version, or is no run's state; of a list,
+            also if a rank is missing or there twice, or if they were not saved at one step. Nothing is changed
+            then.
+        """
+        self.apply(self.check_state(state))
+
+    def check_state(
+        self,
+        state: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        needs: tuple[str, ...] = (),
+        within: str = "",
+    ) -> Saved:
+        """What `load_state_dict` would take over, or why it would not.
+
+        ``needs`` are whole numbers that the state holds besides; the one called ``within`` is 0 between epochs.
+        """
+        mine = self.identity()
+        if getattr(self.sampler, "adopts_seed", False):  # the sampler's own state brings it
+            del mine["seed"]
+        return checked(state, self.layout, mine, needs=needs, within=within)
+
+    def apply(self, saved: Saved) -> None:
+        """Take over a checked state."""
+        self.layout.apply(saved.recorded, saved.in_force)
+        self.history, self.epoch = saved.history, saved.epoch
+        self.history.schedule = self.schedule
+        self.progress = EpochProgress(self.tracker.batches, seen_before=saved.seen)
+        self.agreement.loaded(saved.moment)
+
+    def restore(
+        self, *, epoch: int, seen: bool, tracker: Any, sampler: Any, history: Any, summed: bool = False
+    ) -> None:
+        """Go on from parts that were saved within another's state: those of `tracker`, `sampler` and `history`.
+
+        ``summed``: the recordings are those of all ranks, which the first takes over.
+
+        Raises
+        ------
+        ValueError
+            If one of them is not such a part, or of other settings. Nothing is changed then.
+        """
+        layout = self.layout
+        done = CondensationHistory.from_state(history)
+        parts = {"tracker": tracker, "sampler": sampler}
+        recorded, in_force = layout.check_state(parts, done, layout.rank, layout.ranks)
+        if summed and layout.rank > 0:
+            recorded = nothing_of(recorded)
+        self.apply(Saved(epoch, seen, recorded, in_force, done, also={}))
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.group is not None:
+            raise TypeError(
+                "a run that was given group= can't be pickled or copied, since a process group can't: save its "
+                "state_dict(), and load it into a new one"
+            )
+        return self.__dict__
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(kept={self.layout.num_kept} of {self.layout.num_samples}, epoch={self.epoch}, "
+            f"stages={len(self.history)}, next stage {self.schedule.next_stage(self.epoch)})"
+        )
