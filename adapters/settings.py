@@ -36,6 +36,7 @@ SHIMS = (
     "dali",
     "wandb",
     "output_folders",
+    "accuracy_view",
 )
 
 

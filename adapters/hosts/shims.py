@@ -6,8 +6,10 @@ Each is named, acts only where it is needed, says so when it is first used, and 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -218,6 +220,35 @@ def output_folders(note: Say) -> None:
             note(f"made {folder}/, which the script writes to")
 
 
+def accuracy_view(note: Say) -> None:
+    """``correct[:k].view(-1)`` in functions that compute an accuracy: the tensor is not contiguous since torch 1.7.
+
+    Nowhere else is it bridged: what a view's caller makes of it may depend on its being one.
+    """
+
+    def action(torch: Any) -> None:
+        original = torch.Tensor.view
+
+        @functools.wraps(original)
+        def view(tensor: Any, *args: Any, **named: Any) -> Any:
+            try:
+                return original(tensor, *args, **named)
+            except RuntimeError as error:
+                frame = inspect.currentframe()
+                frame = frame and frame.f_back
+                while frame and frame.f_code.co_name.startswith("<"):  # a list comprehension's own
+                    frame = frame.f_back
+                caller = frame.f_code.co_name if frame else ""
+                if "view size is not compatible" not in str(error) or "accuracy" not in caller:
+                    raise
+                note(f"{caller}() takes a view of a tensor that is not contiguous; a copy takes its place")
+                return tensor.reshape(*args, **named)
+
+        torch.Tensor.view = view
+
+    when_imported("torch", action)
+
+
 SHIMS: dict[str, Callable[[Say], None]] = {
     "tensorboard_logger": tensorboard_logger,
     "train_data": train_data,
@@ -228,4 +259,5 @@ SHIMS: dict[str, Callable[[Say], None]] = {
     "dali": dali,
     "wandb": wandb,
     "output_folders": output_folders,
+    "accuracy_view": accuracy_view,
 }
