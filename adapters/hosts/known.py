@@ -12,7 +12,8 @@ __all__ = ["configure", "run"]
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments: none."""
     parser.epilog = (
-        "A fork of one of these runs with --profile NAME; docs/adapters.md says how to write another."
+        "Where a family is known, any script of any repository that trains in its way is. Others run with --profile NAME; "
+        "docs/adapters.md says how to write another."
     )
 
 
@@ -20,9 +21,11 @@ def run(args: argparse.Namespace) -> None:
     """Print a few lines for each profile."""
     for profile in profiles():
         shims = [shim if isinstance(shim, str) else shim.__name__ for shim in profile.shims]
-        print(f"{profile.name}: {profile.title}")
-        print(f"    script    {profile.script}")
-        print(f"    known by  {', '.join((profile.script, *profile.marks))}")
+        script = f"any that {profile.family.trains}" if profile.family else profile.script
+        print(f"{profile.name}: {profile.title}{' and its family' if profile.family else ''}")
+        print(f"    covers    {profile.covers}")
+        print(f"    script    {script}")
+        print(f"    known by  {', '.join(name for name in (profile.script, *profile.marks) if name)}")
         print(f"    watches   {profile.observed_at}")
         print(f"    shims     {', '.join(shims) or 'none'}")
         print(f"    resumes   {'yes' if profile.checkpoint else 'no'}")

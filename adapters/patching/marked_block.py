@@ -57,6 +57,24 @@ class Block:
     rest: bytes
     as_left: bool
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that are written in the block, as it is now.
+
+        Raises
+        ------
+        ValueError
+            If one is no plain literal any more, so that it can't be read without being executed.
+        """
+        found: dict[str, Any] = {}
+        for node in (node for part in _statements(self.call) for node in ast.walk(part)):
+            for keyword in node.keywords if isinstance(node, ast.Call) else ():
+                try:
+                    found[str(keyword.arg)] = ast.literal_eval(keyword.value)
+                except ValueError:
+                    raise ValueError(f"the setting {keyword.arg} in its block is no plain literal") from None
+        return found
+
 
 def call(settings: Mapping[str, Any]) -> bytes:
     """The lines between the markers: the call that installs KCD, one setting a line.

@@ -10,13 +10,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
-from ..profiles import find, profiles
+from ..profiles import find, listed, named, no_repository, profiles, scripts_in
 from ..settings import Settings
 from . import marked_block
-from .scripts import EDITED, NOT_PATCHED, PATCHED, Change, block_in, read_script, repository, show_diffs
+from .scripts import (
+    EDITED,
+    NOT_PATCHED,
+    PATCHED,
+    Change,
+    block_in,
+    patched_in,
+    read_script,
+    show_diffs,
+    target,
+)
 
-__all__ = ["configure", "plan_patch", "recognise", "run"]
+__all__ = ["Meant", "configure", "meant", "plan_patch", "run"]
 
 _STATES = {
     PATCHED: "patched",
@@ -25,49 +36,114 @@ _STATES = {
 }
 
 
+class Meant(NamedTuple):
+    """A script to patch.
+
+    Attributes
+    ----------
+    script : str
+        Its path inside the repository.
+    profile : str
+        A profile's name, or its file.
+    title : str
+        What the patched script will call itself.
+    """
+
+    script: str
+    profile: str
+    title: str
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = (
         "exit status: 0 patched (before or now); 2 refused, and nothing was written. "
-        "With --check: 0 patched, 1 not patched (or not all scripts), 3 patched and edited since, 2 can't tell."
+        "With --check: 0 patched, 1 not patched, 3 patched and edited since, 2 can't tell."
     )
-    parser.add_argument("repo", metavar="REPO", help="the repository's root folder")
+    parser.add_argument(
+        "target",
+        metavar="REPO|SCRIPT",
+        help="the repository's root folder; or the script, where several train a student",
+    )
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--check", action="store_true", help="say whether it is patched, change nothing")
+    only.add_argument(
+        "--check", action="store_true", help="say which scripts are patched, and how; change nothing"
+    )
     only.add_argument("--diff", action="store_true", help="show the change, make none")
     Settings.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """``kcd patch``."""
-    root = repository(args.repo)
-    if args.check:
-        return _check(root, args.profile)
+    root, script = target(args.target)
     settings = Settings.from_args(args)
-    changes = plan_patch(root, settings, replace=args.diff)
+    if args.check:
+        return _check(root, script, settings.profile)
+    chosen = meant(root, script, settings.profile)
+    changes = plan_patch(root, settings, chosen, replace=args.diff)
     show_diffs(changes)
-    if not args.diff:
-        for change in changes:
-            change.write()
-            print(f"{change.name}: {'already patched' if change.state != NOT_PATCHED else 'patched'}")
+    if args.diff:
+        return 0
+    for change, (name, _, title) in zip(changes, chosen, strict=True):
+        change.write()
+        print(f"{name}: {'already patched' if change.state != NOT_PATCHED else 'patched'}")
+        print(
+            f'The first line that {name} prints is "kcd: {title}, ...". If it is missing, another script is being run'
+        )
     return 0
 
 
-def plan_patch(root: Path, settings: Settings, *, replace: bool = False) -> list[Change]:
-    """What patching would do, one change for each training script; everything is checked, nothing written.
+def meant(root: Path, script: str | None, name: str | None) -> list[Meant]:
+    """The script that is meant: the one that is named, or patched already, or the only one that trains a student.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or several could be meant: which.
+    """
+    if script is not None:
+        own = name or _own_profile(block_in((root / script).read_bytes(), script))
+        profile = find(root / script, own)
+        return [Meant(script, own or profile.name, profile.title)]
+    patched = {script: name or _own_profile(block) for script, block in patched_in(root).items()}
+    if patched:
+        return [one for script, own in patched.items() for one in meant(root, script, own)]
+    found = scripts_in(root, profiles() if name is None else [named(name)])
+    if len(found) > 1:
+        raise ValueError(
+            f"several scripts train a student in {found[0].profile.title}, and none was patched. Name the one that you run:"
+            f"{listed(found, 'kcd patch')}"
+        )
+    if found:
+        return [Meant(found[0].script, name or found[0].profile.name, found[0].profile.title)]
+    if name is None:
+        raise ValueError(no_repository(root, list(profiles())))
+    profile = named(name)
+    if not profile.script:
+        raise ValueError(
+            f"profile {profile.name} does not say which script of {root} trains a student: name it, kcd patch SCRIPT --profile {name}"
+        )
+    return [Meant(profile.script, name, profile.title)]
+
+
+def _own_profile(block: marked_block.Block | None) -> str | None:
+    return None if block is None else block.settings.get("profile")
+
+
+def plan_patch(root: Path, settings: Settings, chosen: list[Meant], *, replace: bool = False) -> list[Change]:
+    """What patching would do, one change for each script; everything is checked, nothing written.
 
     ``replace``: exchange a block that has other settings, rather than refuse.
 
     Raises
     ------
     ValueError
-        If the repository is unknown, or a script is not as expected: which one, and why.
+        If a script is not as expected: which one, and why.
     """
-    profile, names = recognise(root, settings.profile)
-    given = dataclasses.asdict(dataclasses.replace(settings, profile=profile))
-    lines = marked_block.call({name: value for name, value in given.items() if value not in (None, ())})
     changes = []
-    for name in names:
+    for name, profile, _ in chosen:
+        given = dataclasses.asdict(dataclasses.replace(settings, profile=profile))
+        lines = marked_block.call({key: value for key, value in given.items() if value not in (None, ())})
         path, before = read_script(root, name)
         found = block_in(before, name)
         if found is None:
@@ -93,35 +169,16 @@ def plan_patch(root: Path, settings: Settings, *, replace: bool = False) -> list
     return changes
 
 
-def recognise(root: Path, name: str | None) -> tuple[str, tuple[str, ...]]:
-    """The name of the profile for a repository, and the scripts to patch in it.
-
-    Raises
-    ------
-    ValueError
-        If no profile knows it.
-    """
-    if name is not None:
-        profile = find(root, name)
-        return (name if name.endswith(".py") else profile.name), (profile.script,)
-    known = list(profiles())
-    for profile in known:
-        if profile.knows(root):
-            return profile.name, (profile.script,)
-    for profile in known:
-        if all((root / mark).is_file() for mark in profile.marks):
-            raise ValueError(f"{root} looks like {profile.title}, but has no {profile.script} to patch")
-    raise ValueError(
-        f"no profile knows the repository {root}. Known are {', '.join(p.title for p in known)}; one that was "
-        "changed can be named with --profile. To add a profile is to write a module of a few dozen lines "
-        "(docs/adapters.md); for a training loop of your own, three lines with kcd_core.wrap_loader do (README.md)"
-    )
-
-
-def _check(root: Path, profile: str | None) -> int:
+def _check(root: Path, script: str | None, name: str | None) -> int:
+    """Say of each script that is patched, or trains a student, how it stands."""
+    why = {one.script: one.why for one in scripts_in(root, profiles() if name is None else [named(name)])}
+    names = sorted({*patched_in(root), *why}) if script is None else [script]
     states = []
-    for name in recognise(root, profile)[1]:
-        found = block_in(read_script(root, name)[1], name)
-        states.append(NOT_PATCHED if found is None else PATCHED if found.as_left else EDITED)
-        print(f"{name}: {_STATES[states[-1]]}")
-    return NOT_PATCHED if NOT_PATCHED in states else max(states)
+    for one in names or [chosen.script for chosen in meant(root, None, name)]:
+        block = block_in(read_script(root, one)[1], one)
+        state = NOT_PATCHED if block is None else PATCHED if block.as_left else EDITED
+        states.append(state)
+        own = "" if block is None else f" (profile {_own_profile(block)})"
+        trains = f"; it trains a student: {why[one]}" if one in why else ""
+        print(f"{one}: {_STATES[state]}{own}{trains}")
+    return max((state for state in states if state != NOT_PATCHED), default=NOT_PATCHED)

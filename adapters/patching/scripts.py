@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kcd_core.base.files import write_whole
 
+from ..profiles import at, profiles
 from . import marked_block
 
 __all__ = [
@@ -20,10 +21,11 @@ __all__ = [
     "PATCHED",
     "Change",
     "block_in",
+    "patched_in",
     "read_script",
     "regular_files",
-    "repository",
     "show_diffs",
+    "target",
 ]
 
 PATCHED, NOT_PATCHED, EDITED = 0, 1, 3  # of a script; also the exit statuses of kcd patch --check
@@ -71,14 +73,25 @@ class Change:
                 raise ValueError(f"{self.name} can't be written: {error.strerror or error}") from None
 
 
-def repository(repo: str) -> Path:
-    """The root folder that a command line names; ValueError if it is none."""
-    root = Path(repo)
-    if root.is_file():
-        raise ValueError(f"{repo} is a file: give the repository's root folder")
-    if not root.is_dir():
-        raise ValueError(f"{repo} is not a folder")
-    return root.resolve()
+def target(given: str) -> tuple[Path, str | None]:
+    """The root folder of the repository that a command line names, and the script in it, where it names one.
+
+    Raises
+    ------
+    ValueError
+        If there is neither.
+    """
+    path = Path(given)
+    if path.is_dir():
+        return path.resolve(), None
+    if not path.is_file():
+        raise ValueError(f"{given} is neither a repository's folder nor a script")
+    script = path.parent.resolve() / path.name  # a link stays one
+    found = at(script, profiles())
+    roots = [found.root] if found is not None and script.is_relative_to(found.root) else []
+    roots += [folder for folder in script.parents if (folder / ".git").exists()]
+    root = roots[0] if roots else script.parent
+    return root, script.relative_to(root).as_posix()
 
 
 def read_script(root: Path, name: str) -> tuple[Path, bytes]:
@@ -122,6 +135,20 @@ def regular_files(root: Path) -> Iterator[str]:
             path = Path(folder, name)
             if stat.S_ISREG(path.lstat().st_mode):
                 yield path.relative_to(root).as_posix()
+
+
+def patched_in(root: Path) -> dict[str, marked_block.Block]:
+    """The scripts of a repository that have a block, whichever profile put it there."""
+    found = {}
+    for name in regular_files(root):
+        if name.endswith(".py"):
+            try:
+                block = block_in((root / name).read_bytes(), name)
+            except OSError:
+                continue  # unreadable, so none of ours
+            if block is not None:
+                found[name] = block
+    return found
 
 
 def show_diffs(changes: list[Change]) -> None:

@@ -8,7 +8,17 @@ from pathlib import Path
 from kcd_core.base.files import remove_leftover
 
 from . import marked_block
-from .scripts import EDITED, PATCHED, Change, block_in, read_script, regular_files, repository, show_diffs
+from .scripts import (
+    EDITED,
+    PATCHED,
+    Change,
+    block_in,
+    patched_in,
+    read_script,
+    regular_files,
+    show_diffs,
+    target,
+)
 
 __all__ = ["configure", "plan_unpatch", "run"]
 
@@ -19,14 +29,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "exit status: 0 every byte is as it was before; 1 a script was edited since it was patched: only the "
         "block was removed, the edits are kept; 2 refused, and nothing was written."
     )
-    parser.add_argument("repo", metavar="REPO", help="the repository's root folder")
+    parser.add_argument(
+        "target",
+        metavar="REPO|SCRIPT",
+        help="the repository's root folder, for all its scripts; or one script",
+    )
     parser.add_argument("--diff", action="store_true", help="show the change, make none")
 
 
 def run(args: argparse.Namespace) -> int:
     """``kcd unpatch``: 0 restored, 1 something edited since was kept, 2 refused."""
-    root = repository(args.repo)
-    changes = plan_unpatch(root)
+    root, script = target(args.target)
+    changes = plan_unpatch(root, script)
     show_diffs(changes)
     if args.diff:
         return 0
@@ -38,16 +52,16 @@ def run(args: argparse.Namespace) -> int:
             )
         else:
             print(f"{change.name}: restored to the byte")
-    for name in regular_files(root):
+    for name in regular_files(root) if script is None else ():
         if remove_leftover(root / name):
             print(f"{name}: removed, left behind by a kcd that was killed")
     if not changes:
-        print(f"{args.repo}: nothing is patched")
+        print(f"{args.target}: nothing is patched")
     return int(any(change.state == EDITED for change in changes))
 
 
-def plan_unpatch(root: Path) -> list[Change]:
-    """What unpatching would do: every script that has a block loses it, whichever profile put it there.
+def plan_unpatch(root: Path, script: str | None = None) -> list[Change]:
+    """What unpatching would do: every script that has a block loses it, or the one that is named.
 
     Raises
     ------
@@ -55,18 +69,10 @@ def plan_unpatch(root: Path) -> list[Change]:
         If a block is damaged, or of another format and not known to be restored exactly.
     """
     changes = []
-    for name in regular_files(root):
-        if not name.endswith(".py"):
-            continue
-        try:
-            source = (root / name).read_bytes()
-        except OSError:
-            continue  # unreadable, so none of ours
-        if block_in(source, name) is None:
-            continue
+    for name in patched_in(root) if script is None else (script,):
         path, before = read_script(root, name)
         found = block_in(before, name)
-        if found is None:  # changed just now
+        if found is None:  # the script that was named, or one that was changed just now
             continue
         if found.format != marked_block.FORMAT and not found.as_left:
             raise ValueError(

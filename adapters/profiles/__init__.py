@@ -13,15 +13,32 @@ from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from .profile import Profile, Running, option, whole
+from .profile import Family, Kin, Profile, Running, option, whole
+from .recognition import Found, at, scripts_in
+from .refusal import listed, no_profile, no_repository, not_the_script
 
-__all__ = ["Profile", "Running", "find", "option", "profiles", "whole"]
+__all__ = [
+    "Family",
+    "Found",
+    "Kin",
+    "Profile",
+    "Running",
+    "at",
+    "find",
+    "listed",
+    "named",
+    "no_repository",
+    "option",
+    "profiles",
+    "scripts_in",
+    "whole",
+]
 
 MODULES = ("simkd", "repdistiller", "sskd", "reviewkd", "reviewkd_imagenet", "mdistiller", "timm")
 
 
 def profiles() -> Iterator[Profile]:
-    """All profiles; where two know a repository, the earlier is meant. A broken one is warned of and left out."""
+    """All profiles; where two know a script, the earlier is meant. A broken one is warned of and left out."""
     yield from filter(None, map(_from_module, MODULES))
 
 
@@ -50,43 +67,42 @@ def _from_file(path: Path) -> Profile:
     return profile
 
 
-def find(script: Path, name: str | None = None) -> Profile:
-    """The profile for a training script, by the files around it, by its name, or from a file ``NAME.py``.
+def named(name: str) -> Profile:
+    """The profile of a name, or from a file ``NAME.py``.
 
     Raises
     ------
     ValueError
         If there is none, or the file can't be imported or holds none.
     """
-    if name is not None and name.endswith(".py"):
+    if name.endswith(".py"):
         return _from_file(Path(name))
     known = list(profiles())
-    if name is not None:
-        for profile in known:
-            if profile.name == name:
-                return profile
-        raise ValueError(
-            f"there is no profile {name!r}; there are {', '.join(p.name for p in known)}, or give a file, NAME.py"
-        )
-    script = script.resolve()
-    near = [(profile, _root(script, profile)) for profile in known]
-    near = [(profile, root) for profile, root in near if profile.knows(root)]
-    for profile, root in near:
-        if script == (root / profile.script).resolve():
+    for profile in known:
+        if profile.name == name:
             return profile
-    if near:
-        scripts = " or ".join(dict.fromkeys(profile.script for profile, _ in near))
-        raise ValueError(
-            f"{script.name} is not the script that trains a student in {near[0][0].title}: that is {scripts}"
-        )
     raise ValueError(
-        f"no profile knows the repository of {script}. Known are {', '.join(p.title for p in known)}. To add one is "
-        "to write a module of a few dozen lines (docs/adapters.md); for a training loop of your own, three lines with "
-        "kcd_core.wrap_loader do (README.md). If it is a known repository that was changed, name it with --profile"
+        f"there is no profile {name!r}; there are {', '.join(p.name for p in known)}, or give a file, NAME.py"
     )
 
 
-def _root(script: Path, profile: Profile) -> Path:
-    """Where the repository's root would be, if ``script`` lay in it as the profile's does."""
-    depth = profile.script.count("/")
-    return script.parents[depth] if len(script.parents) > depth else script.parent
+def find(script: Path, name: str | None = None) -> Profile:
+    """The profile for a training script, by what it uses and the files around it, by its name, or from a file ``NAME.py``.
+
+    Raises
+    ------
+    ValueError
+        If there is none: what is near, and what to type.
+    """
+    if name is not None:
+        profile = named(name)
+        found = at(script, [profile])
+        return profile if found is None else found.profile
+    known = list(profiles())
+    found = at(script, known)
+    if found is not None:
+        return found.profile
+    near = (
+        not_the_script(script, profile, root) for root in script.resolve().parents[:2] for profile in known
+    )
+    raise ValueError(next(filter(None, near), None) or no_profile(script, known))

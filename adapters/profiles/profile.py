@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from ..settings import SHIMS
 
-__all__ = ["Profile", "Running", "option", "whole"]
+__all__ = ["Family", "Kin", "Profile", "Running", "option", "whole"]
 
 Arguments = Sequence[str]
 Prediction = Callable[..., tuple[Any, Any]]
@@ -20,6 +21,10 @@ Prediction = Callable[..., tuple[Any, Any]]
 
 def _nothing(_: Arguments) -> None:
     return None
+
+
+def _unnamed(_: Arguments) -> str:
+    return "a method of its own"
 
 
 def _none(_: Arguments) -> int:
@@ -43,6 +48,36 @@ class Running(Protocol):
 
     def say(self, text: str) -> None:
         """Print a line, on the first rank alone."""
+
+
+class Kin(NamedTuple):
+    """A script that belongs to a family.
+
+    Attributes
+    ----------
+    why : str
+        What it uses, for people to read.
+    changes : mapping
+        The profile's fields that are others for this script: ``observe``, say.
+    """
+
+    why: str
+    changes: Mapping[str, Any]
+
+
+class Family(NamedTuple):
+    """What relatives of a repository have in common, whatever their scripts are called.
+
+    Attributes
+    ----------
+    trains : str
+        What a script does that trains a student there, for people to read.
+    kin : callable
+        ``kin(root, syntax_tree) -> Kin | None``: whether a script of a repository does. It is read, not executed.
+    """
+
+    trains: str
+    kin: Callable[[Path, ast.Module], Kin | None]
 
 
 def _unprepared(_: Running) -> None:
@@ -79,9 +114,9 @@ class Profile:
     ----------
     name, title : str
     script : str
-        The script that trains a student, relative to the repository's root.
+        The script that trains a student, relative to the repository's root. Only needed to find it without being told.
     marks : tuple of str
-        Other files by which the repository is recognised, relative to its root.
+        Other files by which the repository is recognised, relative to its root. Only needed for that.
     observe : str or tuple of str
         ``"module.function"``, or a method, ``"module:Class.method"``: called with the student's final prediction once
         for every training batch, and looked up in the module at call time, or bound from there by a script that is not
@@ -124,21 +159,27 @@ class Profile:
     plans : bool
         Whether ``len(loader)``, read between two epochs, is for the one that begins: then it is that one's already.
         Default: it is that of the one before, as scripts need it that average over what they have done.
+    family : Family, optional
+        What makes a script of another name, or another repository, one of this codebase's. It takes the place of
+        ``script``.
+    covers : str
+        What of it was made to run, for people to read.
     prepare : callable
         ``prepare(running)``: what else is to be watched, before the script runs. See `Running`.
 
     Raises
     ------
     ValueError
-        If a shim's name is not known, or ``prediction`` or ``returned`` name a function that is not observed.
+        If nothing is observed, a shim's name is not known, or ``prediction`` or ``returned`` name a function that is not
+        observed.
     """
 
     name: str
     title: str
-    script: str
-    marks: tuple[str, ...]
-    observe: str | tuple[str, ...]
-    method: Callable[[Arguments], str]
+    script: str = ""
+    marks: tuple[str, ...] = ()
+    observe: str | tuple[str, ...] = ""
+    method: Callable[[Arguments], str] = _unnamed
     shims: tuple[str | Callable[[Callable[[str], None]], None], ...] = ()
     prediction: Prediction | Mapping[str, Prediction] = _first_two
     refuse: Callable[[Arguments], str | None] = _nothing
@@ -153,8 +194,12 @@ class Profile:
     epochs: Callable[[Arguments], int | None] = _epochs
     plans: bool = False
     prepare: Callable[[Running], None] = _unprepared
+    family: Family | None = None
+    covers: str = ""
 
     def __post_init__(self) -> None:
+        if not self.observe:
+            raise ValueError(f"profile {self.name}: observe must name a function, as module.function")
         for shim in self.shims:
             if not (callable(shim) or shim in SHIMS):
                 raise ValueError(
@@ -192,7 +237,8 @@ class Profile:
 
     def knows(self, root: Path) -> bool:
         """Whether ``root`` is a checkout of this codebase."""
-        return all((root / name).is_file() for name in (self.script, *self.marks))
+        names = [name for name in (self.script, *self.marks) if name]
+        return bool(names) and all((root / name).is_file() for name in names)
 
 
 def option(arguments: Arguments, *names: str, default: str = "") -> str:

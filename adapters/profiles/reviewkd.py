@@ -24,6 +24,7 @@ def refuse(arguments: Sequence[str]) -> str | None:
 PROFILE = Profile(
     name="reviewkd",
     title="ReviewKD",
+    covers="its CIFAR script, with and without --use-kl",
     script="CIFAR-100/train.py",
     marks=("CIFAR-100/model/reviewkd.py", "CIFAR-100/util/kd.py"),
     observe="torch.nn.functional.cross_entropy",

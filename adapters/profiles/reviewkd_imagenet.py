@@ -24,6 +24,7 @@ def refuse(arguments: Sequence[str]) -> str | None:
 PROFILE = Profile(
     name="reviewkd_imagenet",
     title="ReviewKD (ImageNet)",
+    covers="its ImageNet script, where apex is installed",
     script="ImageNet/imagenet_amp.py",
     marks=("ImageNet/models/reviewkd.py",),
     observe="torch.nn.functional.cross_entropy",

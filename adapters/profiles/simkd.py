@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..contrast import restrict
-from .profile import Profile, option, whole
-from .repdistiller import method
+from .profile import Profile, option
+from .repdistiller import FAMILY, epochs, method
 
 __all__ = ["PROFILE"]
 
@@ -24,12 +24,13 @@ def refuse(arguments: Sequence[str]) -> str | None:
 PROFILE = Profile(
     name="simkd",
     title="SimKD",
-    script="train_student.py",
+    covers="its 9 methods, and what was made of it: SemCKD, MaskKD",
     marks=("helper/loops.py", "dataset/imagenet_dali.py", "distiller_zoo/SemCKD.py"),
+    family=FAMILY,
     observe="helper.loops.accuracy",
     method=method,
-    shims=("tensorboard_logger", "dali", "alias_cuda", "ragged_lists"),
+    shims=("tensorboard_logger", "dali", "alias_cuda", "ragged_lists", "accuracy_view"),
     refuse=refuse,
     condensed=restrict,
-    epochs=lambda arguments: whole(arguments, "--epochs", default=240),
+    epochs=epochs,
 )

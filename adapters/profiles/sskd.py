@@ -13,6 +13,7 @@ __all__ = ["PROFILE"]
 PROFILE = Profile(
     name="sskd",
     title="SSKD",
+    covers="its one method",
     script="student.py",
     marks=("wrapper.py", "cifar.py", "utils.py", "teacher.py"),
     observe="utils.accuracy",

@@ -137,6 +137,7 @@ WITH_OPTIMIZER = {
 PROFILE = Profile(
     name="timm",
     title="timm",
+    covers="train.py: training with and without a teacher, logit, feature and token distillation",
     script="train.py",
     marks=("validate.py", "timm/task/distillation.py", "timm/data/loader.py"),
     observe="timm.task.task:TrainingTask.__call__",

@@ -420,7 +420,7 @@ def test_mdistiller_resumes_with_its_set(host: Host) -> None:
     )
     output, first = host.run(*kcd, *script, "--epochs", "3")
     check(first, SIZES[:3])
-    assert "mdistiller, kd" in output
+    assert "mdistiller, cifar100/kd (profile mdistiller)" in output
     output, second = host.run(*kcd, *script, "--resume")
     assert "resumed after epoch 3" in output
     check(first + second, SIZES)
@@ -536,10 +536,10 @@ def test_unknown_repositories_and_scripts_are_refused(tmp_path: Path) -> None:
     (host.folder / "elsewhere").mkdir()
     (host.folder / "elsewhere" / "train.py").write_text("import sys; print('ran', sys.argv[1:])")
     output, _ = host.kcd("elsewhere/train.py", ok=False)
-    assert "no profile knows the repository" in output
-    assert "docs/adapters.md" in output
+    assert "elsewhere/train.py is not a script that trains a student in SSKD" in output
+    assert "kcd run student.py ...   (it is SSKD's)" in output
     output, _ = host.kcd("teacher.py", ok=False)
-    assert "not the script that trains a student" in output
+    assert "teacher.py is not a script that trains a student in SSKD" in output
     output, _ = host.kcd("missing.py", ok=False)
     assert "there is no script missing.py" in output
     output, _ = host.kcd("--profile", "sskd", "elsewhere/train.py", "--", "x", "--ratio", "3")

@@ -306,9 +306,9 @@ def test_unknown_repository(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["patch", "--check", str(tmp_path)]) == 2
     assert main(["patch", str(tmp_path), "--profile", "none such"]) == 2
     assert main(["patch", str(tmp_path / "absent")]) == 2
-    assert "is not a folder" in capsys.readouterr().err
+    assert "is neither a repository's folder nor a script" in capsys.readouterr().err
     assert main(["patch", str(tmp_path / "train.py")]) == 2
-    assert "give the repository's root folder" in capsys.readouterr().err
+    assert "no profile knows" in capsys.readouterr().err
     assert snapshot(tmp_path) == before
 
 
@@ -377,7 +377,8 @@ def test_crash_between_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     lay_out(tmp_path)
     (tmp_path / "other.py").write_bytes(b"import sys\r\n")
     original = snapshot(tmp_path)
-    monkeypatch.setattr(patch, "recognise", lambda root, name: ("sskd", ("student.py", "other.py")))
+    both = [patch.Meant(name, "sskd", "SSKD") for name in ("other.py", "student.py")]
+    monkeypatch.setattr(patch, "meant", lambda *_: both)
     whole, calls = scripts.write_whole, []
 
     def crash_at_second(path: Path, content: bytes, *, expected: bytes | None = None) -> None:
@@ -393,7 +394,7 @@ def test_crash_between_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             main([*argv, str(tmp_path)])
         half = snapshot(tmp_path)
         assert half != original
-        assert main(["patch", "--check", str(tmp_path)]) == 1
+        assert main(["patch", "--check", str(tmp_path)]) == 0  # of one
         monkeypatch.setattr(scripts, "write_whole", whole)
         assert main(["patch", str(tmp_path)]) == 0
         assert main(["patch", "--check", str(tmp_path)]) == 0
@@ -410,7 +411,7 @@ def test_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(ValueError, match=r"student.py can't be written: disk full"):
-        patch.plan_patch(tmp_path, Settings())[0].write()
+        patch.plan_patch(tmp_path, Settings(), patch.meant(tmp_path, None, None))[0].write()
     assert snapshot(tmp_path) == original
 
 
@@ -427,7 +428,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path, capsys: pytest.Captur
 
 def test_change_behind_our_back_is_not_overwritten(tmp_path: Path) -> None:
     script = lay_out(tmp_path)
-    (change,) = patch.plan_patch(tmp_path, Settings())
+    (change,) = patch.plan_patch(tmp_path, Settings(), patch.meant(tmp_path, None, None))
     script.write_bytes(b"import sys\n")
     with pytest.raises(ValueError, match="somebody else"):
         change.write()

@@ -1,0 +1,153 @@
+"""What to say of a script, or of a repository, that no profile is for: what is near, and what to type."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from .profile import Profile
+from .recognition import Found, scripts_in
+from .sources import imported, parsed
+
+__all__ = ["listed", "no_profile", "no_repository", "not_the_script"]
+
+#: Trainers that take KCD without a profile: (package, whether an import names a trainer, what to do).
+TRAINERS = (
+    ("trl", True, "kcd_adapters.trainers.trl.KCDTrainerMixin goes before the trainer's class"),
+    (
+        "sentence_transformers",
+        True,
+        "kcd_adapters.trainers.transformers.KCDTrainerMixin goes before the trainer's class",
+    ),
+    (
+        "transformers",
+        True,
+        "kcd_adapters.trainers.transformers.KCDTrainerMixin goes before the trainer's class",
+    ),
+    ("lightning", False, "kcd_adapters.trainers.lightning.KCDCallback goes among the Trainer's callbacks"),
+    (
+        "pytorch_lightning",
+        False,
+        "kcd_adapters.trainers.lightning.KCDCallback goes among the Trainer's callbacks",
+    ),
+    (
+        "accelerate",
+        False,
+        "kcd_adapters.trainers.accelerate.prepare takes the place of prepare for the loader",
+    ),
+)
+PLUGIN = """\
+it trains with torchdistill, which takes KCD as a plugin. Write into its YAML
+    dependencies:
+      - name: 'kcd_adapters.torchdistill'
+  and name KCDDatasetWrapper, KCDBatchSampler and the kcd_ processes, as docs/adapters.md, section torchdistill, shows; then
+  run the script with python"""
+
+
+def not_the_script(script: Path, near: Profile, root: Path) -> str | None:
+    """For a script in a repository that a profile knows, but that trains no student there; None if it is none such."""
+    if not near.knows(root):
+        return None
+    try:
+        parsed(script)
+    except ValueError as error:
+        return f"{script} can't be run: {error}"
+    others = scripts_in(root, [near])
+    trains = "" if near.family is None else f": it is none that {near.family.trains}"
+    title = others[0].profile.title if others else near.title
+    these = (
+        f"There {'are' if len(others) > 1 else 'is'}{listed(others, 'kcd run', ' ...')}\n" if others else ""
+    )
+    return (
+        f"{script} is not a script that trains a student in {title}{trains}.\n{these}"
+        f"If it trains one in a way of its own: kcd run --auto {script} ..."
+    )
+
+
+def no_profile(script: Path, known: Sequence[Profile]) -> str:
+    """For a script in a repository that no profile knows."""
+    try:
+        modules = imported(parsed(script)) if script.is_file() else set()
+    except ValueError as error:
+        return f"{script} can't be run: {error}"
+    text = f"no profile knows {script}, nor the repository around it."
+    trainer = _trainer(modules)
+    if trainer is not None:
+        return f"{text}\nBut {trainer}."
+    nearest = _nearest(script, modules, known)
+    return "\n".join([text, *([nearest] if nearest else []), _auto(script)])
+
+
+def no_repository(root: Path, known: Sequence[Profile]) -> str:
+    """For a repository with no script that trains a student by any profile."""
+    for profile in known:
+        if profile.family is not None and profile.knows(root):
+            return (
+                f"{root} looks like {profile.title}, but no script in it, or in a folder of it, {profile.family.trains}. "
+                f"Name yours: kcd patch SCRIPT --profile {profile.name}"
+            )
+        if profile.family is None and all((root / mark).is_file() for mark in profile.marks):
+            return f"{root} looks like {profile.title}, but has no {profile.script} to patch"
+    return (
+        f"no profile knows the repository {root}. Known are {', '.join(profile.title for profile in known)} (kcd profiles). "
+        "A fork of one: kcd patch SCRIPT --profile NAME. A profile of your own is one file (docs/adapters.md); a training loop "
+        "of your own takes three lines with kcd_core.wrap_loader (README.md)"
+    )
+
+
+def listed(found: Iterable[Found], command: str, rest: str = "") -> str:
+    """What to type for each script, one a line, and what makes it one."""
+    lines = [(f"{command} {os.path.relpath(one.root / one.script)}{rest}", one.why) for one in found]
+    width = max(len(line) for line, _ in lines)
+    return "".join(f"\n    {line:{width}}   ({why})" for line, why in lines)
+
+
+def _auto(script: Path) -> str:
+    return (
+        f"Without a profile: kcd run --auto {script} ... finds the student by watching the first batches. A profile of your "
+        "own is one file (docs/adapters.md); a training loop of your own takes three lines with kcd_core.wrap_loader (README.md)"
+    )
+
+
+def _trainer(modules: set[str]) -> str | None:
+    if _imports("torchdistill", modules):
+        return PLUGIN
+    for package, named, text in TRAINERS:
+        names = [name for name in modules if name.startswith(f"{package}.")]
+        if any("Trainer" in name for name in names) if named else _imports(package, modules):
+            return f"it trains with {package}, and needs no profile: {text} (docs/trainers.md)"
+    return None
+
+
+def _imports(package: str, modules: set[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for name in modules)
+
+
+def _nearest(script: Path, modules: set[str], known: Sequence[Profile]) -> str | None:
+    """The profile most of whose files are there, or whose modules the script imports."""
+    best: tuple[float, str] = (0.5, "")
+    for profile in known:
+        names = [name for name in (profile.script, *profile.marks) if name]
+        for root in script.resolve().parents[:2]:
+            here = [name for name in names if (root / name).is_file()]
+            share = len(here) / len(names)
+            lacks = [name for name in names if name not in here]
+            if len(here) > 1 and share > best[0]:
+                best = (
+                    share,
+                    f"{profile.name}: {', '.join(here)} {'is' if len(here) == 1 else 'are'} there, {', '.join(lacks)} not",
+                )
+        module = (
+            profile.marks[0].removesuffix(".py").replace("/", ".") if profile.family and profile.marks else ""
+        )
+        package = module.rpartition(".")[0]
+        if module and best[0] < 1 and (module in modules or ("." in package and package in modules)):
+            best = (
+                1,
+                f"{profile.name}: it imports {module if module in modules else package}, but {profile.marks[0]} is not near it",
+            )
+    if not best[1]:
+        return None
+    name = best[1].partition(":")[0]
+    return f"The nearest profile is {best[1]}. If it is a fork: kcd run --profile {name} {script} ..."
