@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import kcd_core as kcd
 from kcd_adapters.demo.command import random_drop
 from kcd_adapters.demo.models import accuracy, build
 
-from .losses import Loss, Material, loss_of, student_of
+from .losses import Loss, Material, distilled, labels, loss_of, student_of
 
 STAGES = 6
 Indices = npt.NDArray[np.int64]
@@ -49,6 +49,7 @@ class Everything:
         self.job, self.material, self.schedule = job, material, schedule
         self.size = len(material.targets)
         self.sampler = kcd.CondensedSampler(self.size, seed=job.seed, mixing=None)
+        self.normalisation: Mapping[str, Any] = {}
 
     def draw(self, epoch: int) -> Indices:
         """The samples of an epoch, in order."""
@@ -59,6 +60,10 @@ class Everything:
         """What the samples' losses are multiplied by; None is 1."""
         return None
 
+    def asked(self, indices: Indices) -> Indices | None:
+        """The rows of a batch for which the teacher is asked; None is all."""
+        return None
+
     def record(self, indices: Indices, logits: torch.Tensor, losses: torch.Tensor) -> None:
         """Take note of a batch."""
 
@@ -67,7 +72,11 @@ class Everything:
 
 
 class Condensed(Everything):
-    """KCD by hand. What is mixed is mixed once a stage, and seen by the teacher then."""
+    """KCD by hand. What is mixed is mixed once a stage, and seen by the teacher then.
+
+    With ``ask``, the teacher is asked for that share of all samples: those of highest value, or ``by_chance`` others in
+    every epoch. Mixed ones are asked for in any case. ``normalisation`` is that of `kcd.gated_loss`.
+    """
 
     def __init__(
         self,
@@ -78,6 +87,9 @@ class Condensed(Everything):
         value: str = "entropy",
         floors: bool = False,
         full_end: float = 0.0,
+        ask: float = 0.0,
+        by_chance: bool = False,
+        normalisation: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(*args)
         self.sampler = kcd.CondensedSampler(self.size, seed=self.job.seed, mixing=mixing)
@@ -85,6 +97,14 @@ class Condensed(Everything):
         self.alpha, self.select = alpha, self.with_floors if floors else select
         self.last_stage = self.job.epochs - math.ceil(full_end * self.job.epochs)
         self.original = self.material
+        self.ask = kcd.CondensationSchedule(ask, stages=1, period=1) if ask else None
+        self.gate, self.by_chance = kcd.TeacherGate(self.size), by_chance
+        self.normalisation = normalisation or {}
+
+    def asked(self, indices: Indices) -> Indices | None:
+        if self.ask is None:
+            return None
+        return np.flatnonzero(self.gate.asked(indices, mixed=self.sampler.recipes.contains(indices)))
 
     def record(self, indices: Indices, logits: torch.Tensor, losses: torch.Tensor) -> None:
         self.tracker.update(
@@ -103,6 +123,14 @@ class Condensed(Everything):
             mixed = np.unique(self.sampler.recipes.target)
             if len(mixed):
                 self.material = self.original.mixed(mixed, self.sampler)
+        if self.ask is not None:
+            select = self.others if self.by_chance else None
+            kcd.condense_step(self.tracker, self.gate, self.ask, alpha=self.alpha, select=select)
+
+    def others(self, value: Any, count: Any, kept: Any, target: int, generator: Any) -> kcd.CondensedSet:
+        """As many samples by chance, whichever they were before."""
+        order = np.random.default_rng([self.job.seed, self.gate.stage]).permutation(self.size)
+        return kcd.CondensedSet(np.sort(order[:target]), self.size)
 
     def with_floors(self, value: Any, count: Any, kept: Any, target: int, generator: Any) -> kcd.CondensedSet:
         """The ranking, but of each class at least half of what its share of the data would be."""
@@ -181,10 +209,11 @@ class Arm:
     base: str = "kd"
     equal: bool = False  # stopped at the number of samples that KCD draws
     refresh: bool = False  # BatchNorm's statistics are those of all images in the end
+    free: bool = False  # of the ratio: all samples are drawn, or as many as the arm's own rule says
 
 
 ARMS = {
-    "kd": Arm("KD"),
+    "kd": Arm("KD", free=True),
     "kd-equal": Arm("KD, equal samples", equal=True),
     "kc-kd-v1": Arm("KC-KD v1: by V", Condensed, {"alpha": 0.0}),
     "kc-kd-v2": Arm("KC-KD v2: by V·F^0.03", Condensed),
@@ -192,7 +221,7 @@ ARMS = {
     "kc-kd-v3-fresh": Arm("KC-KD v3, mixing fresh", Condensed, {"mixing": "fresh"}),
     "random": Arm("random dropping", Condensed, {"select": random_drop}),
     "rs2": Arm("RS2: random every epoch", FreshRandom),
-    "infobatch": Arm("InfoBatch's rule on KD", InfoBatch),
+    "infobatch": Arm("InfoBatch's rule on KD", InfoBatch, free=True),
     # Explorations beyond the paper.
     "kc-kd-kl": Arm("KC-KD by KD divergence", Condensed, {"value": "kd_divergence"}),
     "kc-kd-floors": Arm("KC-KD with class floors", Condensed, {"floors": True}),
@@ -202,18 +231,40 @@ ARMS = {
         "random, all data at the end", Condensed, {"select": random_drop, "full_end": 1 / 12}
     ),
     "by-chance": Arm("chances in proportion to V", ByChance),
+    # The teacher is asked for some samples.
+    "labels": Arm("labels alone", loss="labels", free=True),
+    "gate-half": Arm("gate by V, half", Condensed, {"ask": 1 / 2}, free=True),
+    "gate-quarter": Arm("gate by V, quarter", Condensed, {"ask": 1 / 4}, free=True),
+    "gate-eighth": Arm("gate by V, eighth", Condensed, {"ask": 1 / 8}, free=True),
+    "chance-half": Arm("gate by chance, half", Condensed, {"ask": 1 / 2, "by_chance": True}, free=True),
+    "chance-quarter": Arm("gate by chance, quarter", Condensed, {"ask": 1 / 4, "by_chance": True}, free=True),
+    "chance-eighth": Arm("gate by chance, eighth", Condensed, {"ask": 1 / 8, "by_chance": True}, free=True),
+    "gate-quarter-light": Arm(
+        "quarter, labels at 0.1",
+        Condensed,
+        {"ask": 1 / 4, "normalisation": {"unasked_weight": 0.1}},
+        free=True,
+    ),
+    "gate-quarter-by-asked": Arm(
+        "quarter, KD over asked",
+        Condensed,
+        {"ask": 1 / 4, "normalisation": {"divide_by": "asked"}},
+        free=True,
+    ),
+    "kc-gate-quarter": Arm("KC-KD v2, gate quarter", Condensed, {"ask": 1 / 4}),
+    "kc-gate-eighth": Arm("KC-KD v2, gate eighth", Condensed, {"ask": 1 / 8}),
+    "kc-gate-mixed": Arm("KC-KD v3, gate quarter", Condensed, {"ask": 1 / 4, "mixing": "cumulative"}),
     # Other losses.
-    "pkt": Arm("PKT", loss="pkt", base="pkt"),
+    "pkt": Arm("PKT", loss="pkt", base="pkt", free=True),
     "kc-pkt": Arm("KC-PKT", Condensed, {"mixing": "cumulative"}, loss="pkt", base="pkt"),
-    "crd": Arm("CRD+KD", loss="crd", base="crd"),
+    "crd": Arm("CRD+KD", loss="crd", base="crd", free=True),
     "kc-crd": Arm("KC-CRD", Condensed, {"mixing": "cumulative"}, loss="crd", base="crd"),
 }
 
 
 def ratio_of(arm: str, ratio: float) -> float:
     """``ratio``, or 1 for arms that have none."""
-    free = ARMS[arm].chooser is InfoBatch or (ARMS[arm].chooser is Everything and not ARMS[arm].equal)
-    return 1.0 if free else ratio
+    return 1.0 if ARMS[arm].free else ratio
 
 
 def run(job: Job, material: Material) -> dict[str, Any]:
@@ -233,7 +284,7 @@ def run(job: Job, material: Material) -> dict[str, Any]:
     rate, milestones = 0.05 * job.batch / 64, [epochs * of_240 / 240 for of_240 in (150, 180, 210)]
     optimizer = torch.optim.SGD(learning, lr=rate, momentum=0.9, weight_decay=5e-4)
     student.train()
-    drawn = []
+    drawn, asked = [], 0
     wall, cpu = time.perf_counter(), time.process_time()
     for epoch in range(1, last + 1):
         for group in optimizer.param_groups:
@@ -244,7 +295,7 @@ def run(job: Job, material: Material) -> dict[str, Any]:
             order = np.concatenate([order, chooser.draw(epoch + 1)])[: total - sum(drawn)]
         # Batches of nearly one size: BatchNorm can't train on a last batch of one.
         for indices in np.array_split(order, math.ceil(len(order) / job.batch)):
-            step(student, optimizer, chooser, indices, loss)
+            asked += step(student, optimizer, chooser, indices, loss)
         drawn.append(len(order))
         chooser.end_epoch(epoch)
     if arm.refresh:
@@ -253,6 +304,7 @@ def run(job: Job, material: Material) -> dict[str, Any]:
         **job.__dict__,
         "drawn": sum(drawn),
         "drawn_by_epoch": drawn,
+        "asked": 0 if arm.loss == "labels" else asked,
         "seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
         "accuracy": accuracy(student, material.test, torch.device("cpu")),
@@ -276,13 +328,20 @@ def step(
     chooser: Everything,
     indices: Indices,
     loss: Loss,
-) -> None:
-    """One batch: forward, loss, backward, update, record."""
+) -> int:
+    """One batch: forward, loss, backward, update, record. For how many samples the teacher was asked."""
     features = student[:-1](chooser.material.inputs[indices])
     logits = student[-1](features)
-    losses = loss(logits, features, chooser.material, indices)
-    weights = chooser.weights(indices)
+    rows, weights = chooser.asked(indices), chooser.weights(indices)
+    if rows is None:
+        losses = loss(logits, features, chooser.material, indices)
+        together = (losses if weights is None else losses * weights).mean()
+    else:
+        losses = labels(logits, features, chooser.material, indices)
+        of_teacher = distilled(logits[rows], chooser.material, indices[rows])
+        together = kcd.gated_loss(losses, of_teacher, torch.from_numpy(rows), **chooser.normalisation)
     optimizer.zero_grad()
-    (losses if weights is None else losses * weights).mean().backward()  # type: ignore[no-untyped-call]
+    together.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     chooser.record(indices, logits, losses)
+    return len(indices if rows is None else rows)

@@ -86,10 +86,18 @@ Loss = Callable[[torch.Tensor, torch.Tensor, Material, Any], torch.Tensor]
 
 def kd(logits: torch.Tensor, features: torch.Tensor, material: Material, indices: Any) -> torch.Tensor:
     """The paper's loss, [B]: 0.1 CE + 0.9 KL at temperature 4."""
-    hard = F.cross_entropy(logits, material.targets[indices], reduction="none")
+    return 0.1 * labels(logits, features, material, indices) + 0.9 * distilled(logits, material, indices)
+
+
+def labels(logits: torch.Tensor, features: torch.Tensor, material: Material, indices: Any) -> torch.Tensor:
+    """Cross-entropy with the labels, [B]."""
+    return F.cross_entropy(logits, material.targets[indices], reduction="none")
+
+
+def distilled(logits: torch.Tensor, material: Material, indices: Any) -> torch.Tensor:
+    """KL divergence at temperature 4, times 16, [B]."""
     student, teacher = (F.log_softmax(x / 4, -1) for x in (logits, material.logits[indices]))
-    soft = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * 16
-    return 0.1 * hard + 0.9 * soft
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * 16
 
 
 def pkt(logits: torch.Tensor, features: torch.Tensor, material: Material, indices: Any) -> torch.Tensor:
@@ -158,4 +166,4 @@ def loss_of(name: str, material: Material, width: int, seed: int) -> Loss:
     """A loss by its name; one that learns, too, is an `nn.Module`. ``width`` is of the student's features."""
     if name == "crd":
         return build(lambda _: Crd(material, width), material.classes, seed)
-    return {"kd": kd, "pkt": pkt}[name]
+    return {"kd": kd, "labels": labels, "pkt": pkt}[name]

@@ -207,6 +207,7 @@ def text_of(
         "",
         *NOTE.splitlines(),
         *of_mixing(runs),
+        *queries(runs),
         *twins(runs),
         "",
     ]
@@ -255,6 +256,20 @@ def of_mixing(runs: Iterable[Mapping[str, Any]]) -> list[str]:
         if arm == "kc-kd-v3" and apart:
             found[student].append(f"{apart_of(apart)} at {ratio:g}")
     return [f"kc-kd-v3 minus kc-kd-v2, {student} student: {'; '.join(at)}" for student, at in found.items()]
+
+
+def queries(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """For which share of the samples that KD draws the teacher is asked, a line for each student with such arms."""
+    groups, found = grouped(runs), defaultdict(list)
+    for (arm, ratio, student), own in groups.items():
+        base = ARMS[arm].base
+        kd = groups.get((base, ratio_of(base, ratio), student), {})
+        asked, drawn = (
+            np.mean([run.get(name, run["drawn"]) for run in own.values()]) for name in ("asked", "drawn")
+        )
+        if kd and asked != drawn:
+            found[student].append(f"{arm} {ratio:g} {asked / column(kd, 'drawn').mean():.1%}")
+    return [f"teacher queries, of KD's, {student} student: {', '.join(at)}" for student, at in found.items()]
 
 
 def twins(runs: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -155,6 +155,52 @@ def test_arms_of_one_ratio_draw_alike(study, material, arm):
     assert done["drawn"] == sum(schedule.size(N, epoch) for epoch in range(1, 7))
 
 
+@pytest.mark.parametrize(
+    ("arm", "share", "ratio"),
+    [
+        ("gate-half", 1 / 2, 1.0),
+        ("chance-eighth", 1 / 8, 1.0),
+        ("kc-gate-quarter", 1 / 4, 0.3),
+        ("labels", 0, 1.0),
+    ],
+)
+def test_arms_with_a_gate_ask_for_their_share(study, material, arm, share, ratio):
+    """All of the first epoch, then that share of all samples, as far as they are drawn."""
+    schedule = kcd.CondensationSchedule(ratio, stages=6, period=1)
+    done = study.run(study.Job(arm, ratio, "small", 0, epochs=6, batch=128), material)
+    sizes = [schedule.size(N, epoch) for epoch in range(1, 7)]
+    asks = kcd.CondensationSchedule(share, stages=1, period=1) if share else None
+    most = sum(asks.size(N, epoch) for epoch in range(1, 7)) if asks else 0
+    assert done["drawn"] == sum(sizes)
+    assert study.ratio_of(arm, 0.3) == ratio
+    if ratio == 1:
+        assert done["asked"] == most
+    else:
+        assert N + 4 * 60 < done["asked"] <= most
+
+
+def test_a_gate_by_chance_asks_for_others_in_every_epoch(study, material):
+    job = study.Job("chance-half", 1.0, "small", 3, epochs=6, batch=128)
+    arm = study.ARMS["chance-half"]
+    chooser = arm.chooser(job, material, kcd.CondensationSchedule(1.0, stages=6, period=1), **arm.options)
+    chooser.tracker.record(np.arange(N), np.arange(N) / N)
+    sets = []
+    for epoch in (1, 2):
+        chooser.end_epoch(epoch)
+        sets.append(set(chooser.asked(np.arange(N)).tolist()))
+    assert [len(asked) for asked in sets] == [N // 2] * 2
+    assert N / 8 < len(sets[0] & sets[1]) < 3 * N / 8
+    assert len([i for i in sets[0] if i < N / 2]) > N / 8
+
+
+def test_a_gates_loss_on_all_rows_is_the_papers(study, material):
+    losses = sys.modules["_study.losses"]
+    logits, some = torch.randn(9, 10), np.arange(9)
+    parts = losses.labels(logits, logits, material, some), losses.distilled(logits, material, some)
+    together = kcd.gated_loss(*parts, torch.arange(9)).item()
+    assert together == pytest.approx(losses.kd(logits, logits, material, some).mean().item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("batch", [16, 75, 76, 128])
 def test_kd_at_equal_samples_ends_in_no_stray_batch(study, material, monkeypatch, batch):
     """At 0.3, 1,275 samples of 300 are 4 epochs and 75 samples."""
