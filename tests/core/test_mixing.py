@@ -382,6 +382,13 @@ def test_which_mixer_is_the_default():
     listed = Cifar(N)
     listed.data = list(listed.data)  # of paths, say
     assert default_mixer(listed) is kcd.mix_samples
+    masks, labels = Cifar(N), Cifar(N)
+    masks.data = masks.data // 128 * 255  # 0 and 255
+    labels.data = np.where(
+        labels.data < 200, labels.data % 19, 255
+    )  # of a segmentation, and 255 for "ignore"
+    assert default_mixer(masks) is kcd.mix_arrays
+    assert default_mixer(labels) is kcd.mix_samples
     scalars = Cifar(N)
     scalars.data = np.arange(N)
     assert default_mixer(scalars) is kcd.mix_samples

@@ -435,6 +435,23 @@ def test_a_bad_logit_is_skipped_counted_and_warned_of_once(device: Any, bad: flo
     assert tracker.skipped == {"nonfinite": 4, "out_of_range": 0}
 
 
+@BACK_ENDS
+def test_copies_and_states_share_no_sums_with_their_tracker(device: Any) -> None:
+    tracker = Tracker(4, device=device)
+    tracker.record([0, 1], [1.0, 2.0])
+    state, before = tracker.state_dict(), sums(tracker)
+    loaded, copied = Tracker(4, device=device), copy.copy(tracker)
+    loaded.load_state_dict(state)
+    again = Tracker(4, device=device)
+    for one in (tracker, loaded, copied):
+        one.record([1, 2], [4.0, 8.0])
+        sums(one)
+        assert [x.tolist() for x in (state["total"], state["count"])] == before
+    assert sums(tracker) == sums(loaded) == sums(copied) != before
+    again.load_state_dict(state)
+    assert sums(again) == before
+
+
 def test_each_cause_is_told_once_with_the_indices_that_there_are() -> None:
     """As a tracker tells what a device skipped, where indices can't be looked at on the way."""
     report = SkipReport("skip", looks=False)
