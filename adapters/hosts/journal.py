@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kcd_core import CondensedSet, __version__
 from kcd_core.base import distributed
@@ -62,6 +62,7 @@ class Journal:
         self.epochs = self.drawn = self.observed = self.saved = 0
         # Absolute from the start: the host may change its working directory.
         self.path = Path(settings.history).absolute() if settings.history is not None else None
+        self._classes: list[dict[str, Any]] = []  # what share of each class a stage kept
         self._unseen = Reasons()  # for which samples were drawn, but not observed
         self._rank = 0
         tasks = (os.environ.get(name, "") for name in TASKS)
@@ -109,6 +110,9 @@ class Journal:
             f"{len(chosen.dropped)} dropped, {len(chosen.tail) if train.sampler.mixing else 0} mixed, "
             f"cut {chosen.cut:.4f}, {self._savings(train, ' so far')}{lent}"
         )
+        shares = [] if train.classes is None else train.classes.shares(chosen.kept)
+        if shares:
+            self._classes.append({"stage": chosen.stage, "epoch": self.epochs, "shares": shares})
         self._write(train)
         if self.rank == 0:
             self.log.write(train.history, saved=self.saved, full=self._full(train))
@@ -156,7 +160,7 @@ class Journal:
     def _write(self, train: HostedLoader) -> bool:
         if self.path is None or self.rank > 0:
             return False
-        content = {
+        content: dict[str, Any] = {
             "run": {**self._about, "command": shlex.join(sys.argv), "kcd": __version__},
             "settings": asdict(self._settings),
             "summary": {
@@ -168,6 +172,7 @@ class Journal:
                 "processes": train.sampler.num_replicas,
             },
             "history": train.history.state_dict(),
+            **({"classes": self._classes} if self._classes else {}),
         }
         try:
             write_whole(self.path, json.dumps(content).encode())

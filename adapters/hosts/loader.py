@@ -26,6 +26,7 @@ from kcd_core.run import Run
 from ..profiles import Profile
 from ..settings import Settings
 from .alignment import Pass
+from .classes import Classes
 from .order import HostOrder
 
 __all__ = ["HostedLoader", "OrderedError"]
@@ -50,6 +51,8 @@ class HostedLoader:
         Why its samples can't be mixed: an error if it turns out to be the student's loader.
     unlabelled : str
         Why the labels of its batches were not found; empty if they were.
+    classes : Classes or None
+        Those labels, where a history is written.
 
     Raises
     ------
@@ -77,6 +80,7 @@ class HostedLoader:
         self.passes: list[Pass] = []
         self.unmixable: Exception | None = None
         self.unlabelled = ""
+        self.classes = None if settings.history is None else Classes(self.sampler.num_samples)
         self._attach(loader, batching)
 
     def _attach(self, loader: DataLoader[Any], batching: tuple[int, bool]) -> None:
@@ -229,6 +233,8 @@ class HostedLoader:
             targets = self._targets(batch)
             if targets is not None:
                 now.pending.append((indices, targets.clone()))  # the host may write to its own
+                if self.classes is not None:
+                    self.classes.see(indices, targets)
             now.drawn += int((indices >= 0).sum())
             yield batch
         now.exhausted = True

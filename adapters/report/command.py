@@ -19,33 +19,37 @@ PAGE = "report.html"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = "exit status: 0 written; 2 refused, and nothing was written."
-    parser.add_argument("history", metavar="HISTORY.json", type=Path, help="what --history wrote")
+    parser.add_argument(
+        "history",
+        metavar="HISTORY.json",
+        type=Path,
+        help="what --history, history.to_json() or kcd demo wrote",
+    )
     parser.add_argument(
         "-o", "--out", metavar="DIR", type=Path, required=True, help="folder for the report, made if need be"
     )
-    parser.add_argument("--title", help="heading of the page (default: from the file's name)")
+    parser.add_argument("--title", help="heading of the page (default: repository, method and ratio)")
     parser.add_argument("--force", action="store_true", help="overwrite files that kcd report did not make")
 
 
 def run(args: argparse.Namespace) -> int:
     """``kcd report``."""
-    title = args.title if args.title is not None else f"Knowledge condensation: {args.history.stem}"
-    for path in write_report(args.history, args.out, title=title, force=args.force):
+    for path in write_report(args.history, args.out, title=args.title, force=args.force):
         print(path)
     return 0
 
 
-def write_report(history: Path, out: Path, *, title: str, force: bool = False) -> list[Path]:
+def write_report(history: Path, out: Path, *, title: str | None = None, force: bool = False) -> list[Path]:
     """Read a history, write its report.
 
     Parameters
     ----------
     history : Path
-        JSON, as `CondensationHistory.to_json` or ``kcd run --history`` wrote it.
+        JSON, as `CondensationHistory.to_json`, ``kcd run --history`` or ``kcd demo`` wrote it.
     out : Path
         Folder to write ``report.html`` and the PNGs to.
-    title : str
-        Heading of the page.
+    title : str, optional
+        Heading of the page. Default: repository, method and ratio, or else the file's name.
     force : bool
         Whether files that this function did not write may be replaced.
 
@@ -62,7 +66,10 @@ def write_report(history: Path, out: Path, *, title: str, force: bool = False) -
         If matplotlib is not installed.
     """
     recorded = read(history)
-    pictures = {name: draw(recorded) for name, (_, draw, _) in PICTURES.items()}
+    if title is None:
+        title = recorded.title or f"Knowledge condensation: {history.stem}"
+    drawn = {name: draw(recorded) for name, (_, draw, _) in PICTURES.items()}
+    pictures = {name: png for name, png in drawn.items() if png is not None}
     contents = {PAGE: page(recorded, pictures, title)}
     contents |= {f"{name}.png": png for name, png in pictures.items()}
     try:

@@ -9,9 +9,13 @@ from typing import Any, NoReturn
 
 from kcd_core import CondensationHistory
 
-__all__ = ["Recorded", "Segment", "parse", "read"]
+from .demo_results import as_run
+
+__all__ = ["ClassShares", "Recorded", "Segment", "parse", "read"]
 
 MOST_BYTES = 64 << 20  # a stage takes about 2 kB
+MOST_CLASSES = 1000
+MOST_SHOWN = 200  # stages whose classes are shown
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,14 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class ClassShares:
+    """What share of each class stage ``stage`` kept; None for a class of which nothing is known."""
+
+    stage: int
+    shares: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
 class Recorded:
     """A run.
 
@@ -39,11 +51,18 @@ class Recorded:
         Of the whole run where the file says so, else up to the last stage recorded.
     tables : dict
         Whatever else the file holds, such as ``settings`` and ``summary``: shown, not interpreted.
+    classes : tuple of ClassShares
+        By stage; empty where labels were not known.
+    account : (int, int), optional
+        Samples that were not drawn, and those that would have been without condensation, where the run counted them:
+        ``drop_last`` leaves out some that the sets have.
     """
 
     history: CondensationHistory
     epochs: int
     tables: dict[str, dict[str, Any]]
+    classes: tuple[ClassShares, ...] = ()
+    account: tuple[int, int] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -65,12 +84,29 @@ class Recorded:
     @property
     def drawn(self) -> int:
         """Samples drawn in all."""
-        return sum(segment.drawn for segment in self.segments())
+        return self.full - self.saved
 
     @property
     def full(self) -> int:
         """What the same epochs draw without condensation."""
-        return self.num_samples * self.epochs
+        return self.num_samples * self.epochs if self.account is None else self.account[1]
+
+    @property
+    def saved(self) -> int:
+        """Samples that were not drawn, and would have been without condensation."""
+        return self.full - sum(s.drawn for s in self.segments()) if self.account is None else self.account[0]
+
+    def told(self, table: str, name: str) -> str:
+        """A value of a table, if it is text or a number that is there; else nothing."""
+        value = self.tables.get(table, {}).get(name)
+        return str(value) if isinstance(value, str) or type(value) in (int, float) else ""
+
+    @property
+    def title(self) -> str:
+        """Repository, method and ratio, as far as they are known."""
+        ratio = self.told("settings", "ratio")
+        parts = (self.told("run", "repository"), self.told("run", "method"), f"ratio {ratio}" * bool(ratio))
+        return ", ".join(part for part in parts if part) if parts[0] else ""
 
 
 def read(path: Path) -> Recorded:
@@ -97,7 +133,7 @@ def read(path: Path) -> Recorded:
 
 
 def parse(text: str) -> Recorded:
-    """Check a JSON text: `CondensationHistory.to_json`, bare or as ``history`` in an object with more.
+    """Check a JSON text: `CondensationHistory.to_json`, bare or as ``history`` in an object with more, or a demo's results.
 
     Beside ``history``, objects such as ``settings`` and ``summary`` are taken for tables, and a number of
     ``epochs`` in any of them for the length of the run.
@@ -112,12 +148,18 @@ def parse(text: str) -> Recorded:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     tables: dict[str, dict[str, Any]] = {}
-    history = content
+    if isinstance(content, dict) and "arms" in content and "history" not in content:
+        content = as_run(content)
+    history: Any = content
+    classes: tuple[ClassShares, ...] = ()
     if isinstance(content, dict) and "history" in content:
         history = content["history"]
         loose = {}
         for name, value in content.items():
             if name == "history":
+                continue
+            if name == "classes" and isinstance(value, list):
+                classes = _class_shares(value)
                 continue
             if isinstance(value, dict):
                 tables[name] = value
@@ -132,7 +174,27 @@ def parse(text: str) -> Recorded:
         for stage in checked:
             stage["mixed"] = 0  # records of older versions count what could be mixed
     epochs = [t["epochs"] for t in tables.values() if type(t.get("epochs")) is int]
-    return Recorded(checked, max([checked[-1]["epoch"], *(e for e in epochs if e < 1 << 31)]), tables)
+    last = max([checked[-1]["epoch"], *(e for e in epochs if e < 1 << 31)])
+    saved, full = (tables.get("summary", {}).get(name) for name in ("saved", "full"))
+    account = None
+    if type(saved) is int and type(full) is int and 0 <= saved < full <= last * checked.num_samples:
+        account = (saved, full)
+    return Recorded(checked, last, tables, classes, account)
+
+
+def _class_shares(given: list[Any]) -> tuple[ClassShares, ...]:
+    """Check what is said of classes."""
+    found = []
+    for place, one in enumerate(given[:MOST_SHOWN]):
+        stage, shares = (one.get(name) if isinstance(one, dict) else None for name in ("stage", "shares"))
+        if type(stage) is not int or not isinstance(shares, list) or not 1 <= len(shares) <= MOST_CLASSES:
+            raise ValueError(
+                f"classes[{place}] must be an object with a stage and 1 to {MOST_CLASSES} shares"
+            )
+        if not all(x is None or (type(x) in (int, float) and 0 <= x <= 1) for x in shares):
+            raise ValueError(f"classes[{place}].shares must be numbers from 0 to 1")
+        found.append(ClassShares(stage, tuple(shares)))
+    return tuple(found)
 
 
 def _refuse_constant(name: str) -> NoReturn:

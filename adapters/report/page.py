@@ -68,6 +68,7 @@ def page(run: Recorded, pictures: Mapping[str, bytes], title: str) -> bytes:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{_safe(title)}</title><style>{_STYLE}</style></head><body><main>",
         f"<h1>{_safe(title)}</h1>",
+        *(f"<p>{_origin(run)}</p>" for _ in range(bool(_origin(run)))),
         f"<p>{_sentence(run)}</p>",
         _tiles(run),
     ]
@@ -90,6 +91,15 @@ def page(run: Recorded, pictures: Mapping[str, bytes], title: str) -> bytes:
     return "\n".join(parts).encode("utf-8", "backslashreplace")  # a lone surrogate is JSON, but no UTF-8
 
 
+def _origin(run: Recorded) -> str:
+    """When it was run, with which seed, and how."""
+    told = {name: run.told("run", name) for name in ("started", "seed", "command")}
+    parts = [f"{name} {_safe(_cut(told[name]))}" for name in ("started", "seed") if told[name]]
+    if told["command"]:
+        parts.append(f"<code>{_safe(_cut(told['command']))}</code>")
+    return ", ".join(parts)
+
+
 def _sentence(run: Recorded) -> str:
     last = run.stages[-1]
     text = f"1 condensation stage, after epoch {last['epoch']}"
@@ -104,13 +114,15 @@ def _sentence(run: Recorded) -> str:
 
 
 def _tiles(run: Recorded) -> str:
-    last, saved = run.stages[-1], run.full - run.drawn
+    last, saved, accuracy = run.stages[-1], run.saved, run.told("summary", "accuracy")
     tiles = [
         (f"{last['kept']:,}", f"samples kept of {run.num_samples:,}"),
         (f"{last['kept'] / run.num_samples:.1%}", "of the knowledge set"),
         (f"{saved / run.full:.1%}", f"of all samples saved, in {run.epochs:,} epochs"),
         (_short(saved), f"samples saved of {_short(run.full)}"),
     ]
+    if accuracy:
+        tiles.append((_cut(accuracy), "accuracy"))
     inside = "".join(f'<div class="tile"><b>{_safe(a)}</b><span>{_safe(b)}</span></div>' for a, b in tiles)
     return f'<div class="tiles">{inside}</div>'
 
@@ -134,10 +146,22 @@ def _stages(run: Recorded) -> str:
     head = "<tr>" + "".join(f"<th>{name}</th>" for name in names) + "</tr>"
     left_out = len(run.stages) - len(rows)
     note = f"<p>The first {left_out} stages are left out.</p>" if left_out else ""
-    return f"<table>{head}{''.join(map(_row, rows))}</table>{note}"
+    return f"<table>{head}{''.join(map(_row, rows))}</table>{note}<p>{_safe(_meaning(run))}</p>"
+
+
+def _meaning(run: Recorded) -> str:
+    alpha = run.told("settings", "alpha")
+    return (
+        "A stage ranks the samples that were drawn until then by their score: the mean of the values that were recorded "
+        f"for a sample, times the number of its recordings to the power of alpha{f' ({alpha})' if alpha else ''}. The "
+        "cut is the lowest score among those that it keeps: what scores below is dropped, and mixed into the lowest of "
+        "the kept ones where there is mixing. There is none where a kept sample was never recorded, or samples were not "
+        "chosen by score."
+    )
 
 
 def _names(table: Mapping[str, Any]) -> str:
+    table = {name: value for name, value in table.items() if value not in (None, [], {}, "")}
     rows = [
         f"<tr><th>{_safe(_cut(k))}</th><td><code>{_safe(_value(v))}</code></td></tr>"
         for k, v in _first(table)

@@ -68,12 +68,35 @@ def drawn(run: Recorded) -> bytes:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
     axes.set_ylabel("% of all samples")
-    _legend(axes, [(f"drawn: {run.drawn:,}", KEPT), (f"saved: {run.full - run.drawn:,}", PALE)])
+    _legend(axes, [(f"drawn: {run.drawn:,}", KEPT), (f"saved: {run.saved:,}", PALE)])
     return _png(figure)
 
 
-#: name: (caption, what draws it, the text for whoever can't see it)
-PICTURES: dict[str, tuple[str, Callable[[Recorded], bytes], str]] = {
+def classes(run: Recorded) -> bytes | None:
+    """What share of each class every stage kept, as a map; nothing where labels were not known."""
+    if not run.classes:
+        return None
+    width = max(len(one.shares) for one in run.classes)
+    table = np.full((len(run.classes), width), np.nan)
+    for row, one in enumerate(run.classes):
+        table[row, : len(one.shares)] = [np.nan if x is None else 100 * x for x in one.shares]
+    figure, axes = _figure(1.6 + 0.3 * min(len(table), 16))
+    image = axes.imshow(table, aspect="auto", cmap="viridis", interpolation="nearest")
+    few = table.size <= 160
+    for (row, label), share in np.ndenumerate(table) if few else ():
+        if np.isfinite(share):
+            color = "black" if image.norm(share) > 0.6 else "white"  # on yellow, or on blue
+            axes.annotate(f"{share:.0f}", (label, row), ha="center", va="center", color=color, fontsize=8)
+    if len(table) <= 16:
+        axes.set_yticks(range(len(table)), [f"stage {one.stage}" for one in run.classes])
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("class")
+    figure.colorbar(image, ax=axes, label="% kept")
+    return _png(figure)
+
+
+#: name: (caption, what draws it (None: it has nothing to show), the text for whoever can't see it)
+PICTURES: dict[str, tuple[str, Callable[[Recorded], bytes | None], str]] = {
     "distribution": (
         "What the samples were worth, stage by stage",
         distribution,
@@ -88,6 +111,11 @@ PICTURES: dict[str, tuple[str, Callable[[Recorded], bytes], str]] = {
         "Samples drawn and saved, epoch by epoch",
         drawn,
         "An area chart of the share of samples that each epoch draws; the rest is saved.",
+    ),
+    "classes": (
+        "What was kept of each class",
+        classes,
+        "A map, a row for each stage and a column for each class, of the share of the class's samples that is kept.",
     ),
 }
 

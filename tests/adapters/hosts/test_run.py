@@ -152,6 +152,12 @@ def test_what_is_drawn_and_mixed_follows_from_the_predictions(host: Host) -> Non
     lines = [json.loads(line) for line in (host.folder / "l.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["kept"]) for line in lines] == list(enumerate(SIZES[1:], 1))
     assert {line["started"] for line in lines} == {written["run"]["started"]}
+    labels = np.random.default_rng(1).integers(0, 5, N)
+    for stage in written["classes"]:  # against what the epoch after it drew
+        kept = indices([item for item in phase(items, "train") if item["epoch"] == stage["epoch"] + 1])
+        for label, share in enumerate(stage["shares"]):
+            assert share == pytest.approx(np.sum(labels[kept] == label) / np.sum(labels == label), abs=1e-6)
+    assert [stage["stage"] for stage in written["classes"]] == [1, 2, 3, 4, 5]
     # and the check itself: what would random dropping look like?
     rng = np.random.default_rng(0)
     for item in phase(items, "train"):
