@@ -125,29 +125,36 @@ def _imports(package: str, modules: set[str]) -> bool:
 
 
 def _nearest(script: Path, modules: set[str], known: Sequence[Profile]) -> str | None:
-    """The profile most of whose files are there, or whose modules the script imports."""
-    best: tuple[float, str] = (0.5, "")
-    for profile in known:
-        names = [name for name in (profile.script, *profile.marks) if name]
-        for root in script.resolve().parents[:2]:
-            here = [name for name in names if (root / name).is_file()]
-            share = len(here) / len(names)
-            lacks = [name for name in names if name not in here]
-            if len(here) > 1 and share > best[0]:
-                best = (
-                    share,
-                    f"{profile.name}: {', '.join(here)} {'is' if len(here) == 1 else 'are'} there, {', '.join(lacks)} not",
-                )
-        module = (
-            profile.marks[0].removesuffix(".py").replace("/", ".") if profile.family and profile.marks else ""
-        )
-        package = module.rpartition(".")[0]
-        if module and best[0] < 1 and (module in modules or ("." in package and package in modules)):
-            best = (
-                1,
-                f"{profile.name}: it imports {module if module in modules else package}, but {profile.marks[0]} is not near it",
-            )
-    if not best[1]:
+    """The profile whose modules the script imports, or more than half of whose files are there."""
+    imports = [(near, module) for near in known if (module := _common(near, modules))]
+    if imports:  # of a family and a special case of it, the family
+        near, module = min(imports, key=lambda one: len(one[0].marks))
+        why = f"it imports {module}, but {near.marks[0]} is not near it"
+    else:
+        places = [(_share(near, root), near, root) for root in script.resolve().parents[:2] for near in known]
+        share, near, root = max(places, key=lambda place: place[0])
+        if share <= 0.5:
+            return None
+        here = [name for name in _files(near) if (root / name).is_file()]
+        lacking = [name for name in _files(near) if name not in here]
+        why = f"{', '.join(here)} are there, {', '.join(lacking)} not"
+    return f"The nearest profile is {near.name}: {why}. If it is a fork: kcd run --profile {near.name} {script} ..."
+
+
+def _common(profile: Profile, modules: set[str]) -> str | None:
+    """What a script imports of a family's own module, or of the package within a package that holds it."""
+    if profile.family is None:
         return None
-    name = best[1].partition(":")[0]
-    return f"The nearest profile is {best[1]}. If it is a fork: kcd run --profile {name} {script} ..."
+    module = profile.marks[0].removesuffix(".py").replace("/", ".")
+    package = module.rpartition(".")[0]
+    return module if module in modules else package if "." in package and package in modules else None
+
+
+def _files(profile: Profile) -> list[str]:
+    return [name for name in (profile.script, *profile.marks) if name]
+
+
+def _share(profile: Profile, root: Path) -> float:
+    names = _files(profile)
+    here = sum((root / name).is_file() for name in names)
+    return here / len(names) if here > 1 else 0

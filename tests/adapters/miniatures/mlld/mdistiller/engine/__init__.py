@@ -1,0 +1,3 @@
+from .trainer import AugTrainer, BaseTrainer
+
+trainer_dict = {"base": BaseTrainer, "ours": AugTrainer}
