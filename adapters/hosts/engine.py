@@ -249,7 +249,7 @@ class Engine:
             f"another model is trained now on the loader of the one that {self.profile.observed_at} was called for first "
             f"(a teacher, before its student?). KCD is at epoch {self.journal.epochs + 1} of that model{ended}: its values "
             "say nothing of this one. Train the first in a run of its own without KCD, or let the profile observe a "
-            "function that is called for the student alone"
+            "function that is called for the student alone, and say in `before` how many epochs come first"
         )
 
     # -- stages ------------------------------------------------------------------------------------

@@ -12,18 +12,18 @@ from typing import Any
 
 from ..patching.marked_block import MARK
 from ..settings import VARIABLE, Settings
+from .unobserved import STATUS
 
 __all__ = ["configure", "run"]
 
 SCRIPT = "KCD_SCRIPT"
-PLAIN = 3  # the exit status where the script ended well, but KCD had no part in it
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = (
         "Put kcd's own options before SCRIPT; everything after it belongs to the script. exit status: the script's "
-        "own; 2 refused, and nothing was started; 3 the script ended well, but nothing was observed: plain training."
+        "own; 2 refused, and nothing was started; 3 nothing was observed: plain training, stopped after an epoch or ended."
     )
     Settings.add_arguments(parser)
     # As one: between two, argparse would swallow a `--` that is the script's.
@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``kcd run``: the script's own exit status; 2 where it can't run with KCD, `PLAIN` where it ran without."""
+    """``kcd run``: the script's own exit status; 2 where it can't run with KCD, `STATUS` where it ran without."""
     given, *arguments = args.command
     script = Path(given)
     if not script.is_file():
@@ -57,12 +57,12 @@ def run(args: argparse.Namespace) -> int:
     except SystemExit as end:
         if engine.close(failed=end.code not in (None, 0)):
             raise
-        return PLAIN
+        return STATUS
     except Exception:  # the script's own: shown as python shows it, not as one of kcd's
         sys.excepthook(*sys.exc_info())
         engine.close(failed=True)
         return 1
-    return 0 if engine.close() else PLAIN
+    return 0 if engine.close() else STATUS
 
 
 def _prepare_children(settings: Settings, script: Path) -> None:
