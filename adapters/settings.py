@@ -58,6 +58,9 @@ class Settings:
         Where CRD draws its negatives from: the condensed set, or all data.
     profile : str, optional
         The profile to use, where it is not to be recognised by the checkout's files: a name, or a file NAME.py.
+    student : str, optional
+        With the profile ``auto``, which model is the student: its class, or its place among those that are trained in the
+        process, the first 1. Default: the one that is trained.
     if_unobserved : {"stop", "warn"}
         What to do once an epoch of training is over in which nothing was observed.
     no_shims : tuple of str
@@ -85,6 +88,7 @@ class Settings:
     value: ValueName = "entropy"
     negatives: str = "kept"
     profile: str | None = None
+    student: str | None = None
     if_unobserved: str = "stop"
     no_shims: tuple[str, ...] = ()
     history: str | None = None
@@ -102,6 +106,10 @@ class Settings:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.student is not None and self.profile != "auto":
+            raise ValueError("student names a model for the profile auto (kcd run --auto); no other takes it")
+        if self.student is not None and not (self.student.isidentifier() or self.student.isdecimal()):
+            raise ValueError(f"student must be a class's name, or a number from 1, got {self.student!r}")
         object.__setattr__(self, "no_shims", tuple(self.no_shims))
         for name in self.no_shims:
             if name not in (*SHIMS, "all"):
@@ -199,6 +207,18 @@ class Settings:
             "--profile",
             metavar="NAME",
             help="use this profile, or that of a file NAME.py, instead of recognising the repository",
+        )
+        parser.add_argument(
+            "--auto",
+            dest="profile",
+            action="store_const",
+            const="auto",
+            help="any training script: find the student while it trains (short for --profile auto)",
+        )
+        parser.add_argument(
+            "--student",
+            metavar="CLASS|N",
+            help="with --auto, where several models are trained: the student's class, or its place among them, the first 1",
         )
         parser.add_argument(
             "--no-shim",

@@ -59,6 +59,8 @@ LAYERS = (
     ("kcd_adapters.__init__",),
     ("kcd_adapters.contrast", "kcd_adapters.extras", "kcd_adapters.settings"),
     ("kcd_adapters.stage_log",),
+    ("kcd_adapters.running",),
+    ("kcd_adapters.watching",),
     ("kcd_adapters.profiles",),
     ("kcd_adapters.patching",),
     ("kcd_adapters.hosts",),

@@ -5,11 +5,12 @@ Batch and prediction meet nowhere in a host but at their labels, which come with
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from ..watching.gradients import Model, parameters
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,8 @@ __all__ = ["CHECKED_AT_ONCE", "Labels", "Pass", "Student", "differ", "unfit"]
 
 CHECKED_AT_ONCE = 3  # batches whose labels are compared at once; on a device, later ones are counted
 MOST_PENDING = 64  # batches' indices; a pass that nothing is observed in would gather an epoch of them
+
+Tensors = Mapping[str, "torch.Tensor"]  # by name
 
 
 def _nothing() -> None:
@@ -34,8 +37,8 @@ class Pass:
         Points of the set it draws.
     drawn, observed : int
         Samples.
-    pending : deque of (indices, targets)
-        Of the batches that were drawn and not observed yet, oldest first.
+    pending : deque of (indices, fields)
+        Of the batches that were drawn and not observed yet, oldest first. The fields are what may be their labels [B].
     exhausted : bool
         Whether the host asked for one more batch than there are.
     iterator : callable
@@ -47,7 +50,7 @@ class Pass:
     observed: int = 0
     exhausted: bool = False
     iterator: Callable[[], Any] = _nothing
-    pending: deque[tuple[Any, torch.Tensor]] = field(default_factory=lambda: deque(maxlen=MOST_PENDING))
+    pending: deque[tuple[Any, Tensors]] = field(default_factory=lambda: deque(maxlen=MOST_PENDING))
     _ahead: int | None = None  # batches the host fetches before it uses one
     _possible: set[int] = field(default_factory=set)  # what that may be
     _unclear: int = 0
@@ -62,10 +65,10 @@ class Pass:
         """Whether it is over, and what was awaited was observed."""
         return self.exhausted and not self.pending
 
-    def match(self, rows: int, same: Callable[[torch.Tensor], bool]) -> tuple[Any, torch.Tensor] | None:
+    def match(self, rows: int, same: Callable[[Tensors], bool]) -> tuple[Any, Tensors] | None:
         """Take the pending batch that an observation of ``rows`` samples belongs to, or None.
 
-        ``same(targets)`` is asked until it is known how far the host (a prefetcher?) fetches ahead: until
+        ``same(fields)`` is asked until it is known how far the host (a prefetcher?) fetches ahead: until
         one distance alone explains all observations so far. From then on the place in the queue decides.
         What was passed over (a batch that the host skipped) is never observed.
 
@@ -78,8 +81,8 @@ class Pass:
         if self._ahead is None:
             here = {
                 last - place
-                for place, (indices, targets) in enumerate(self.pending)
-                if len(indices) == len(targets) == rows and same(targets)
+                for place, (indices, fields) in enumerate(self.pending)
+                if len(indices) == rows and same(fields)
             }
             if not here:
                 return None
@@ -109,20 +112,52 @@ class Pass:
 
 
 class Labels:
-    """Compares labels batch by batch: at first at once, later where they lie, so that no step waits for a device."""
+    """Compares labels batch by batch: at first at once, later where they lie, so that no step waits for a device.
+
+    A batch may hold several fields that can be its labels, and predictions may come with several that were seen. At
+    first all pairs are compared; then the first of those that were always the same.
+    """
 
     def __init__(self) -> None:
         self._checked = 0  # batches compared
         self._wrong: Any = None  # labels that differed, counted on the device
+        self._pairs: list[
+            tuple[str, str]
+        ] = []  # (field, source) that were always the same; empty before the first
 
-    def compare(self, expected: torch.Tensor, targets: torch.Tensor) -> bool:
-        """Whether they are the same, as far as that is known at once."""
-        wrong = differ(expected, targets)
-        self._checked += 1
-        if wrong.device.type == "cpu" or self._checked < CHECKED_AT_ONCE:
-            return not int(wrong)
+    def known(self, seen: Tensors) -> Tensors:
+        """Those that were seen in a place that is known to be that of the labels; all, before any is known."""
+        sources = {source for _, source in self._pairs}
+        return {source: labels for source, labels in seen.items() if not sources or source in sources}
+
+    def fit(self, held: Tensors, seen: Tensors) -> bool:
+        """Whether one of those that a batch holds is one of those that were seen."""
+        return any(not int(differ(held[field], seen[source])) for field, source in self._both(held, seen))
+
+    def compare(self, held: Tensors, seen: Tensors) -> tuple[str, str] | None:
+        """Which field of a batch is what was seen where, as far as that is known at once; None if none is."""
+        pairs = self._both(held, seen)
+        if self._checked < CHECKED_AT_ONCE:
+            self._checked += 1
+            pairs = [(one, other) for one, other in pairs if not int(differ(held[one], seen[other]))]
+            self._pairs = pairs[:1] if self._checked == CHECKED_AT_ONCE else pairs or self._pairs
+            return pairs[0] if pairs else None
+        if not pairs:
+            return None
+        own, source = pairs[0]
+        wrong = differ(held[own], seen[source])
+        if wrong.device.type == "cpu":
+            return None if int(wrong) else pairs[0]
         self._wrong = wrong if self._wrong is None else self._wrong + wrong
-        return True
+        return pairs[0]
+
+    def _both(self, held: Tensors, seen: Tensors) -> list[tuple[str, str]]:
+        pairs = self._pairs or [(one, other) for other in seen for one in held]
+        return [
+            (one, other)
+            for one, other in pairs
+            if one in held and other in seen and len(held[one]) == len(seen[other])
+        ]
 
     def agree(self) -> bool:
         """Whether all that were compared are the same. Waits for a device."""
@@ -130,38 +165,20 @@ class Labels:
 
 
 class Student:
-    """Which model predictions are of: known by the parameters that their gradients reach."""
+    """Which model predictions are of: that of the first that was asked about, as long as it lives."""
 
     def __init__(self) -> None:
-        self._parameters: dict[int, weakref.ref[torch.Tensor]] = {}
+        self._model = Model()
 
     def is_of(self, prediction: torch.Tensor) -> bool:
-        """Whether a prediction shares a parameter with the first that was asked about, which may be frozen in part.
+        """Whether a prediction shares a parameter with the first, which may be frozen in part.
 
         A gradient that reaches no parameter, or parameters that are gone, say nothing of another model.
         """
-        found = parameters(prediction)
-        known = self._parameters
-        if not any(ref() is not None for ref in known.values()):
-            self._parameters = {id(one): weakref.ref(one) for one in found}
-            return True
-        return not found or any(id(one) in known and known[id(one)]() is one for one in found)
-
-
-def parameters(prediction: torch.Tensor) -> list[torch.Tensor]:
-    """The leaves that the gradient of a prediction reaches."""
-    found: list[torch.Tensor] = []
-    seen: set[Any] = set()
-    left: list[Any] = [prediction.grad_fn]
-    while left:
-        node = left.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        left += [following for following, _ in node.next_functions]
-    return found
+        found = parameters([prediction])
+        if self._model.gone:
+            self._model = Model(found)
+        return not found or self._model.shares(found)
 
 
 def differ(expected: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

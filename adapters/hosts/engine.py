@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +19,14 @@ from kcd_core.mixing import mix_arrays
 
 from ..profiles import Profile
 from ..settings import Settings
-from .alignment import CHECKED_AT_ONCE, Labels, Pass, Student, differ, unfit
+from .alignment import Labels, Pass, Student, unfit
+from .finder import Drawn, Finder
 from .journal import Journal
 from .resume import Checkpoints
 from .unobserved import Unobserved
 
 if TYPE_CHECKING:
+    import torch
     from torch.utils.data import DataLoader
 
     from .loader import HostedLoader
@@ -49,17 +51,16 @@ class Engine:
         # For which predictions were passed over; of this pass, once the student is known.
         self.reasons = self.unobserved.reasons
         self.alone = True  # whether no other process may be the one that trains
-        self._lost = False  # whether it was said that labels are not found
         self._hosted: weakref.WeakKeyDictionary[DataLoader[Any], HostedLoader] = weakref.WeakKeyDictionary()
         self._candidates: weakref.WeakSet[HostedLoader] = weakref.WeakSet()
-        self._labels = Labels()
+        self._finder = Finder(profile.observed_at, self.journal, self.reasons)
         self._student = Student()
         self._length: int | None = None  # what the script was told between two epochs; -1 once that was said
-        self._strangers = 0  # predictions of this pass with labels that no batch has
-        self._elsewhere = 0  # predictions since this pass ended
         self._closed = self._plain = False
         self._agreed = False  # whether all ranks observe
         self._process = os.getpid()
+        self._drawing: HostedLoader | None = None  # the loader that was asked last for a batch
+        self._between: list[Callable[[bool], None]] = []  # what is to be done before a batch
         self.checkpoints = Checkpoints(settings, profile, self.journal)
 
     # -- drawing -----------------------------------------------------------------------------------
@@ -94,10 +95,12 @@ class Engine:
     def start(self, hosted: HostedLoader) -> Iterator[Any]:
         """A pass over a loader. If it is the student's, the pass before it ends now."""
         self.journal.know_rank()  # while the host's process group is there to ask
+        self._done_with_batch(first=True)
+        self._drawing = hosted
         self._see_all_ranks(hosted)
         if hosted is self.train:
             self._end_passes()
-        self._strangers = self._elsewhere = 0
+        self._finder.start()
         if self.train is not None:
             self.reasons.clear()
         return self._watched(hosted, hosted.start(self._end_passes))
@@ -132,6 +135,10 @@ class Engine:
         """Batches of the epoch under way; None until the student's loader is known."""
         return None if self.train is None else len(self.train)
 
+    def dataset(self) -> Any:
+        """Of the loader that was asked last for a batch."""
+        return None if self._drawing is None else self._drawing.dataset
+
     def _see_length(self, hosted: HostedLoader) -> None:
         """Say once that a length was asked for before an epoch that has another."""
         told, now = self._length, len(hosted)
@@ -147,11 +154,20 @@ class Engine:
                 "the step (docs/adapters.md)"
             )
 
+    def before_batch(self, action: Callable[[bool], None]) -> None:
+        """Run ``action(first)`` before every batch. See `Running.before_batch`."""
+        self._between.append(action)
+
+    def _done_with_batch(self, *, first: bool = False) -> None:
+        for action in self._between:
+            action(first)
+
     def _watched(self, hosted: HostedLoader, batches: Iterator[Any]) -> Iterator[Any]:
         steps = self.unobserved.steps
         for batch in batches:
             self._see_length(hosted)
             yield batch
+            self._done_with_batch()
         if self.checkpoints.unconfirmed and hosted is self.train:
             raise RuntimeError(
                 f"KCD resumed, but nothing was observed in a whole pass over {type(hosted.dataset).__name__}: "
@@ -170,51 +186,44 @@ class Engine:
             if self.train is None or reason[0] != "gradient":
                 self.reasons.note(*reason)
             return
-        for hosted in self.followed():
-            rows = len(prediction)
-            for one in hosted.passes:
-                known = one.observed
-                found = one.match(rows, lambda expected: bool(differ(expected, targets) == 0))
-                if found is not None:
-                    if not (known or self._student.is_of(prediction)):
-                        self.journal.say("another model is trained now: the run stops")
-                        raise RuntimeError(self._another_student())
-                    if self.train is None:
-                        self.checkpoints.refuse(hosted)
-                        self.choose(hosted)
-                    self.checkpoints.unconfirmed = False
-                    indices, expected = found
-                    # What is known was not compared just now.
-                    if known and not self._labels.compare(expected, targets):
-                        raise RuntimeError(self._misaligned())
-                    hosted.record(one, indices, prediction, targets)
-                    return
-            if not hosted.observed and hosted.waits(rows):
-                self._strangers += 1
-                if self._strangers >= CHECKED_AT_ONCE:
-                    raise RuntimeError(self._misaligned())
-            elif hosted is self.train and hosted.done:
-                self._elsewhere += 1
-                if self._elsewhere == CHECKED_AT_ONCE:
-                    self.journal.say(
-                        "WARNING: a student is being trained on another loader than the one that was recognised "
-                        "(the host makes several?); what it draws is not condensed, and not recorded"
-                    )
-        self._pass_over(len(prediction))
+        drawn = self.find({"": targets})
+        if drawn is None:
+            return
+        if not (drawn.one.observed or self._student.is_of(prediction)):
+            self.journal.say("another model is trained now: the run stops")
+            raise RuntimeError(self._another_student())
+        self.record(drawn, prediction)
 
-    def _pass_over(self, rows: int) -> None:
-        for hosted in () if self._lost else self.followed():
-            if hosted.unlabelled:
-                self._lost = True
-                self.journal.say(
-                    f"WARNING: a prediction was observed, and the labels in the batches of {type(hosted.dataset).__name__} "
-                    f"were not found by the profile's `targets`, which takes them from a batch: {hosted.unlabelled}. Name "
-                    "them there: targets=lambda batch: batch[...] gives a tensor [B] (docs/adapters.md)"
-                )
-        if any(one.waits(rows) for one in self.followed() if not one.observed):
-            self.reasons.note("strange", "the labels are not those of the batch")
-        else:
-            self.reasons.note("rows", f"no batch of {rows} samples was waiting for its prediction")
+    def find(self, seen: Mapping[str, torch.Tensor]) -> Drawn | None:
+        """The pending batch that has one of these labels, taken out of those that wait. See `Running.find`."""
+        return self._finder.find(seen, self.followed(), self.train)
+
+    def waits(self, rows: int) -> bool:
+        """Whether a batch of this size waits for its prediction."""
+        return any(hosted.waits(rows) for hosted in self.followed())
+
+    def record(self, batch: Drawn, prediction: torch.Tensor) -> None:
+        """Record the prediction for a batch that `find` has returned."""
+        if self.train is None:
+            self.checkpoints.refuse(batch.hosted)
+            self.choose(batch.hosted)
+        self.checkpoints.unconfirmed = False
+        if batch.hosted.classes is not None:
+            batch.hosted.classes.see(batch.indices, batch.own)
+        batch.hosted.record(batch.one, batch.indices, prediction, batch.labels)
+
+    def excuse(self) -> None:
+        """What is trained in this pass is not the student. See `Running.excuse`."""
+        self.unobserved.excused = True
+
+    def restart(self) -> bool:
+        """Begin anew with another student. See `Running.restart`."""
+        if self.train is not None:
+            if not self.train.restart():
+                return False
+            self._finder.labels, self._student, self.train = Labels(), Student(), None
+            self.journal.restart()
+        return True
 
     def followed(self) -> list[HostedLoader]:
         """The loaders that the student may be trained on."""
@@ -235,13 +244,6 @@ class Engine:
             f"{hosted.batches.batch_size}; {mixing}"
         )
 
-    def _misaligned(self) -> str:
-        return (
-            f"{self.profile.observed_at} was given predictions with other labels than the batch has that was drawn for "
-            "them (mixed labels? a loop that was changed?), so nothing could be recorded rightly. Write a profile for "
-            "this repository (docs/adapters.md), or run without KCD"
-        )
-
     def _another_student(self) -> str:
         stages = len(self.train.history) if self.train else 0
         ended = f", and {stages} of its stages have ended" if stages else ""
@@ -256,6 +258,7 @@ class Engine:
 
     def _end_passes(self, *, last: bool = False) -> bool:
         """End the student's passes that are over. Returns whether another set is in force now."""
+        self._done_with_batch()
         train = self.train
         if train is None:
             return False
@@ -266,8 +269,7 @@ class Engine:
         return len(train.history) > stages and train.sampler.num_kept < train.sampler.num_samples
 
     def _end_pass(self, train: HostedLoader, one: Pass, last: bool) -> None:
-        if not self._labels.agree():
-            raise RuntimeError(self._misaligned())
+        self._finder.check()
         self.journal.add(
             train,
             one,
@@ -324,6 +326,8 @@ class Engine:
         if not self._closed:
             self._closed = True
             self.journal.know_rank()
+            if failed:
+                self._between.clear()  # what the script left half done
             self._end_passes(last=True)
             if self.train is not None:
                 self.journal.sum_up(self.train, failed=failed)

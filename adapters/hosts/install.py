@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 from kcd_core.base.files import check_writable
 
 from ..profiles import Profile, find
+from ..running import Batch
 from ..settings import Settings, number
 from . import import_hooks, shims
 from .engine import Engine
+from .finder import Drawn
 
 if TYPE_CHECKING:
+    import torch
     from torch.utils.data import DataLoader
 
 __all__ = ["install"]
@@ -98,7 +101,7 @@ def install(
             partial(_observe, engine, profile.predicts(name)),
             say if len(profile.observes) > 1 else None,
         )
-    profile.prepare(_Running(engine, arguments, say))
+    profile.prepare(_Running(engine, arguments))
     if profile.checkpoint is not None:
         import_hooks.after_call(profile.checkpoint[0], engine.host_saved)
         import_hooks.after_call(profile.checkpoint[1], engine.host_loaded)
@@ -112,10 +115,22 @@ def install(
 class _Running:
     """See `kcd_adapters.profiles.Running`."""
 
-    def __init__(self, engine: Engine, arguments: Sequence[str], say: Callable[[str], None]) -> None:
-        self.arguments, self.say = arguments, say
-        self.batches = engine.batches
-        self.after_call = import_hooks.after_call
+    def __init__(self, engine: Engine, arguments: Sequence[str]) -> None:
+        self._engine = engine
+        self.arguments, self.settings, self.say = arguments, engine.settings, engine.journal.say
+        self.batches, self.dataset, self.before_batch = engine.batches, engine.dataset, engine.before_batch
+        self.when_imported, self.after_call = import_hooks.when_imported, import_hooks.after_call
+        self.find, self.waits = engine.find, engine.waits
+        self.restart, self.excuse, self.pass_over = engine.restart, engine.excuse, engine.reasons.note
+
+    def record(self, batch: Batch, prediction: torch.Tensor) -> None:
+        assert isinstance(batch, Drawn)
+        self._engine.record(batch, prediction)
+
+    def observe(self, prediction: torch.Tensor, labels: torch.Tensor) -> None:
+        batch = self.find({"": labels})
+        if batch is not None:
+            self.record(batch, prediction)
 
 
 def _observe(engine: Engine, predicted: Callable[..., tuple[Any, Any]], *args: Any, **named: Any) -> None:

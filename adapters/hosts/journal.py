@@ -77,6 +77,11 @@ class Journal:
         self._rank = self._rank or distributed.rank_announced()
         return self._rank
 
+    def restart(self) -> None:
+        """Forget the passes: another student is trained from now on."""
+        self.epochs = self.drawn = self.observed = self.saved = 0
+        self._unseen.clear()
+
     def say(self, text: str) -> None:
         """Print a line, on the first rank alone."""
         if self._held is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -63,6 +63,13 @@ class HostedLoader:
     def __init__(self, loader: DataLoader[Any], profile: Profile, settings: Settings) -> None:
         batching = _shuffled(loader)
         self._profile, self._settings = profile, settings
+        self.passes: list[Pass] = []
+        self.unmixable: Exception | None = None
+        self.unlabelled = ""
+        self._begin(loader, batching)
+
+    def _begin(self, loader: DataLoader[Any], batching: tuple[int, bool]) -> None:
+        settings = self._settings
         self.sampler = HostOrder(loader.sampler, len(loader.dataset), mixing=settings.recipes)  # type: ignore[arg-type]
         self.about = dataset_identity(loader.dataset)
         layout = WholeLayout(
@@ -77,11 +84,23 @@ class HostedLoader:
             select=None,
             own={"dataset": self.about},
         )
-        self.passes: list[Pass] = []
-        self.unmixable: Exception | None = None
-        self.unlabelled = ""
         self.classes = None if settings.history is None else Classes(self.sampler.num_samples)
         self._attach(loader, batching)
+
+    def restart(self) -> bool:
+        """Begin anew, with no values and no epochs, in the pass under way: it draws all of the data, as a first one does.
+
+        Returns
+        -------
+        bool
+            False, and nothing done, if a set was chosen already.
+        """
+        loader = self.loader
+        if loader is None or len(self.history):
+            return False
+        self.passes = [one for one in self.passes if not one.observed]
+        self._begin(loader, _shuffled(loader))
+        return True
 
     def _attach(self, loader: DataLoader[Any], batching: tuple[int, bool]) -> None:
         # Weakly: whether the host still has it tells whether it made another one instead.
@@ -116,7 +135,7 @@ class HostedLoader:
 
     def waits(self, rows: int) -> bool:
         """Whether a batch of this size waits for its prediction."""
-        return any(len(targets) == rows for one in self.passes for _, targets in one.pending)
+        return any(len(indices) == rows for one in self.passes for indices, _ in one.pending)
 
     @property
     def drawn(self) -> int:
@@ -230,11 +249,9 @@ class HostedLoader:
         for indices, _, reordered, batch in self._rehearsed(batches):
             if reordered:
                 raise TypeError(REORDERED)
-            targets = self._targets(batch)
-            if targets is not None:
-                now.pending.append((indices, targets.clone()))  # the host may write to its own
-                if self.classes is not None:
-                    self.classes.see(indices, targets)
+            fields = self._labels(batch, len(indices))
+            if fields:
+                now.pending.append((indices, fields))
             now.drawn += int((indices >= 0).sum())
             yield batch
         now.exhausted = True
@@ -254,18 +271,27 @@ class HostedLoader:
                 yield from () if first is None else (first,)
         yield from batches
 
-    def _targets(self, batch: Any) -> torch.Tensor | None:
-        """The labels of a batch, and never the images: those would be kept alive here."""
+    def _labels(self, batch: Any, rows: int) -> dict[str, torch.Tensor]:
+        """What may be the labels of a batch, and never the images: those would be kept alive here."""
         try:
             targets = self._profile.targets(batch)
         except Exception as error:  # as of a loader of something else
             self.unlabelled = f"{type(error).__name__}: {error}"
-            return None
-        if isinstance(targets, torch.Tensor) and targets.ndim == 1:
-            return targets
-        shape = list(targets.shape) if isinstance(targets, torch.Tensor) else ""
-        self.unlabelled = f"it gives {type(targets).__name__} {shape}".rstrip()
-        return None
+            return {}
+        fields = targets if isinstance(targets, Mapping) else {"": targets}
+        # Copies: the host may write to its own.
+        found = {
+            name: one.clone()
+            for name, one in fields.items()
+            if isinstance(one, torch.Tensor) and one.shape == (rows,)
+        }
+        if not found:
+            given = ", ".join(
+                f"{type(one).__name__} {list(one.shape) if isinstance(one, torch.Tensor) else ''}".rstrip()
+                for one in fields.values()
+            )
+            self.unlabelled = f"it gives {given or 'nothing'}"
+        return found
 
 
 def _shuffled(loader: DataLoader[Any]) -> tuple[int, bool]:

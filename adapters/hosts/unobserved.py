@@ -35,6 +35,8 @@ class Unobserved:
         Whether a loader was followed.
     stopped : bool
         Whether the run was stopped.
+    excused : bool
+        Whether it is known that what is trained in this pass is not the student.
     steps : int
         That optimizers made, or are about to.
     """
@@ -45,7 +47,7 @@ class Unobserved:
         self._stops, self._profile, self._journal = settings.if_unobserved == "stop", profile, journal
         self._before = profile.before(arguments)
         self.reasons, self.refused = Reasons(), Reasons()
-        self.followed = self.stopped = False
+        self.followed = self.stopped = self.excused = False
         self.steps = 0
         self._epochs: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # by loader
         self._begun: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -87,6 +89,9 @@ class Unobserved:
 
     def passed(self, loader: Any, name: str, *, since: int) -> None:
         """A pass over all of a loader ended, in which nothing was observed; ``since``: the steps before it."""
+        if self.excused:
+            self.excused = False
+            return
         expected = "That is right for a phase before the student's own"
         if self.steps > since:
             self._epochs[loader] = self._epochs.get(loader, 0) + 1
@@ -114,7 +119,9 @@ class Unobserved:
     def why(self) -> str:
         """Why no prediction was observed."""
         where, names = self._profile.observed_at, self._profile.observes
-        if self.reasons:
+        if not names:
+            text = self.reasons.leading() or "no model returned [B, C] with a gradient before backward()"
+        elif self.reasons:
             text = f"{where} was called, but {self.reasons.leading()}"
         else:
             modules = dict.fromkeys(map(import_hooks.module_of, names))

@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 MODULES = ("simkd", "repdistiller", "sskd", "reviewkd", "reviewkd_imagenet", "mdistiller", "timm")
+AUTO = "auto"  # for whatever script it is named for; it recognises none
 
 
 def profiles() -> Iterator[Profile]:
@@ -78,11 +79,11 @@ def named(name: str) -> Profile:
     if name.endswith(".py"):
         return _from_file(Path(name))
     known = list(profiles())
-    for profile in known:
+    for profile in (*known, *filter(None, [_from_module(AUTO)])):
         if profile.name == name:
             return profile
     raise ValueError(
-        f"there is no profile {name!r}; there are {', '.join(p.name for p in known)}, or give a file, NAME.py"
+        f"there is no profile {name!r}; there are {', '.join(p.name for p in known)}, {AUTO}, or give a file, NAME.py"
     )
 
 

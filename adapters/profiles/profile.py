@@ -6,11 +6,12 @@ import ast
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from ..running import Running
 from ..settings import SHIMS
 
 __all__ = ["Family", "Kin", "Profile", "Running", "option", "whole"]
@@ -33,21 +34,6 @@ def _none(_: Arguments) -> int:
 
 def _epochs(arguments: Arguments) -> int | None:
     return whole(arguments, "--epochs")
-
-
-class Running(Protocol):
-    """A run that is about to start, as a profile's ``prepare`` sees it."""
-
-    arguments: Arguments
-
-    def after_call(self, function: str, action: Callable[..., None]) -> None:
-        """Run ``action(result, *args, **kwargs)`` after every call of one of the host's functions."""
-
-    def batches(self) -> int | None:
-        """Batches of the epoch under way; None until the student's loader is known."""
-
-    def say(self, text: str) -> None:
-        """Print a line, on the first rank alone."""
 
 
 class Kin(NamedTuple):
@@ -121,7 +107,7 @@ class Profile:
         ``"module.function"``, or a method, ``"module:Class.method"``: called with the student's final prediction once
         for every training batch, and looked up in the module at call time, or bound from there by a script that is not
         running yet. Of several, the first that is called for a batch is recorded, the others are passed over; one that
-        its module does not have is, too.
+        its module does not have is, too. None, where ``prepare`` hands over the predictions itself.
     method : callable
         ``method(arguments) -> str``: what the script's command line trains; for people to read.
     shims : tuple of str or callable
@@ -198,8 +184,10 @@ class Profile:
     covers: str = ""
 
     def __post_init__(self) -> None:
-        if not self.observe:
-            raise ValueError(f"profile {self.name}: observe must name a function, as module.function")
+        if not self.observe and self.prepare is _unprepared:
+            raise ValueError(
+                f"profile {self.name}: observe must name a function, as module.function, or prepare see to it"
+            )
         for shim in self.shims:
             if not (callable(shim) or shim in SHIMS):
                 raise ValueError(
@@ -223,7 +211,7 @@ class Profile:
     @property
     def observed_at(self) -> str:
         """The same, for people to read."""
-        return " or ".join(self.observes)
+        return " or ".join(self.observes) or "the output of whatever is trained"
 
     def predicts(self, name: str) -> Prediction:
         """``prediction`` for one of ``observe``."""

@@ -324,7 +324,7 @@ def test_batches_that_can_not_be_told_apart_are_never_guessed() -> None:
     logits = torch.zeros(8, 3, requires_grad=True)
     with pytest.raises(RuntimeError, match="have the same labels"):  # noqa: PT012
         for batch, (_, y) in enumerate(engine.start(train)):
-            train.passes[-1].pending[-1][1].zero_()
+            train.passes[-1].pending[-1][1][""].zero_()
             if batch:  # the first is not observed
                 engine.observe(logits, torch.zeros_like(y))
     assert train.tracker.count.sum() == 0
@@ -332,12 +332,12 @@ def test_batches_that_can_not_be_told_apart_are_never_guessed() -> None:
 
 def test_a_distance_that_explains_all_observations_is_found() -> None:
     now, labels = Pass(40), [[0, 0], [0, 0], [0, 1], [1, 1]]
-    now.pending.append((np.array([0, 1]), torch.tensor(labels[0])))
+    now.pending.append((np.array([0, 1]), {"": torch.tensor(labels[0])}))
     found = []
     for batch in (1, 2, 3):  # the host is one batch ahead
-        now.pending.append((np.array([2 * batch, 2 * batch + 1]), torch.tensor(labels[batch])))
+        now.pending.append((np.array([2 * batch, 2 * batch + 1]), {"": torch.tensor(labels[batch])}))
         mine = torch.tensor(labels[batch - 1])
-        found.append(now.match(2, lambda targets, mine=mine: bool((targets == mine).all())))  # type: ignore[misc]
+        found.append(now.match(2, lambda held, mine=mine: bool((held[""] == mine).all())))  # type: ignore[misc]
     assert [None if one is None else one[0].tolist() for one in found] == [None, [2, 3], [4, 5]]
 
 
@@ -357,16 +357,16 @@ def test_on_cuda_observing_neither_waits_nor_copies_to_the_host() -> None:
     with fake_cuda():
         engine, train = Engine(Settings(), PROFILE, []), hosted()
         now = Pass(40, observed=1, _ahead=0)
-        engine.train, train.passes, engine._labels._checked = train, [now], 3
+        engine.train, train.passes, engine._finder.labels._checked = train, [now], 3
         train.tracker.to("cuda:0")
         with Watch() as watch:
             for _ in range(40):  # more than wait to be added
-                now.pending.append((np.arange(8), torch.zeros(8, dtype=torch.long)))
+                now.pending.append((np.arange(8), {"": torch.zeros(8, dtype=torch.long)}))
                 # float16, as autocast makes them
                 logits = torch.zeros(8, 3, device="cuda:0", dtype=torch.float16, requires_grad=True)
                 engine.observe(logits, torch.zeros(8, dtype=torch.long, device="cuda:0"))
         assert train.observed == 321
-        assert engine._labels._wrong.device.type == "cuda"
+        assert engine._finder.labels._wrong.device.type == "cuda"
         assert watch.to_host == []
 
 

@@ -1,0 +1,137 @@
+"""Finds the batch that a prediction was made for, among those that wait in the passes over the student's loaders."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .alignment import CHECKED_AT_ONCE, Labels, Pass
+from .journal import Journal, Reasons
+
+if TYPE_CHECKING:
+    import torch
+
+    from .loader import HostedLoader
+
+__all__ = ["Drawn", "Finder"]
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A batch that was drawn, in which pass over which loader. See `Batch`."""
+
+    hosted: HostedLoader
+    one: Pass
+    indices: Any
+    labels: torch.Tensor
+    source: str
+    own: torch.Tensor  # the same labels, as the loader yielded them
+
+    @property
+    def rows(self) -> int:
+        return len(self.indices)
+
+    @property
+    def dataset(self) -> Any:
+        return self.hosted.dataset
+
+
+class Finder:
+    """Finds batches by their labels.
+
+    Parameters
+    ----------
+    where : str
+        What hands over the predictions, for people to read.
+    journal : Journal
+    reasons : Reasons
+        For which predictions were passed over.
+    """
+
+    def __init__(self, where: str, journal: Journal, reasons: Reasons) -> None:
+        self._where, self._journal, self._reasons = where, journal, reasons
+        self.labels = Labels()
+        self._strangers = 0  # predictions of this pass with labels that no batch has
+        self._elsewhere = 0  # predictions since this pass ended
+        self._lost = False  # whether it was said that labels are not found
+
+    def start(self) -> None:
+        """A pass begins."""
+        self._strangers = self._elsewhere = 0
+
+    def find(
+        self,
+        seen: Mapping[str, torch.Tensor],
+        followed: Sequence[HostedLoader],
+        train: HostedLoader | None,
+    ) -> Drawn | None:
+        """The pending batch of one of the loaders ``followed`` that has one of these labels; see `Running.find`.
+
+        Raises
+        ------
+        RuntimeError
+            If the labels are not those of the batch, when that is known.
+        """
+        known = self.labels.known(seen)
+        sizes = sorted({len(labels) for labels in known.values()})
+        for hosted in followed:
+            for one, rows in itertools.product(hosted.passes, sizes):
+                found = one.match(rows, lambda held: self.labels.fit(held, known))
+                if found is None:
+                    continue
+                indices, held = found
+                pair = self.labels.compare(held, known)
+                if pair is None:
+                    raise RuntimeError(self._misaligned())
+                field, source = pair
+                return Drawn(hosted, one, indices, known[source], source, held[field])
+            if not hosted.observed and any(map(hosted.waits, sizes)):
+                self._strangers += 1
+                if self._strangers >= CHECKED_AT_ONCE:
+                    raise RuntimeError(self._misaligned())
+            elif hosted is train and hosted.done:
+                self._elsewhere += 1
+                if self._elsewhere == CHECKED_AT_ONCE:
+                    self._journal.say(
+                        "WARNING: a student is being trained on another loader than the one that was recognised "
+                        "(the host makes several?); what it draws is not condensed, and not recorded"
+                    )
+        self._pass_over(sizes, followed)
+        return None
+
+    def check(self) -> None:
+        """Whether all labels that were compared are the same. Waits for a device.
+
+        Raises
+        ------
+        RuntimeError
+            If they are not.
+        """
+        if not self.labels.agree():
+            raise RuntimeError(self._misaligned())
+
+    def _pass_over(self, sizes: Sequence[int], followed: Sequence[HostedLoader]) -> None:
+        for hosted in () if self._lost else followed:
+            if hosted.unlabelled:
+                self._lost = True
+                self._journal.say(
+                    f"WARNING: a prediction was observed, and the labels in the batches of {type(hosted.dataset).__name__} "
+                    f"were not found by the profile's `targets`, which takes them from a batch: {hosted.unlabelled}. Name "
+                    "them there: targets=lambda batch: batch[...] gives a tensor [B] (docs/adapters.md)"
+                )
+        if not sizes:
+            self._reasons.note("elsewhere", "its labels were not seen where those of the first batches were")
+        for rows in sizes:
+            if any(one.waits(rows) for one in followed if not one.observed):
+                self._reasons.note("strange", "the labels are not those of the batch")
+            else:
+                self._reasons.note("rows", f"no batch of {rows} samples was waiting for its prediction")
+
+    def _misaligned(self) -> str:
+        return (
+            f"{self._where} was given predictions with other labels than the batch has that was drawn for "
+            "them (mixed labels? a loop that was changed?), so nothing could be recorded rightly. Write a profile for "
+            "this repository (docs/adapters.md), or run without KCD"
+        )

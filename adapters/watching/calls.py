@@ -1,0 +1,118 @@
+"""Where a training loop can be seen: calls of models and losses, ``backward()``, and steps of optimizers.
+
+Calls of modules are seen by replacing ``__call__`` of their class, and not by hooks on a model, which would be copied
+and saved with it. While all are watched, that costs a few microseconds a module; one model alone costs nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["LOSSES", "Calls", "Seer"]
+
+#: Functions of ``torch.nn.functional`` that are given the labels, and where: ``(the place, the name)``.
+LOSSES = {"cross_entropy": (1, "target"), "nll_loss": (1, "target"), "one_hot": (0, "tensor")}
+
+
+class Seer(Protocol):
+    """What is told of a loop."""
+
+    def returned(self, module: torch.nn.Module, given: tuple[Any, Any], output: Any) -> None:
+        """An outermost module was ``given`` arguments, by place and by name, and returned."""
+
+    def lost(self, function: str, given: Any, labels: Any) -> None:
+        """A function was called with labels, and with what it compares them."""
+
+    def backward(self, roots: list[torch.Tensor]) -> None:
+        """The gradient is about to be computed."""
+
+    def stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer is about to step."""
+
+
+class Calls:
+    """Lets a `Seer` see the loop.
+
+    A call within a module's, in a thread of it (a replica of ``DataParallel``) or in a backward pass (checkpoints
+    are computed again) is not an outermost one. What is being compiled is left alone.
+    """
+
+    def __init__(self, seer: Seer) -> None:
+        self._seer = seer
+        self._inside = False  # a module's call, or a backward pass
+        self._back = False  # a backward pass
+        self._replaced: dict[type, Any] = {}
+
+    def install(self, torch: ModuleType) -> None:
+        """See losses, backward passes and steps of optimizers from now on, in this process."""
+        self._module = torch.nn.Module
+        self._compiling: Callable[[], bool] = torch.compiler.is_compiling
+        torch.autograd.backward = self._watched_backward(torch.autograd.backward)
+        for name, (place, keyword) in LOSSES.items():
+            functional = torch.nn.functional
+            setattr(functional, name, self._watched_loss(getattr(functional, name), name, place, keyword))
+        optimizers = importlib.import_module("torch.optim.optimizer")
+        optimizers.register_optimizer_step_pre_hook(lambda optimizer, *_: self._seer.stepped(optimizer))
+
+    def watch(self, modules: Iterable[torch.nn.Module] | None) -> None:
+        """See the calls of these modules, and of others of their classes; of all, for None."""
+        for kind, own in self._replaced.items():
+            if own is None:
+                del kind.__call__
+            else:
+                kind.__call__ = own  # type: ignore[method-assign]
+        self._replaced.clear()
+        for kind in [self._module] if modules is None else {type(module): None for module in modules}:
+            original, own = kind.__call__, kind.__dict__.get("__call__")
+            kind.__call__ = self._watched_call(original)  # type: ignore[method-assign]
+            self._replaced[kind] = own
+
+    def _watched_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if self._inside or self._compiling():
+                return original(module, *args, **kwargs)
+            self._inside = True
+            try:
+                output = original(module, *args, **kwargs)
+            finally:
+                self._inside = False
+            self._seer.returned(module, (args, kwargs), output)
+            return output
+
+        return call
+
+    def _watched_backward(self, original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
+            if self._inside:
+                original(tensors, *args, **kwargs)
+                return
+            self._seer.backward(list(tensors) if isinstance(tensors, (tuple, list)) else [tensors])
+            self._inside = self._back = True
+            try:
+                original(tensors, *args, **kwargs)
+            finally:
+                self._inside = self._back = False
+
+        return backward
+
+    def _watched_loss(
+        self, original: Callable[..., Any], name: str, place: int, keyword: str
+    ) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def loss(*args: Any, **kwargs: Any) -> Any:
+            if not (self._back or self._compiling()):
+                labels = args[place] if len(args) > place else kwargs.get(keyword)
+                given = (args[0] if args else kwargs.get("input")) if place else None
+                self._seer.lost(name, given, labels)
+            return original(*args, **kwargs)
+
+        return loss

@@ -1,0 +1,156 @@
+"""One step of a training loop: what models returned for a batch, and which labels were seen."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .tensors import Path, labels_first
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..running import Batch
+
+__all__ = ["Output", "Sighting", "Step"]
+
+MOST_SIGHTINGS = 16  # of labels in a step; a host that is between two batches may go on for long
+
+
+@dataclass(eq=False)
+class Output:
+    """What a model returned last in a step: copies, so that no graph is kept, and nobody writes to them.
+
+    Attributes
+    ----------
+    tensors : dict of Path to tensor
+        Those that may be the prediction: [R, C], with a gradient.
+    given : set of Path
+        Which of them a loss was given as they are.
+    nodes : list
+        Where they are in the graph of the step, if that was asked for.
+    reached : list of tensor
+        The parameters that its gradient reaches, likewise.
+    calls : int
+        How often it was called in the step.
+    final : bool
+        Whether a backward pass came after it: later outputs in the step do not count.
+    used : bool
+        Whether that was of a loss that depends on it, as far as ``nodes`` tell.
+    """
+
+    module: torch.nn.Module
+    training: bool
+    tensors: dict[Path, torch.Tensor]
+    originals: dict[Path, weakref.ref[torch.Tensor]]
+    nodes: list[Any] = field(default_factory=list)
+    reached: list[torch.Tensor] = field(default_factory=list)
+    calls: int = 1
+    given: set[Path] = field(default_factory=set)
+    final: bool = False
+    used: bool = False
+
+    def prediction(self, widths: set[int]) -> Path | None:
+        """Which one is the prediction: what a loss was given, or else the last, of those of these ``widths``."""
+        fit = [path for path, one in self.tensors.items() if one.shape[1] in widths]
+        known = [path for path in fit if path in self.given] or fit
+        return known[-1] if known else None
+
+
+@dataclass(frozen=True, eq=False)
+class Sighting:
+    """Labels [R] that were seen: where (a function's name, or a module and its argument), and beside what.
+
+    ``beside`` is the tensor that they were compared with, if there was one, and ``width`` its C where it is [R, C].
+    """
+
+    source: str
+    labels: torch.Tensor
+    beside: weakref.ref[torch.Tensor] | None = None
+    width: int | None = None
+    module: weakref.ref[torch.nn.Module] | None = None
+
+    def beside_same(self, other: Sighting) -> bool:
+        """Whether it was beside the same tensor as another, or both beside none."""
+        if self.beside is None or other.beside is None:
+            return self.beside is other.beside
+        return self.beside() is other.beside() is not None
+
+
+@dataclass(eq=False)
+class Step:
+    """What was seen since the loader was asked for a batch.
+
+    Attributes
+    ----------
+    outputs : dict of int to Output
+        By the module's id, in the order of their last calls.
+    functions, arguments : dict of str to Sighting
+        Labels that functions and modules were given, by source.
+    widths : set of int
+        C of all that cross-entropy was given.
+    batch : Batch or None
+        The one it is of, once that is known.
+    views : (int, str) or None
+        How many rows there are for each sample, if several, and whether they are "tiled" or "interleaved".
+    """
+
+    outputs: dict[int, Output] = field(default_factory=dict)
+    functions: dict[str, Sighting] = field(default_factory=dict)
+    arguments: dict[str, Sighting] = field(default_factory=dict)
+    widths: set[int] = field(default_factory=set)
+    batch: Batch | None = None
+    views: tuple[int, str] | None = None
+
+    @property
+    def sightings(self) -> dict[str, Sighting]:
+        """All labels that were seen, those of functions first."""
+        return {**self.functions, **labels_first(self.arguments)}
+
+    def returned(self, module: torch.nn.Module, found: dict[Path, torch.Tensor]) -> Output | None:
+        """A module returned what may be predictions. None if it is not the first since a backward pass."""
+        before = self.outputs.get(id(module))
+        if before is not None and before.final:
+            return None
+        if before is not None and before.training != module.training:
+            self._forget()  # a validation came before, or this is one
+            before = None
+        self.outputs.pop(id(module), None)
+        output = self.outputs[id(module)] = Output(
+            module,
+            module.training,
+            {path: one.detach().clone() for path, one in found.items()},
+            {path: weakref.ref(one) for path, one in found.items()},
+            calls=1 if before is None else before.calls + 1,
+        )
+        return output
+
+    def over(self, module: torch.nn.Module) -> bool:
+        """Whether its batch is found, and a call of this module begins something else."""
+        before = self.outputs.get(id(module))
+        return self.batch is not None and before is not None and before.final
+
+    def _forget(self) -> None:
+        if self.batch is None:
+            for one in (self.outputs, self.functions, self.arguments, self.widths):
+                one.clear()
+
+    def lost(self, logits: torch.Tensor) -> None:
+        """A loss was given these [R, C]."""
+        self.widths.add(logits.shape[1])
+        for output in self.outputs.values():
+            output.given.update(path for path, ref in output.originals.items() if ref() is logits)
+
+    def called(self, function: str, sighting: Sighting) -> Iterator[torch.Tensor]:
+        """A function was given labels. Yields other labels that were beside the same tensor, or nothing, before."""
+        source = function
+        for place in range(2, MOST_SIGHTINGS):
+            before = self.functions.get(source)
+            if before is None:
+                self.functions[source] = sighting
+                return
+            if before.beside_same(sighting) and before.labels is not sighting.labels:
+                yield before.labels
+            source = f"{function} {place}"

@@ -1,0 +1,194 @@
+"""``kcd run --auto`` on training loops as people write them (``miniatures/auto/loops.py``).
+
+Each loop notes its own prediction for every batch. What should have been drawn after it is worked out from that with the
+reference of the method, index by index.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+
+pytest.importorskip("torch")
+
+LOOPS = Path(__file__).parents[1] / "miniatures" / "auto" / "loops.py"
+ONCE = ("--ratio", "0.5", "--stages", "2", "--period", "1", "--mixing", "none")
+SIZES = [90, 68, 46, 45]
+N = 90
+Notes = list[tuple[str, int, list[int], Any]]
+
+#: Imports torch once, and runs every command in a fork.
+SERVER = """
+import os
+import sys
+import traceback
+import torch
+from kcd_adapters.cli import main
+from kcd_adapters.hosts import install, loader
+from kcd_adapters.watching import watcher
+torch.set_num_threads(1)
+for line in sys.stdin:
+    output, *command = line.rstrip("\\n").split("\\t")
+    child = os.fork()
+    if not child:
+        for number in (1, 2):
+            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        status = 1
+        try:
+            status = main(command)
+        except SystemExit as end:
+            status = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Loops:
+    """Runs loops in a process that has torch already."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def run(
+        self, folder: Path, loop: str, *options: str, epochs: int = 4, status: int = 0
+    ) -> tuple[str, Notes]:
+        """What a loop printed, and what it noted."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        output, record = folder / "output", folder / "record"
+        command = ("run", "--auto", *ONCE, *options, str(LOOPS), loop, str(record), str(epochs))
+        print("\t".join([str(output), *command]), file=self._server.stdin, flush=True)
+        ended = int(self._server.stdout.readline())
+        text = output.read_text()
+        assert ended == status, text
+        return text, pickle.loads(record.read_bytes())
+
+    def close(self) -> None:
+        self._server.communicate()
+
+
+@pytest.fixture(scope="module")
+def loops() -> Iterator[Loops]:
+    made = Loops()
+    yield made
+    made.close()
+
+
+def check(notes: Notes, sizes: list[int] = SIZES, *, warmup: int = 0) -> None:
+    """Whether the student's epochs drew what follows from its own predictions."""
+    train = [one for one in notes if one[0] == "train"]
+    record = -np.ones((N, len(sizes)))
+    kept = list(range(N))
+    for epoch, size in enumerate(sizes, 1):
+        batches = [one for one in train if one[1] == epoch]
+        drawn = [i for _, _, indices, _ in batches for i in indices]
+        assert len(kept) == size
+        assert sorted(drawn) == sorted(kept)
+        for _, _, indices, logits in batches:
+            for i, row in zip(indices, logits, strict=True):
+                record[i, epoch - 1] = reference.entropy(row)
+        if epoch < warmup:
+            continue
+        value, count = reference.recorded(record)
+        kept = reference.condense(value, count, previous=size, target=(sizes + sizes[-1:])[epoch]).kept
+    assert {one[1] for one in train} == set(range(1, len(sizes) + 1))
+
+
+@pytest.mark.parametrize(
+    ("loop", "said"),
+    [
+        ("plain", "the student is Net, 16 x 5: the last such output"),
+        ("smoothing", "no other was seen"),
+        ("simkd", "the student is SimKD (its output 1), 16 x 5: "),
+        ("sobolev", "also seen: Other, 16 x 5 (no optimizer steps it)"),
+        ("tiled", "the student is Net, 32 x 5"),
+        ("interleaved", "the student is Net, 48 x 5"),
+        ("distiller", "the student is DataParallel of Distiller (its output 0), 16 x 5"),
+        ("two_backwards", ""),
+        ("prefetched", ""),
+        ("dicts", "the student is Classifier (its output logits), 16 x 5"),
+        ("amp", ""),
+        ("compiled", "the student is OptimizedModule of Net, 16 x 5"),
+        ("checkpointed", ""),
+        ("closure", "a model that an optimizer (LBFGS) steps"),
+        ("validated", ""),
+    ],
+)
+def test_what_is_drawn_follows_from_what_the_loop_itself_predicted(
+    loops: Loops, tmp_path: Path, loop: str, said: str
+) -> None:
+    output, notes = loops.run(tmp_path, loop)
+    check(notes)
+    assert said in output
+    assert f"{sum(SIZES)} samples drawn, {sum(SIZES)} of them observed" in output
+
+
+def test_a_phase_before_the_students_own_counts_nothing(loops: Loops, tmp_path: Path) -> None:
+    check(loops.run(tmp_path, "hints", "--if-unobserved", "warn")[1])
+
+
+def test_another_model_that_takes_over_begins_anew(loops: Loops, tmp_path: Path) -> None:
+    output, notes = loops.run(tmp_path, "teacher_first", "--warmup", "2")
+    check(notes, [90, 90, 68, 46], warmup=2)
+    assert "another model is trained now, after Other, 16 x 5: KCD begins anew with it" in output
+
+
+def test_another_model_that_takes_over_a_set_stops_the_run(loops: Loops, tmp_path: Path) -> None:
+    output, notes = loops.run(tmp_path, "teacher_long", status=1)
+    assert "another model is trained now, Net, 16 x 5, after Other, 16 x 5" in output
+    assert "with --student Net (or its number, --student 2)" in output
+    assert len([one for one in notes if one[0] == "train"]) == 1
+
+
+@pytest.mark.parametrize("student", ["Net", "2"])
+def test_the_student_can_be_named(loops: Loops, tmp_path: Path, student: str) -> None:
+    output, notes = loops.run(tmp_path, "teacher_long", "--student", student)
+    check(notes)
+    assert f"Other is trained, which is not the --student {student}" in output
+    for epoch in (1, 2, 3):
+        assert sorted(i for one in notes if one[:2] == ("teacher", epoch) for i in one[2]) == list(range(N))
+
+
+@pytest.mark.parametrize("loop", ["mutual", "mutual_together"])
+def test_of_two_models_that_are_trained_at_once_one_must_be_named(
+    loops: Loops, tmp_path: Path, loop: str
+) -> None:
+    output, notes = loops.run(tmp_path, loop, status=1)
+    assert "two models are trained at once, Net, 16 x 5 and Other, 16 x 5" in output
+    assert len(notes) == 1
+    (tmp_path / "output").unlink()
+    check(loops.run(tmp_path, loop, "--student", "Net")[1])
+
+
+@pytest.mark.parametrize(
+    ("loop", "said", "steps"),
+    [
+        ("many_rows", "Net, 32 x 5 gives 2 rows for each of the 16 samples of a batch", 1),
+        ("mixup", "images are mixed", 0),
+        ("soft_entropy", "the predictions of Net, 16 x 5 can't be matched with their batches", 3),
+    ],
+)
+def test_what_can_not_be_recorded_rightly_stops_the_run_at_once(
+    loops: Loops, tmp_path: Path, loop: str, said: str, steps: int
+) -> None:
+    output, notes = loops.run(tmp_path, loop, status=1)
+    assert said in output
+    assert len(notes) == steps
