@@ -58,10 +58,11 @@ def run(args: argparse.Namespace) -> int:
         if engine.close(failed=end.code not in (None, 0)):
             raise
         return STATUS
-    except Exception:  # the script's own: shown as python shows it, not as one of kcd's
+    except Exception as error:  # the script's own: shown as python shows it, not as one of kcd's
         sys.excepthook(*sys.exc_info())
         engine.close(failed=True)
-        return 1
+        # As torch says that a process it spawned has ended: with this status, it was stopped, and said why.
+        return STATUS if getattr(error, "exit_code", None) == STATUS else 1
     return 0 if engine.close() else STATUS
 
 

@@ -13,6 +13,8 @@ from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+from kcd_core.base.distributed import rank_announced
+
 from .profile import Family, Kin, Profile, Running, option, whole
 from .recognition import Found, at, scripts_in
 from .refusal import listed, no_profile, no_repository, not_the_script
@@ -48,7 +50,9 @@ def _from_module(module: str) -> Profile | None:
     try:
         profile: Profile = import_module(f".{module}", __package__).PROFILE
     except Exception as error:  # whatever somebody's own module raises: the others are none the worse
-        print(f"kcd: WARNING: profile {module} is left out: {type(error).__name__}: {error}", file=sys.stderr)
+        if rank_announced() == 0:
+            text = f"kcd: WARNING: profile {module} is left out: {type(error).__name__}: {error}"
+            print(text, file=sys.stderr)
         return None
     return profile
 

@@ -645,6 +645,10 @@ def test_a_broken_profile_leaves_the_others_alone(
     assert [[profile.name for profile in profiles()] for _ in range(2)] == [["sskd"]] * 2
     warning = "kcd: WARNING: profile nemo is left out: ModuleNotFoundError: No module named"
     assert capsys.readouterr().err.count(warning) == 1
+    kcd_adapters.profiles._from_module.cache_clear()
+    monkeypatch.setattr(kcd_adapters.profiles, "rank_announced", lambda: 1)
+    assert [profile.name for profile in profiles()] == ["sskd"]
+    assert not capsys.readouterr().err
 
 
 def test_a_profile_may_be_a_file_anywhere(tmp_path: Path) -> None:

@@ -177,6 +177,16 @@ def test_a_patched_script_ends_after_its_first_epoch_as_well(host: Host) -> None
     assert {item["epoch"] for item in items if "epoch" in item} == {1, 2}
 
 
+@on("sskd")
+def test_a_process_that_a_script_spawned_and_that_was_stopped_gives_the_status(host: Host) -> None:  # noqa: F811
+    """As torch.multiprocessing.spawn() tells it."""
+    code = "class Ended(Exception):\n    exit_code = {}\nraise Ended('process 1')\n"
+    for status, expected in ((3, 3), (9, 1)):
+        (host.folder / "student.py").write_text(code.format(status))
+        output, _ = host.kcd("--profile", "sskd", "student.py", status=expected)
+        assert "Ended: process 1" in output
+
+
 @on("repdistiller")
 def test_more_epochs_without_the_student_than_its_profile_knows_stop_the_run(host: Host) -> None:  # noqa: F811
     script = ("train_student.py", "--distill", "abound", "--init_epochs=3", "--accuracy", "never")
