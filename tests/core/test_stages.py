@@ -17,6 +17,7 @@ from helpers import SCHEDULE, Plain, entropy_of, identical_state, logits_of, run
 from torch.utils.data import DataLoader, TensorDataset
 
 import kcd_core as kcd
+from kcd_core.progress import EpochProgress
 
 SEED = 3  # of the helpers' loaders
 PACKAGE, N = Path(kcd.__file__).parent, 40
@@ -130,6 +131,38 @@ def test_a_share_that_a_trainer_shares_out_again_is_told(ranks: int, n: int) -> 
         warnings.filterwarnings("ignore", "the sampler draws for one of")
         epoch(1).end_epoch()
         resumed.end_epoch()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "batches", "told"),
+    [
+        (2, [8, 8, 4], True),
+        (2, [8, 4], True),  # one batch less
+        (2, [8, 3], False),
+        (2, [8, 8, 8], True),  # one more, and two batches were left
+        (2, [8, 8, 8, 1], False),
+        (2, [8] * 5, False),
+        (2, [40], False),
+        (2, [], False),
+        (1, [8, 8, 4], False),
+        (4, [8, 2], True),
+        (4, [8, 8, 2], True),
+        (4, [8, 8, 3], False),
+    ],
+)
+def test_what_is_taken_for_a_share_that_was_shared_out_again(
+    ranks: int, batches: list[int], told: bool
+) -> None:
+    """Of a share of 40, to a batch, and never where less than two batches were left."""
+    progress = EpochProgress(batches=0)
+    for rows in batches:
+        progress = progress.with_batch(rows)
+    text = progress.why_shared_out_twice(3, 40, ranks)
+    if told:
+        assert f"share of epoch 3 is 40 samples, and {sum(batches)} were recorded" in text
+    else:
+        assert not text
+    assert not progress._replace(seen_before=True).why_shared_out_twice(3, 40, ranks)
 
 
 def test_a_loss_can_be_what_a_set_is_installed_in() -> None:
