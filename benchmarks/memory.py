@@ -62,7 +62,7 @@ def wrapped(kind: str, samples: int) -> kcd.CondensedLoader:
 def record(loader: kcd.CondensedLoader, samples: int) -> None:
     """As after an epoch more; but for one sample, filled in place, which is faster."""
     loader.tracker.record([0], [1.0])
-    sums, rng = loader.tracker._sums, np.random.default_rng(loader.epoch)
+    sums, rng = loader.tracker.recordings.sums, np.random.default_rng(loader.epoch)
     total, count = to_numpy(sums.total), to_numpy(sums.count)
     for block in blocks(samples):
         total[block] += rng.integers(0, int(4.6 * SCALE), len(total[block]))

@@ -57,7 +57,7 @@ def recorded(first: int, stop: int) -> tuple[Any, Any]:
 
 def tracker_of(start: int, stop: int) -> kcd.KnowledgeValueTracker:
     tracker = kcd.KnowledgeValueTracker(stop - start)
-    sums = tracker._sums  # filled in place: a copy would count as the tracker's memory
+    sums = tracker.recordings.sums  # filled in place: a copy would count as the tracker's memory
     for block in blocks(stop - start):
         sums.total[block], sums.count[block] = recorded(start + block.start, start + block.stop)
     return tracker

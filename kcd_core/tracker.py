@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,13 @@ from .base.arrays import (
     outside_of_graphs,
     to_numpy,
 )
-from .base.cuda_streams import StreamOrder, refuse_capture
+from .base.cuda_streams import refuse_capture
 from .base.padding import PADDING, without_padding
 from .base.states import check_same, value_name
 from .logits import check_logits
+from .recordings import Recordings
 from .skipped import OnNonfinite, SkipReport
-from .sums import CheckedState, Sums, ValueSums, checked_sums, mean, summed
+from .sums import CheckedState, Sums, checked_sums, mean, summed
 from .values import (
     Value,
     ValueName,
@@ -38,7 +39,7 @@ from .values import (
     resolve,
     values_of,
 )
-from .waiting import MAX_PENDING, Step, alike, joined, may_wait
+from .waiting import may_wait
 
 __all__ = ["KnowledgeValueTracker"]
 
@@ -118,12 +119,7 @@ class KnowledgeValueTracker:
         self._num_samples = checked_int(num_samples, "num_samples", 1)
         self._function = resolve(value)
         self._skips = SkipReport(on_nonfinite, looks=is_built_in(self._function))
-        self._pending: list[Step] = []
-        self.batches = 0  # recorded by this object so far, whoever called
-        self._sums = ValueSums.zeros(self._num_samples)
-        self._streams = StreamOrder()
-        # Held while what is recorded is changed or read, and never while a user's value function runs.
-        self._lock = threading.RLock()
+        self.recordings = Recordings(self._num_samples, self._skips)
         self.to(device)
 
     # -- recording ---------------------------------------------------------------------------------
@@ -182,19 +178,14 @@ class KnowledgeValueTracker:
             refuse_capture(device)
         if self._function is entropy:
             if may_wait(logits, device) and not (device is None and self._skips.raises):
-                return self._placed_copy(logits)
-            return self._sums.place(host_entropy(detached(logits)))
+                return self.recordings.placed_copy(logits)
+            return self.recordings.sums.place(host_entropy(detached(logits)))
         given: dict[str, Any] = {}
         if teacher_logits is not None:
             given["teacher_logits"] = detached(teacher_logits)
         if targets is not None:
             given["targets"] = targets
-        return self._sums.place(values_of(self._function, detached(logits), given))
-
-    def _placed_copy(self, x: Array) -> Array:
-        """A copy where it is to be added: the caller may reuse the buffer."""
-        x = self._sums.place(x)
-        return backend(x).copy(x)
+        return self.recordings.sums.place(values_of(self._function, detached(logits), given))
 
     @outside_of_graphs
     def record(self, indices: Any, values: Any) -> int:
@@ -223,21 +214,13 @@ class KnowledgeValueTracker:
             raise TypeError(f"values must be real numbers, got dtype {dtype_name(values)}")
         refuse_capture(self.device)
         indices, values = self._samples(indices, values)
-        return self._append(indices, self._placed_copy(values))
+        return self._append(indices, self.recordings.placed_copy(values))
 
     def _append(self, indices: Array, values: Array) -> int:
         """Let checked indices wait with ``values`` [B], or logits [B, C], where they are to be added."""
         if self.device is None and self._skips.raises:
             self._skips.refuse(values.astype(np.float64, copy=False))
-        step = indices, values
-        with self._lock:
-            self._join_stream()
-            if self._pending and not alike(self._pending[0], step):
-                self._flush()  # what waits together travels together
-            self._pending.append(step)
-            self.batches += 1
-            if len(self._pending) >= MAX_PENDING:
-                self._flush()
+        self.recordings.append(indices, values)
         return len(indices)
 
     def _in_range(self, indices: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
@@ -267,41 +250,7 @@ class KnowledgeValueTracker:
                 f"indices are on {indices.device} but the tracker is in host memory: pass indices in host "
                 f"memory, or use tracker.to({indices.device.type!r})"
             )
-        return backend(indices).to_int64(self._placed_copy(indices)), *rows
-
-    # -- adding ------------------------------------------------------------------------------------
-
-    def _join_stream(self) -> None:
-        """Let the current CUDA stream wait for what was recorded on another one. The host waits for neither."""
-        self._streams.join(self.device, self._held)
-
-    def _held(self) -> Iterator[Array]:
-        yield from self._sums.arrays
-        for pair in self._pending:
-            yield from pair
-
-    def _flush(self) -> None:
-        """Add what waits. If that fails or is interrupted, it goes on waiting: nothing is lost, nor added twice.
-
-        The lock is held by whoever calls it.
-        """
-        self._join_stream()
-        waiting = self._pending
-        if not waiting:
-            return
-        together = joined(waiting)
-        try:
-            self._pending = []
-            self._sums.add(*together)
-        except BaseException:
-            self._pending = waiting
-            raise
-        if self.device is None:
-            self._report()
-
-    def _report(self) -> None:
-        """Say what was skipped since the last report. Waits for a device."""
-        self._skips.tell(to_numpy(self._sums.skipped), self._num_samples)
+        return backend(indices).to_int64(self.recordings.placed_copy(indices)), *rows
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -313,7 +262,12 @@ class KnowledgeValueTracker:
     @property
     def device(self) -> Any:
         """The torch device of V and F, or None for NumPy."""
-        return self._sums.device
+        return self.recordings.device
+
+    @property
+    def batches(self) -> int:
+        """How many batches were recorded by this object so far, whoever called."""
+        return self.recordings.steps
 
     @property
     def function(self) -> Value:
@@ -328,15 +282,14 @@ class KnowledgeValueTracker:
     @property
     def value(self) -> Array:
         """V, the mean recorded value: float64 [N], NaN where never recorded. A new array each time."""
-        with self._lock:
-            return self._read().mean()
+        with self.recordings.read() as sums:
+            return sums.mean()
 
     @property
     def count(self) -> Array:
         """F, how many times each sample was recorded: int32 [N]. A new array each time."""
-        with self._lock:
-            count = self._read().count
-            return backend(count).copy(count)
+        with self.recordings.read() as sums:
+            return backend(sums.count).copy(sums.count)
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -345,9 +298,8 @@ class KnowledgeValueTracker:
         ``nonfinite`` includes values larger than 2**20 in size, and those of a sample whose sum is full
         (its values add up to more than 2**22).
         """
-        with self._lock:
-            self._flush()
-            nonfinite, out_of_range = to_numpy(self._sums.skipped).tolist()
+        with self.recordings.added() as sums:
+            nonfinite, out_of_range = to_numpy(sums.skipped).tolist()
         return {"nonfinite": nonfinite, "out_of_range": out_of_range}
 
     def sums(self, part: slice = slice(None)) -> Sums:
@@ -357,16 +309,10 @@ class KnowledgeValueTracker:
 
         Sums of several trackers add up to that of one tracker that recorded everything.
         """
-        with self._lock:
-            return self._read().part(part)
+        with self.recordings.read() as sums:
+            return sums.part(part)
 
     mean = staticmethod(mean)
-
-    def _read(self) -> ValueSums:
-        """The sums with all that was recorded, and what was skipped told."""
-        self._flush()
-        self._report()
-        return self._sums
 
     def report(self) -> None:
         """Say what was skipped since the last report, as reading does. Two numbers are copied from a device.
@@ -381,30 +327,32 @@ class KnowledgeValueTracker:
         ValueError, IndexError
             With ``on_nonfinite="raise"``, in place of the warnings, and not only once.
         """
-        with self._lock:
-            self._read()
+        with self.recordings.read():
+            pass
 
     def to(self, device: Any) -> KnowledgeValueTracker:
         """Move V and F to a torch device, or to NumPy with None. Returns self."""
         if device is None and self.device is None:
             return self
-        with self._lock:
-            self._flush()
-            self._sums, self._streams = self._sums.to(device, copy=False), StreamOrder()
-            self._join_stream()
+        self.recordings.move(device)
         return self
 
     def __repr__(self) -> str:
         where = "numpy" if self.device is None else str(self.device)
         return f"KnowledgeValueTracker({self._num_samples}, value={self.value_name!r}, device={where!r})"
 
+    def __copy__(self) -> KnowledgeValueTracker:
+        """One that records by itself from now on: the sums are copied, too."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__, recordings=copy.copy(self.recordings))
+        return made
+
     # -- state -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and tensors (NumPy arrays where torch is not installed). Copies."""
-        with self._lock:
-            self._flush()
-            return {**self._settings(), **self._sums.state()}
+        with self.recordings.added() as sums:
+            return {**self._settings(), **sums.state()}
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Take over a state, or, of a list, the sum of several; the device stays as it is.
@@ -431,23 +379,7 @@ class KnowledgeValueTracker:
 
     def apply_state(self, checked: CheckedState) -> None:
         """Take over what `check_state` (or the sum of several) gave. What waits is forgotten."""
-        with self._lock:
-            self._join_stream()
-            copies = ValueSums(*checked).to(self._sums.device)
-            self._skips.told(checked[2])
-            self._sums, self._pending = copies, []
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle is made of: the sums are copied at once, lest another thread adds to them."""
-        with self._lock:
-            self._flush()
-            state = {**self.__dict__, "_sums": self._sums.to(self._sums.device), "_pending": []}
-        del state["_lock"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.RLock()
+        self.recordings.replace(checked)
 
     def _settings(self) -> dict[str, Any]:
         return {"version": STATE_VERSION, "num_samples": self._num_samples, "value": self.value_name}

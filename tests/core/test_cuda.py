@@ -137,10 +137,10 @@ def test_recording_does_not_wait(index_device: str, dtype: Any, on_nonfinite: st
         indices, logits = step_inputs(index_device, dtype)
         with Watch() as watch:
             for _ in range(STEPS):
-                before = len(tracker._pending)
+                before = len(tracker.recordings.waiting)
                 tracker.update(indices, logits)
-                flushes += len(tracker._pending) <= before
-                assert len(tracker._pending) < MAX_PENDING
+                flushes += len(tracker.recordings.waiting) <= before
+                assert len(tracker.recordings.waiting) < MAX_PENDING
         assert flushes == STEPS // MAX_PENDING  # what is deferred was done, and counted
         no_wait(watch, index_device)
 
@@ -193,13 +193,13 @@ def test_what_waits_is_bounded_and_no_one_elses(value: Any, numbers: int, shape:
         most = 0
         for _ in range(STEPS):
             tracker.update(indices, logits)
-            most = max(most, len(tracker._pending))
-            for held in tracker._pending:
+            most = max(most, len(tracker.recordings.waiting))
+            for held in tracker.recordings.waiting:
                 assert held[1].shape == ((batch, CLASSES) if shape else (batch,))
                 for x in held:
                     assert x.untyped_storage().nbytes() == x.numel() * x.element_size()
                     assert x.untyped_storage()._cdata not in theirs
-            waiting = sum(x.untyped_storage().nbytes() for _, x in tracker._pending)
+            waiting = sum(x.untyped_storage().nbytes() for _, x in tracker.recordings.waiting)
             assert waiting <= MAX_PENDING * SMALL_ON_DEVICE * 4 == 2**24
         assert most == MAX_PENDING - 1 == 31
 
@@ -332,7 +332,7 @@ def test_reducing_what_waited_takes_less_than_what_waits(dtype: Any) -> None:
         with Bytes() as watch:
             for _ in range(MAX_PENDING):
                 tracker.update(np.arange(batch), logits)
-        assert not tracker._pending
+        assert not tracker.recordings.waiting
         assert watch.peak <= (16 + 13) * 2**20 * dtype.itemsize // 4
 
 
@@ -346,7 +346,7 @@ def test_no_rows(value: str) -> None:
         )
         for _ in range(MAX_PENDING):
             tracker.update([], logits, teacher_logits=logits, targets=targets)
-        assert not tracker._pending
+        assert not tracker.recordings.waiting
 
 
 def test_reading_waits() -> None:
@@ -369,7 +369,7 @@ def test_cuda_logits_need_a_cuda_tracker() -> None:
             tracker.update(indices, logits)
         with pytest.raises(TypeError, match="tracker is in host memory"):
             tracker.record(torch.zeros(BATCH, dtype=torch.int64, device="cuda:0"), np.zeros(BATCH))
-        assert not tracker._pending
+        assert not tracker.recordings.waiting
 
 
 def test_host_indices_are_checked_at_once() -> None:
@@ -381,7 +381,7 @@ def test_host_indices_are_checked_at_once() -> None:
                 tracker.update([0] * (BATCH - 1) + [wrong], logits)
         with pytest.raises(ValueError, match="one length"):
             tracker.update([0], logits)
-        assert not tracker._pending
+        assert not tracker.recordings.waiting
 
 
 def test_recording_by_id_does_not_wait() -> None:
@@ -438,9 +438,9 @@ def test_backward_of_condensed_loss_does_not_wait(reduction: str) -> None:
 
 def record_on_device(tracker: Any, indices: list[int], values: list[float]) -> None:
     made = torch.tensor(indices), torch.tensor(values)
-    tracker._pending.append(made)
-    if len(tracker._pending) >= MAX_PENDING:
-        tracker._flush()
+    tracker.recordings.waiting.append(made)
+    if len(tracker.recordings.waiting) >= MAX_PENDING:
+        tracker.recordings.flush()
 
 
 def test_device_indices_out_of_range_are_masked_and_counted() -> None:
@@ -487,8 +487,8 @@ def test_device_and_host_indices_add_up() -> None:
         if step % 3:
             mixed.record([step % 4, 3], values)
         else:
-            if mixed._pending and not isinstance(mixed._pending[0][0], torch.Tensor):
-                mixed._flush()
+            if mixed.recordings.waiting and not isinstance(mixed.recordings.waiting[0][0], torch.Tensor):
+                mixed.recordings.flush()
             record_on_device(mixed, [step % 4, 3], values)
     for a, b in zip(mixed.sums(), host.sums(), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -14,6 +14,7 @@ import torch
 
 import kcd_core as kcd
 from kcd_core.base.cuda_streams import StreamOrder, refuse_capture
+from kcd_core.recordings import Recordings
 
 CUDA = torch.device("cuda", 1)
 
@@ -120,8 +121,8 @@ class OnCuda:
 @pytest.fixture
 def tracker(cuda: FakeCuda) -> Any:
     made = kcd.KnowledgeValueTracker(4, device="cpu")
-    with mock.patch.object(kcd.KnowledgeValueTracker, "device", OnCuda()):
-        made._streams.join(made.device, list)
+    with mock.patch.object(Recordings, "device", OnCuda()):
+        made.recordings._streams.join(made.device, list)
         yield made
 
 
@@ -133,7 +134,7 @@ JOINING = {
     "skipped": lambda tracker: tracker.skipped,
     "state": lambda tracker: tracker.state_dict(),
     "apply": lambda tracker: tracker.apply_state(tracker.check_state(STATE)),
-    "pickle": lambda tracker: tracker.__getstate__(),
+    "pickle": lambda tracker: copy.copy(tracker),
 }
 STATE = kcd.KnowledgeValueTracker(4).state_dict()
 
@@ -151,7 +152,7 @@ def test_a_captured_step_records_nothing(cuda: FakeCuda, tracker: Any, what: str
     cuda.capturing = True
     with pytest.raises(RuntimeError, match="replays would record nothing"):
         JOINING[what](tracker)
-    assert not tracker._pending
+    assert not tracker.recordings.waiting
 
 
 def test_a_value_is_not_computed_while_a_graph_is_captured(cuda: FakeCuda) -> None:
@@ -159,7 +160,7 @@ def test_a_value_is_not_computed_while_a_graph_is_captured(cuda: FakeCuda) -> No
     made = kcd.KnowledgeValueTracker(4, device="cpu", value=lambda z: calls.append(z) or z[:, 0])
     cuda.capturing = True
     with (
-        mock.patch.object(kcd.KnowledgeValueTracker, "device", OnCuda()),
+        mock.patch.object(Recordings, "device", OnCuda()),
         pytest.raises(RuntimeError, match="captured"),
     ):
         made.update([0], torch.zeros(1, 3))

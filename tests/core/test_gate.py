@@ -124,6 +124,15 @@ def test_a_run_of_a_gate_is_saved_and_goes_on() -> None:
     assert again.sampler.fingerprint() == run.sampler.fingerprint()
 
 
+def test_a_gates_short_name_is_of_its_set_and_stage() -> None:
+    gates = [kcd.TeacherGate(N) for _ in range(3)]
+    assert len({gate.fingerprint() for gate in gates}) == 1
+    for gate, kept in zip(gates, ([3, 9], [3, 10], [3, 9]), strict=True):
+        gate.install(kcd.CondensedSet(np.array(kept), N))
+    gates[2].install(kcd.CondensedSet(np.array([3, 9]), N))
+    assert len({gate.fingerprint() for gate in gates}) == 3
+
+
 def test_an_epochs_end_that_fails_leaves_the_gate_as_it_was() -> None:
     class Interrupted(kcd.TeacherGate):
         def install(self, condensed_set: kcd.CondensedSet) -> None:

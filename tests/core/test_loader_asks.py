@@ -148,12 +148,14 @@ def test_a_state_of_another_gate_is_refused() -> None:
     epoch_of(loader)
     epoch_of(plain)
     state, without = loader.state_dict(), plain.state_dict()
+    shorter = kcd.CondensationHistory(N - 1).state_dict()
     for other, wrong, message in (
         (plain, state, "saved with ask=, which is not given here"),
         (loader, without, "saved without ask=, which is given here"),
         (made(HALVES, 0.5), state, "gate state was saved with schedule = "),
         (loader, {**state, "ask": {**state["ask"], "epoch": -1}}, "gate state is damaged: epoch"),
         (loader, {**state, "ask": {**state["ask"], "sampler": {}}}, "not a gate state: it has no"),
+        (loader, {**state, "ask": {**state["ask"], "history": shorter}}, "its history is of 39 samples"),
         (loader, [without], "saved without ask="),
     ):
         before = other.state_dict()

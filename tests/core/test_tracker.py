@@ -175,7 +175,7 @@ def test_everything_that_reads_adds_first(device: Any, steps: int, read: str) ->
     tracker = Tracker(3, device=device)
     for step in range(steps):
         tracker.record([step % 2], [float(step)])
-        assert len(tracker._pending) < MAX_PENDING
+        assert len(tracker.recordings.waiting) < MAX_PENDING
     if read == "to":
         tracker = tracker.to("cpu" if device is None else None)
     elif read == "pickle":
@@ -183,7 +183,7 @@ def test_everything_that_reads_adds_first(device: Any, steps: int, read: str) ->
     else:
         got = getattr(tracker, read)
         got = got() if callable(got) else got
-        assert not tracker._pending
+        assert not tracker.recordings.waiting
         if read == "count":
             assert int(got.sum()) == steps
         if read == "state_dict":
@@ -673,7 +673,7 @@ def test_callables_run_without_a_graph(device: Any) -> None:
     tracker.update([0, 1], logits * 1)
     assert seen == [False]
     assert torch.is_grad_enabled()
-    assert all(not getattr(x, "requires_grad", False) for _, x in tracker._pending)
+    assert all(not getattr(x, "requires_grad", False) for _, x in tracker.recordings.waiting)
 
 
 def test_logits_are_checked_for_callables_too() -> None:
@@ -1148,7 +1148,9 @@ def test_memory_is_twelve_bytes_a_sample() -> None:
         for _ in range(300):  # "epochs"
             tracker.record(np.arange(n), np.ones(n))
         tracker.count  # noqa: B018
-        known = {id(part): part for part in (tracker, *vars(tracker).values()) if hasattr(part, "__dict__")}
+        owners = (tracker, tracker.recordings)
+        parts = (*owners, *(part for one in owners for part in vars(one).values()))
+        known = {id(part): part for part in parts if hasattr(part, "__dict__")}
         held = [x for part in known.values() for x in vars(part).values()]
         assert 12 * n <= sum(getattr(x, "nbytes", 0) for x in held) <= 12 * n + 64
         state = tracker.state_dict()

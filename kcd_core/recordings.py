@@ -1,0 +1,134 @@
+"""What a tracker has recorded: sums, and the steps that wait to be added to them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .base.arrays import Array, backend, to_numpy
+from .base.cuda_streams import StreamOrder
+from .skipped import SkipReport
+from .sums import CheckedState, ValueSums
+from .waiting import MAX_PENDING, Step, alike, joined
+
+__all__ = ["Recordings"]
+
+
+class Recordings:
+    """Sums and what waits, under one lock, so that several threads may append and read.
+
+    Parameters
+    ----------
+    num_samples : int
+    skips : SkipReport
+        Is told what was not added.
+
+    Attributes
+    ----------
+    sums : ValueSums
+        Without what waits.
+    waiting : list of (indices, values or logits)
+    steps : int
+        Appended by this object so far.
+    """
+
+    def __init__(self, num_samples: int, skips: SkipReport) -> None:
+        self.sums = ValueSums.zeros(num_samples)
+        self.waiting: list[Step] = []
+        self.steps = 0
+        self._num_samples, self._skips, self._streams = num_samples, skips, StreamOrder()
+        # Held while what is recorded is changed or read, and never while a user's value function runs.
+        self._lock = threading.RLock()
+
+    @property
+    def device(self) -> Any:
+        """The torch device of the sums, or None for NumPy."""
+        return self.sums.device
+
+    def placed_copy(self, x: Array) -> Array:
+        """A copy where it is to be added: the caller may reuse the buffer."""
+        x = self.sums.place(x)
+        return backend(x).copy(x)
+
+    def append(self, indices: Array, values: Array) -> None:
+        """Let checked indices wait with ``values`` [B], or logits [B, C], where they are to be added."""
+        step = indices, values
+        with self._lock:
+            self._join_stream()
+            if self.waiting and not alike(self.waiting[0], step):
+                self.flush()  # what waits together travels together
+            self.waiting.append(step)
+            self.steps += 1
+            if len(self.waiting) >= MAX_PENDING:
+                self.flush()
+
+    def _join_stream(self) -> None:
+        """Let the current CUDA stream wait for what was recorded on another one. The host waits for neither."""
+        self._streams.join(self.device, self._held)
+
+    def _held(self) -> Iterator[Array]:
+        yield from self.sums.arrays
+        for pair in self.waiting:
+            yield from pair
+
+    def flush(self) -> None:
+        """Add what waits. If that fails or is interrupted, it goes on waiting: nothing is lost, nor added twice."""
+        with self._lock:
+            self._join_stream()
+            waiting = self.waiting
+            if not waiting:
+                return
+            together = joined(waiting)
+            try:
+                self.waiting = []
+                self.sums.add(*together)
+            except BaseException:
+                self.waiting = waiting
+                raise
+            if self.device is None:
+                self._report()
+
+    def _report(self) -> None:
+        """Say what was skipped since the last report. Waits for a device."""
+        self._skips.tell(to_numpy(self.sums.skipped), self._num_samples)
+
+    @contextmanager
+    def added(self) -> Iterator[ValueSums]:
+        """The sums with all that was appended, for as long as nobody else may change them."""
+        with self._lock:
+            self.flush()
+            yield self.sums
+
+    @contextmanager
+    def read(self) -> Iterator[ValueSums]:
+        """`added`, and what was skipped is told."""
+        with self.added() as sums:
+            self._report()
+            yield sums
+
+    def move(self, device: Any) -> None:
+        """To a torch device, or to NumPy with None."""
+        with self.added() as sums:
+            self.sums, self._streams = sums.to(device, copy=False), StreamOrder()
+            self._join_stream()
+
+    def replace(self, checked: CheckedState) -> None:
+        """Take over what a state holds. What waits is forgotten."""
+        with self._lock:
+            self._join_stream()
+            copies = ValueSums(*checked).to(self.sums.device)
+            self._skips.told(checked[2])
+            self.sums, self.waiting = copies, []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle is made of: the sums are copied at once, lest another thread adds to them."""
+        with self.added() as sums:
+            state = {**self.__dict__, "sums": sums.to(sums.device), "waiting": []}
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
