@@ -27,10 +27,11 @@ class Classes:
         """Take note of the labels of a batch; ``indices`` below 0 are padding."""
         if not self._usable or len(indices) != len(targets):
             return
+        if targets.is_cuda or targets.is_floating_point():  # no step waits for a device
+            self._usable = False
+            return
         labels = targets.numpy()
-        self._usable = bool(
-            labels.dtype.kind in "iu" and (not len(labels) or UNKNOWN <= labels.min() <= labels.max() < MOST)
-        )
+        self._usable = not len(labels) or bool(UNKNOWN <= labels.min() <= labels.max() < MOST)
         if self._usable:
             self._labels[indices[indices >= 0]] = labels[indices >= 0]
 

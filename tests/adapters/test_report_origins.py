@@ -101,6 +101,22 @@ def test_shares_of_classes_are_drawn_where_they_are_known(tmp_path: Path) -> Non
     assert classes(parse(json.dumps({"history": STATE, "classes": many}))) is not None
 
 
+def test_shares_are_of_the_samples_whose_labels_were_seen() -> None:
+    torch = pytest.importorskip("torch")
+    from kcd_adapters.hosts.classes import Classes
+
+    known = Classes(8)
+    known.see(np.array([0, 1, 2, 3]), torch.tensor([0, 0, 3, 3]))
+    known.see(np.array([4, -1]), torch.tensor([3, 0]))  # the last is padding
+    assert known.shares(np.array([0, 4, 7])) == [0.5, None, None, round(1 / 3, 6)]
+    assert Classes(8).shares(np.array([0])) == []
+    for labels in (torch.tensor([0.5, 1.0]), torch.tensor([0, 1000]), torch.tensor([0, -100])):
+        unusable = Classes(8)
+        unusable.see(np.array([0, 1]), torch.tensor([0, 1]))
+        unusable.see(np.array([2, 3]), labels)
+        assert unusable.shares(np.array([0])) == []
+
+
 @pytest.mark.parametrize(
     "given",
     [[3], [{"stage": 1}], [{"stage": "1", "shares": [1]}], [{"stage": 1, "shares": []}],
