@@ -36,7 +36,7 @@ __all__ = [
     "whole",
 ]
 
-MODULES = ("simkd", "repdistiller", "sskd", "reviewkd", "reviewkd_imagenet", "mdistiller", "timm")
+MODULES = ("simkd", "repdistiller", "sskd", "reviewkd", "reviewkd_imagenet", "mdistiller", "timm", "hunto")
 AUTO = "auto"  # for whatever script it is named for; it recognises none
 
 

@@ -9,35 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .profile import Profile, Running, option
-from .yaml_file import read_yaml
+from .options import Options
+from .profile import Profile, Running
 
 __all__ = ["PROFILE"]
-
-
-class _Options:
-    """What the script is told, by its command line or by the YAML file of ``--config``."""
-
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self._arguments = arguments
-        self._config = read_yaml(option(arguments, "-c", "--config"))
-
-    def flag(self, name: str) -> bool:
-        """Whether an option that takes no value is on."""
-        return f"--{name}" in self._arguments or bool(self._config.get(name.replace("-", "_")))
-
-    def text(self, name: str, *short: str, default: str = "") -> str:
-        """The value of an option, as text."""
-        given = self._config.get(name.replace("-", "_"))
-        return option(self._arguments, f"--{name}", *short, default=default if given is None else str(given))
-
-    def number(self, name: str) -> float:
-        """The value of an option; 0 where there is none."""
-        value = self.text(name, default="0")
-        try:
-            return float(value)
-        except ValueError:  # the script says what is wrong
-            return 0
 
 
 #: Options that are refused where they are on, and why.
@@ -59,7 +34,7 @@ STREAMS = ("tfds", "wds", "hfids")
 
 
 def refuse(arguments: Sequence[str]) -> str | None:
-    options = _Options(arguments)
+    options = Options(arguments)
     refused = [why for name, why in NUMBERS.items() if options.number(name)]
     refused += [why for name, why in FLAGS.items() if options.flag(name)]
     if options.text("cutmix-minmax"):
@@ -72,14 +47,14 @@ def refuse(arguments: Sequence[str]) -> str | None:
 
 
 def method(arguments: Sequence[str]) -> str:
-    options = _Options(arguments)
+    options = Options(arguments)
     if not options.text("kd-model-name"):
         return "without a teacher"
     return f"{options.text('kd-distill-type', default='logit')} distillation"
 
 
 def epochs(arguments: Sequence[str]) -> int | None:
-    options = _Options(arguments)
+    options = Options(arguments)
     given = options.text("epochs", default="300")
     return int(given) + int(options.number("cooldown-epochs")) if given.isdecimal() else None
 
@@ -91,7 +66,7 @@ def prediction(
 
 
 def prepare(running: Running) -> None:
-    accumulate = max(1, int(_Options(running.arguments).number("grad-accum-steps")))
+    accumulate = max(1, int(Options(running.arguments).number("grad-accum-steps")))
 
     def made(result: Any, *_: Any, updates_per_epoch: int = 0, **__: Any) -> None:
         """A learning rate by the update goes by the share of the epoch that is done, since epochs get shorter.

@@ -58,6 +58,7 @@ def refusal(script: str) -> str:
         ("sskd", ["student.py"], "sskd"),
         ("reviewkd", ["CIFAR-100/train.py"], "reviewkd"),
         ("timm", ["train.py"], "timm"),
+        ("hunto", ["tools/train.py"], "hunto"),
     ],
 )
 def test_scripts_that_train(name: str, scripts: list[str], profile: str) -> None:
