@@ -80,8 +80,12 @@ def test_profiles_are_listed_by_the_names_that_run_takes(tmp_path: Path) -> None
     lines = kcd(HEAVY, "profiles").splitlines()
     names = [line.partition(":")[0] for line in lines if not line.startswith(" ")]
     assert names == [profile.name for profile in profiles()]
+    assert "mdistiller: mdistiller and its family" in lines
     for name in names:
-        assert find(tmp_path / "train.py", name).observe in " ".join(lines)
+        profile = find(tmp_path / "train.py", name)
+        assert profile.covers
+        assert profile.observed_at in " ".join(lines)
+        assert f"    covers    {profile.covers}" in lines
 
 
 def test_patching_needs_no_heavy_package(tmp_path: Path) -> None:
