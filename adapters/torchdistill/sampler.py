@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +18,7 @@ from kcd_core import (
     CondensationHistory,
     CondensedSet,
     KnowledgeValueTracker,
+    __version__,
     load_checkpoint,
     save_checkpoint,
 )
@@ -89,7 +92,8 @@ class KCDBatchSampler:
         for name, given in (("state", state), ("history", self.settings.history)):
             if given is not None:
                 check_writable(Path(given), f"KCDBatchSampler's {name}")
-        self._log = StageLog(self.settings, {"repository": "torchdistill", "started": now()}, _say)
+        self._about = {"repository": "torchdistill", "started": now()}
+        self._log = StageLog(self.settings, self._about, _say)
         self._log.check("KCDBatchSampler's {}".format)
         self.schedule = self.settings.schedule()
         shuffled = (type(sampler) is RandomSampler and not sampler.replacement) or (
@@ -281,8 +285,9 @@ class KCDBatchSampler:
             self._log.write(self.history)
             if settings.history is not None:
                 content = {
+                    "run": {**self._about, "command": shlex.join(sys.argv), "kcd": __version__},
                     "settings": asdict(settings),
-                    "summary": {"epochs": self.epoch, "repository": "torchdistill"},
+                    "summary": {"epochs": self.epoch},
                     "history": self.history.state_dict(),
                 }
                 write_whole(Path(settings.history), json.dumps(content).encode())

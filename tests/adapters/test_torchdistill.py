@@ -191,7 +191,7 @@ def train(box: SimpleNamespace, epochs: int, start: int = 0) -> list[list[tuple[
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_draws_what_the_values_imply(plugin: Any, workers: int, tmp_path: Path) -> None:
-    box = build(plugin, workers=workers, history=str(tmp_path / "history.json"))
+    box = build(plugin, workers=workers, history=str(tmp_path / "history.json"), log=str(tmp_path / "l"))
     total, count, kept = np.zeros(N), np.zeros(N, int), np.arange(N)
     schedule = kcd.CondensationSchedule(0.5, 2, 2)
     log = train(box, 6)
@@ -207,6 +207,11 @@ def test_draws_what_the_values_imply(plugin: Any, workers: int, tmp_path: Path) 
     assert box.ended == 6
     content = json.loads((tmp_path / "history.json").read_text())
     assert [r["kept"] for r in content["history"]["records"]] == [45, 30, 30]
+    assert (content["run"]["repository"], content["settings"]["ratio"]) == ("torchdistill", 0.5)
+    lines = [json.loads(line) for line in (tmp_path / "l").read_text().splitlines()]
+    assert [(line["repository"], line["epoch"], line["kept"]) for line in lines] == [
+        ("torchdistill", epoch, kept) for epoch, kept in ((2, 45), (4, 30), (6, 30))
+    ]
 
 
 def test_images_are_mixed_by_the_recipe(plugin: Any) -> None:
@@ -332,8 +337,8 @@ def test_what_is_forgotten_in_the_configuration_is_named(plugin: Any) -> None:
         build(plugin, ratoi=0.5)
     with pytest.raises(ValueError, match="cached teacher outputs"):
         build(plugin, mixing="fresh", wrapper={"key": "Cached"})
-    for name in ("state", "history"):
-        with pytest.raises(ValueError, match=f"{name} gone/x: No such file"):
+    for name in ("state", "history", "log"):
+        with pytest.raises(ValueError, match=f"KCDBatchSampler's {name} .*gone/x: No such file"):
             build(plugin, **{name: "gone/x"})
     with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got 0"):
         plugin.KCDBatchSampler(RandomSampler(Points()), 0)
