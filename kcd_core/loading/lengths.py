@@ -6,26 +6,33 @@ from ..base.arrays import checked_int
 from ..run import Run
 from .keys import KeyBatches
 
-__all__ = ["EpochLengths"]
+__all__ = ["Planned"]
 
 
-class EpochLengths:
-    """The lengths of a run's epochs on this rank. What their methods promise is `CondensedLoader`'s.
+class Planned:
+    """What a loader says of the lengths of its epochs."""
 
-    Parameters
-    ----------
-    run : Run
-    batches : KeyBatches
-        Of the run's sampler.
-    """
+    _run: Run
+    _planned: bool  # whether anybody asked for the lengths of epochs to come
 
-    def __init__(self, run: Run, batches: KeyBatches) -> None:
-        self._run, self._batches = run, batches
-        self._asked = False  # whether anybody asked for the lengths of epochs to come
+    @property
+    def batch_sampler(self) -> KeyBatches:
+        """What the batches are drawn by."""
+        raise NotImplementedError
 
-    def steps(self, epoch: int, accumulate: int = 1) -> int:
-        """Of one epoch, ``accumulate`` batches at a time."""
-        self._asked = True
+    def steps(self, epoch: int, *, accumulate: int = 1) -> int:
+        """Number of batches of any epoch (from 1), past or future, before training starts.
+
+        Exact, since the schedule alone fixes every size. For epochs from the present one on it starts
+        from the set in force, whoever installed it. With ``accumulate`` batches to a step of the optimizer, the
+        number of such steps; what is left over at an epoch's end is a step.
+
+        Raises
+        ------
+        RuntimeError
+            For an epoch that has ended, if a set was installed by hand: its length is not known any more.
+        """
+        self._planned = True
         run, sampler = self._run, self._run.sampler
         n = sampler.num_samples
         if checked_int(epoch, "epoch", 1) >= run.epoch:
@@ -37,22 +44,36 @@ class EpochLengths:
             )
         else:
             size = next((stage["kept"] for stage in reversed(run.history) if stage["epoch"] < epoch), n)
-        return -(-self._batches.steps(size) // checked_int(accumulate, "accumulate", 1))
+        return -(-self.batch_sampler.steps(size) // checked_int(accumulate, "accumulate", 1))
 
-    def total(self, epochs: int, accumulate: int = 1) -> int:
-        """Of epochs 1 .. ``epochs``."""
+    def total_steps(self, epochs: int, *, accumulate: int = 1) -> int:
+        """Number of steps in epochs 1 .. ``epochs``: what a per-step LR schedule needs to know.
+
+        Warns
+        -----
+        UserWarning
+            Once, if that is a run in which no epoch follows the end of a stage, so that it drops nothing: asked of
+            the epochs to come, by a schedule that would drop something. `steps` never warns.
+        """
         epochs = checked_int(epochs, "epochs", 0)
-        self._run.warn_once("plain", self._run.why_plain(epochs), stacklevel=4)
-        return sum(self.steps(epoch, accumulate) for epoch in range(1, epochs + 1))
+        self._run.warn_once("plain", self._run.why_plain(epochs), stacklevel=3)
+        return sum(self.steps(epoch, accumulate=accumulate) for epoch in range(1, epochs + 1))
 
-    def warn_of_trainer(self, epoch: int) -> None:
-        """A trainer has called ``set_epoch(epoch)``: warn once if it, too, never asked for a length to come."""
+    def set_epoch(self, epoch: int) -> None:
+        """Changes nothing, whatever a trainer counts: the epoch is the run's, and `end_epoch` moves it on.
+
+        Warns
+        -----
+        UserWarning
+            Once, if neither `steps` nor `total_steps` was ever asked. A DataLoader has no such method, so that a trainer
+            calls it; and trainers take every epoch for as long as the first.
+        """
         run = self._run
-        if not self._asked and run.schedule.drops(run.sampler.num_samples):
+        if not self._planned and run.schedule.drops(run.sampler.num_samples):
             run.warn_once(
                 "planned",
                 f"set_epoch({epoch}) comes from a trainer, and trainers take all epochs for as long as the first, so that "
                 "the learning rate is scheduled for too many steps: use what there is for yours (docs/trainers.md in the "
                 "repository), or a scheduler over loader.total_steps(epochs)",
-                stacklevel=4,
+                stacklevel=3,
             )

@@ -16,7 +16,7 @@ from ..saved import gathered
 from .alignment import Place
 from .asking import Asker, Asking, check_asking
 from .keys import KeyBatches
-from .lengths import EpochLengths
+from .lengths import Planned
 from .prefetch import Prefetch
 from .reader import Reader
 
@@ -25,7 +25,7 @@ __all__ = ["CondensedLoader"]
 Batch = TypeVar("Batch", covariant=True)
 
 
-class CondensedLoader(RunOwner, Asker, Generic[Batch]):
+class CondensedLoader(RunOwner, Planned, Asker, Generic[Batch]):
     """What `wrap_loader` returns. Holds a rebuilt DataLoader and is none, on purpose: trainers rebuild
     whatever is one behind the user's back.
 
@@ -56,7 +56,7 @@ class CondensedLoader(RunOwner, Asker, Generic[Batch]):
     ) -> None:
         self._run, self._asking = run, asking
         self._reader = Reader(run, batches, inner, dataset, return_index, prefetch)
-        self._lengths = EpochLengths(run, batches)
+        self._planned = False
 
     def __setattr__(self, name: str, value: Any) -> None:
         if hasattr(type(self), name) or name in inspect.signature(DataLoader.__init__).parameters:
@@ -83,17 +83,6 @@ class CondensedLoader(RunOwner, Asker, Generic[Batch]):
     def batch_sampler(self) -> KeyBatches:
         """What the batches are drawn by: ``sampler``, ``batch_size`` and ``drop_last`` in one, for trainers that ask."""
         return self._reader.batches
-
-    def set_epoch(self, epoch: int) -> None:
-        """Changes nothing, whatever a trainer counts: the epoch is the run's, and `end_epoch` moves it on.
-
-        Warns
-        -----
-        UserWarning
-            Once, if neither `steps` nor `total_steps` was ever asked. A DataLoader has no such method, so that a trainer
-            calls it; and trainers take every epoch for as long as the first.
-        """
-        self._lengths.warn_of_trainer(epoch)
 
     # -- drawing -----------------------------------------------------------------------------------
 
@@ -122,31 +111,6 @@ class CondensedLoader(RunOwner, Asker, Generic[Batch]):
         step; between passes, those that a resumed run would not draw again.
         """
         return len(self) - self._reader.left(self._reader.drawn)
-
-    def steps(self, epoch: int, *, accumulate: int = 1) -> int:
-        """Number of batches of any epoch (from 1), past or future, before training starts.
-
-        Exact, since the schedule alone fixes every size. For epochs from the present one on it starts
-        from the set in force, whoever installed it. With ``accumulate`` batches to a step of the optimizer, the
-        number of such steps; what is left over at an epoch's end is a step.
-
-        Raises
-        ------
-        RuntimeError
-            For an epoch that has ended, if a set was installed by hand: its length is not known any more.
-        """
-        return self._lengths.steps(epoch, accumulate)
-
-    def total_steps(self, epochs: int, *, accumulate: int = 1) -> int:
-        """Number of steps in epochs 1 .. ``epochs``: what a per-step LR schedule needs to know.
-
-        Warns
-        -----
-        UserWarning
-            Once, if that is a run in which no epoch follows the end of a stage, so that it drops nothing: asked of
-            the epochs to come, by a schedule that would drop something. `steps` never warns.
-        """
-        return self._lengths.total(epochs, accumulate)
 
     @property
     def batch_size(self) -> int:
