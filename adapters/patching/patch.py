@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,7 +104,7 @@ def meant(root: Path, script: str | None, name: str | None) -> list[Meant]:
     """
     if script is not None:
         own = name or _own_profile(block_in((root / script).read_bytes(), script))
-        profile = find(root / script, own)
+        profile = find(Path(os.path.relpath(root / script)), own, "kcd patch")
         return [Meant(script, own or profile.name, profile.title)]
     patched = {script: name or _own_profile(block) for script, block in patched_in(root).items()}
     if patched:
@@ -121,7 +122,7 @@ def meant(root: Path, script: str | None, name: str | None) -> list[Meant]:
     profile = named(name)
     if not profile.script:
         raise ValueError(
-            f"profile {profile.name} does not say which script of {root} trains a student: name it, kcd patch SCRIPT --profile {name}"
+            f"profile {profile.name} does not say which script of {root} trains a student: name it, kcd patch --profile {name} SCRIPT"
         )
     return [Meant(profile.script, name, profile.title)]
 

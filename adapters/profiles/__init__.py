@@ -91,8 +91,10 @@ def named(name: str) -> Profile:
     )
 
 
-def find(script: Path, name: str | None = None) -> Profile:
+def find(script: Path, name: str | None = None, command: str = "kcd run") -> Profile:
     """The profile for a training script, by what it uses and the files around it, by its name, or from a file ``NAME.py``.
+
+    ``command`` is the one that an error tells to type.
 
     Raises
     ------
@@ -108,6 +110,8 @@ def find(script: Path, name: str | None = None) -> Profile:
     if found is not None:
         return found.profile
     near = (
-        not_the_script(script, profile, root) for root in script.resolve().parents[:2] for profile in known
+        not_the_script(script, profile, root, command)
+        for root in script.resolve().parents[:2]
+        for profile in known
     )
-    raise ValueError(next(filter(None, near), None) or no_profile(script, known))
+    raise ValueError(next(filter(None, near), None) or no_profile(script, known, command))

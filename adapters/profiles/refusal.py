@@ -45,7 +45,7 @@ it trains with torchdistill, which takes KCD as a plugin. Write into its YAML
   run the script with python"""
 
 
-def not_the_script(script: Path, near: Profile, root: Path) -> str | None:
+def not_the_script(script: Path, near: Profile, root: Path, command: str) -> str | None:
     """For a script in a repository that a profile knows, but that trains no student there; None if it is none such."""
     if not near.knows(root):
         return None
@@ -56,16 +56,14 @@ def not_the_script(script: Path, near: Profile, root: Path) -> str | None:
     others = scripts_in(root, [near])
     trains = "" if near.family is None else f": it is none that {near.family.trains}"
     title = others[0].profile.title if others else near.title
-    these = (
-        f"There {'are' if len(others) > 1 else 'is'}{listed(others, 'kcd run', ' ...')}\n" if others else ""
-    )
+    these = f"There {'are' if len(others) > 1 else 'is'}{listed(others, command)}\n" if others else ""
     return (
         f"{script} is not a script that trains a student in {title}{trains}.\n{these}"
-        f"If it trains one in a way of its own: kcd run --auto {script} ..."
+        f"If it trains one in a way of its own: {_typed(command, '--auto', script)}"
     )
 
 
-def no_profile(script: Path, known: Sequence[Profile]) -> str:
+def no_profile(script: Path, known: Sequence[Profile], command: str) -> str:
     """For a script in a repository that no profile knows."""
     try:
         modules = imported(parsed(script)) if script.is_file() else set()
@@ -75,8 +73,15 @@ def no_profile(script: Path, known: Sequence[Profile]) -> str:
     trainer = _trainer(modules)
     if trainer is not None:
         return f"{text}\nBut {trainer}."
-    nearest = _nearest(script, modules, known)
-    return "\n".join([text, *([nearest] if nearest else []), _auto(script)])
+    near = _nearest(script, modules, known)
+    if near is not None:
+        name, why = near
+        text += f"\nThe nearest profile is {name}: {why}. If it is a fork: {_typed(command, f'--profile {name}', script)}"
+    return (
+        f"{text}\nWithout a profile: {_typed(command, '--auto', script)} finds the student while it trains. A profile of "
+        "your own is one file (docs/adapters.md); a training loop of your own takes three lines with kcd_core.wrap_loader "
+        "(README.md)"
+    )
 
 
 def no_repository(root: Path, known: Sequence[Profile]) -> str:
@@ -85,29 +90,32 @@ def no_repository(root: Path, known: Sequence[Profile]) -> str:
         if profile.family is not None and profile.knows(root):
             return (
                 f"{root} looks like {profile.title}, but no script in it, or in a folder of it, {profile.family.trains}. "
-                f"Name yours: kcd patch SCRIPT --profile {profile.name}"
+                f"Name yours: kcd patch --profile {profile.name} SCRIPT"
             )
-        if profile.family is None and all((root / mark).is_file() for mark in profile.marks):
+        if (
+            profile.family is None
+            and profile.marks
+            and all((root / mark).is_file() for mark in profile.marks)
+        ):
             return f"{root} looks like {profile.title}, but has no {profile.script} to patch"
     return (
         f"no profile knows the repository {root}. Known are {', '.join(profile.title for profile in known)} (kcd profiles). "
-        "A fork of one: kcd patch SCRIPT --profile NAME. A profile of your own is one file (docs/adapters.md); a training loop "
-        "of your own takes three lines with kcd_core.wrap_loader (README.md)"
+        "A fork of one: kcd patch --profile NAME SCRIPT. Any other: kcd patch --auto SCRIPT. A profile of your own is one "
+        "file (docs/adapters.md); a training loop of your own takes three lines with kcd_core.wrap_loader (README.md)"
     )
 
 
-def listed(found: Iterable[Found], command: str, rest: str = "") -> str:
+def listed(found: Iterable[Found], command: str) -> str:
     """What to type for each script, one a line, and what makes it one."""
-    lines = [(f"{command} {os.path.relpath(one.root / one.script)}{rest}", one.why) for one in found]
+    lines = [(_typed(command, "", os.path.relpath(one.root / one.script)), one.why) for one in found]
     width = max(len(line) for line, _ in lines)
     return "".join(f"\n    {line:{width}}   ({why})" for line, why in lines)
 
 
-def _auto(script: Path) -> str:
-    return (
-        f"Without a profile: kcd run --auto {script} ... finds the student by watching the first batches. A profile of your "
-        "own is one file (docs/adapters.md); a training loop of your own takes three lines with kcd_core.wrap_loader (README.md)"
-    )
+def _typed(command: str, option: str, script: Path | str) -> str:
+    """A command line: what runs a script takes the script's own arguments, too."""
+    rest = " ..." if command == "kcd run" else ""
+    return " ".join(filter(None, (command, option, str(script)))) + rest
 
 
 def _trainer(modules: set[str]) -> str | None:
@@ -124,8 +132,8 @@ def _imports(package: str, modules: set[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for name in modules)
 
 
-def _nearest(script: Path, modules: set[str], known: Sequence[Profile]) -> str | None:
-    """The profile whose modules the script imports, or more than half of whose files are there."""
+def _nearest(script: Path, modules: set[str], known: Sequence[Profile]) -> tuple[str, str] | None:
+    """The name of the profile, and why it is near, whose modules the script imports, or more than half of whose files are there."""
     imports = [(near, module) for near in known if (module := _common(near, modules))]
     if imports:  # of a family and a special case of it, the family
         near, module = min(imports, key=lambda one: len(one[0].marks))
@@ -138,7 +146,7 @@ def _nearest(script: Path, modules: set[str], known: Sequence[Profile]) -> str |
         here = [name for name in _files(near) if (root / name).is_file()]
         lacking = [name for name in _files(near) if name not in here]
         why = f"{', '.join(here)} are there, {', '.join(lacking)} not"
-    return f"The nearest profile is {near.name}: {why}. If it is a fork: kcd run --profile {near.name} {script} ..."
+    return near.name, why
 
 
 def _common(profile: Profile, modules: set[str]) -> str | None:

@@ -106,7 +106,9 @@ def test_a_profiles_file_is_read_from_the_block(
     assert (
         f"profile mine does not say which script of {tmp_path / 'repo'} trains a student: name it" in output
     )
-    assert "kcd patch SCRIPT --profile" in output
+    assert "kcd patch --profile mine.py SCRIPT" in output.replace(
+        str(tmp_path.resolve() / "mine.py"), "mine.py"
+    )
     output = kcd(capsys, "patch", str(script), *options)
     assert 'src/go.py prints is "kcd: Mine, ..."' in output
     for named in ("repo", str(script)):  # without the profile
@@ -137,4 +139,8 @@ def test_a_family_without_a_script_that_trains(mlld: Path, capsys: Capture) -> N
     )
     output = kcd(capsys, "patch", "tools/eval.py", status=2)
     assert "tools/eval.py is not a script that trains a student in mdistiller" in output
-    assert "''" not in output
+    assert output.endswith("If it trains one in a way of its own: kcd patch --auto tools/eval.py\n")
+    (mlld / "go.py").write_text("import os\n")
+    shutil.rmtree(mlld / "mdistiller")
+    assert "kcd patch --auto go.py finds the student" in kcd(capsys, "patch", "go.py", status=2)
+    assert "Any other: kcd patch --auto SCRIPT" in kcd(capsys, "patch", ".", status=2)
