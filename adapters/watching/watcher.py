@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .calls import Calls
 from .choice import Candidate, candidates, rival
 from .gradients import Model, depends, parameters
+from .mixtures import REFUSED, of_two, permuted
 from .step import Sighting, Step
 from .tensors import is_labels, named, tensors
 from .views import MOST, Views, layout, one_view
@@ -93,14 +94,13 @@ class Watcher:
             if given.ndim == 2:
                 width = given.shape[1]
                 self._step.lost(given)
+                if not self._narrow and getattr(labels, "shape", None) == given.shape and of_two(labels):
+                    raise RuntimeError(f"{function} is given labels of two classes each: {REFUSED}")
         if not hasattr(labels, "ndim") or not is_labels(labels):
             return
         for other in self._step.called(function, Sighting(function, labels, beside, width)):
             if permuted(labels, other):
-                raise RuntimeError(
-                    f"{function} is given one prediction with two orders of the batch's labels: images are mixed, and "
-                    "the value of a mixture is that of neither sample. Switch mixup and CutMix off, or run without KCD"
-                )
+                raise RuntimeError(f"{function} is given two orders of the batch's labels: {REFUSED}")
 
     def backward(self, roots: list[torch.Tensor]) -> None:
         """The gradient is about to be computed."""
@@ -291,13 +291,6 @@ class Watcher:
                 return
         self._running.record(step.batch, prediction)
         self._recorded += 1
-
-
-def permuted(labels: torch.Tensor, others: torch.Tensor) -> bool:
-    """Whether these are other labels, and the same in another order."""
-    if labels.shape != others.shape or bool((labels == others).all()):
-        return False
-    return bool((labels.sort().values == others.sort().values).all())
 
 
 def _nothing() -> None:

@@ -117,6 +117,7 @@ def check(notes: Notes, sizes: list[int] = SIZES, *, warmup: int = 0) -> None:
     [
         ("plain", "the student is Net, 16 x 5: the last such output"),
         ("smoothing", "no other was seen"),
+        ("smoothed", ""),
         ("simkd", "the student is SimKD (its output 1), 16 x 5: "),
         ("sobolev", "also seen: Other, 16 x 5 (no optimizer steps it)"),
         ("tiled", "the student is Net, 32 x 5"),
@@ -182,7 +183,8 @@ def test_of_two_models_that_are_trained_at_once_one_must_be_named(
     ("loop", "said", "steps"),
     [
         ("many_rows", "Net, 32 x 5 gives 2 rows for each of the 16 samples of a batch", 1),
-        ("mixup", "images are mixed", 0),
+        ("mixup", "cross_entropy is given two orders of the batch's labels: images are mixed", 0),
+        ("mixup_soft", "cross_entropy is given labels of two classes each: images are mixed", 0),
         ("soft_entropy", "the predictions of Net, 16 x 5 can't be matched with their batches", 3),
     ],
 )
@@ -192,3 +194,14 @@ def test_what_can_not_be_recorded_rightly_stops_the_run_at_once(
     output, notes = loops.run(tmp_path, loop, status=1)
     assert said in output
     assert len(notes) == steps
+
+
+def test_processes_that_the_script_spawns(loops: Loops, tmp_path: Path) -> None:
+    output, _ = loops.run(tmp_path, "ranks")
+    both = [pickle.loads((tmp_path / f"record.{rank}").read_bytes()) for rank in (0, 1)]
+    for epoch, size in enumerate(SIZES, 1):
+        if size % 2:  # the second rank's last sample pads it: drawn twice, recorded once
+            last = next(one for one in reversed(both[1]) if one[1] == epoch)
+            last[2].pop()
+    check([(*one[:3], one[3][: len(one[2])]) for rank in both for one in rank])
+    assert output.count("the student is DistributedDataParallel of Net, 8 x 5") == 1

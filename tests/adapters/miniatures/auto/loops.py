@@ -421,6 +421,27 @@ def mixup(epochs):
             note("train", epoch, x, logits)
 
 
+def mixup_soft(epochs):
+    model, data = Net(), loader()
+    for x, y in data:
+        order, soft = torch.randperm(len(x)), F.one_hot(y, CLASSES).float()
+        F.cross_entropy(model(0.7 * x + 0.3 * x[order]), 0.7 * soft + 0.3 * soft[order]).backward()
+        note("train", 1, x, soft)
+
+
+def smoothed(epochs):
+    """Soft labels that are smoothed, and the teacher's; one_hot alone is given the labels themselves."""
+    teacher = Net()
+
+    def criterion(logits, y):
+        smooth = 0.8 * F.one_hot(y, CLASSES) + 0.04
+        return F.cross_entropy(logits, smooth) + F.cross_entropy(
+            logits, teacher.fc(torch.randn(len(y), 16)).softmax(1).detach()
+        )
+
+    train(Net(), epochs, criterion=criterion)
+
+
 def hints(epochs):
     """A first phase in which the logits, and the labels, are used for nothing (FitNet's first stage)."""
     student, teacher, regressor = Net(), Other(), nn.Linear(16, 16)
@@ -433,6 +454,35 @@ def hints(epochs):
             loss.backward()
             optimizer.step()
     train(student, epochs, "train", data)
+
+
+def ranks(epochs):
+    """Two processes that are spawned, and DistributedDataParallel."""
+    torch.multiprocessing.spawn(rank_of_two, args=(epochs, sys.argv[2]), nprocs=2)
+
+
+def rank_of_two(rank, epochs, record):
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{record}.group", rank=rank, world_size=2
+    )
+    sampler = torch.utils.data.DistributedSampler(Data(), 2, rank)
+    data = DataLoader(Data(), batch_size=BATCH // 2, sampler=sampler)
+    model = nn.parallel.DistributedDataParallel(Net())
+    optimizer = sgd(model)
+    for epoch in range(1, epochs + 1):
+        sampler.set_epoch(epoch)
+        for x, y in data:
+            logits = model(x)
+            loss = F.cross_entropy(logits, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            note("train", epoch, x, logits)
+    with open(f"{record}.{rank}", "wb") as file:
+        pickle.dump(NOTES, file)
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
