@@ -108,7 +108,9 @@ class Settings:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.student is not None and self.profile != "auto":
             raise ValueError("student names a model for the profile auto (kcd run --auto); no other takes it")
-        if self.student is not None and not (self.student.isidentifier() or self.student.isdecimal()):
+        if self.student is not None and not (
+            self.student.isidentifier() or (self.student.isdecimal() and int(self.student))
+        ):
             raise ValueError(f"student must be a class's name, or a number from 1, got {self.student!r}")
         object.__setattr__(self, "no_shims", tuple(self.no_shims))
         for name in self.no_shims:

@@ -50,7 +50,7 @@ class Watcher:
         self._chosen: Candidate | None = None  # of this pass
         self._student: Model | None = None
         self._said = self._said_of_others = ""
-        self._models: list[Model] = []  # that were trained, the first first
+        self._models: list[tuple[Model, str]] = []  # that were trained, and their classes, the first first
         self._recorded = self._unlabelled = 0  # batches
         self._tries = 0
         self._asked = False  # for a batch, since one was found
@@ -197,8 +197,8 @@ class Watcher:
         found = candidates(self._held, self._stepped, self._running.dataset())
         trained = [one for one in found if one.trainer]
         for one in trained:
-            if not any(model.shares(one.reached) for model in self._models):
-                self._models.append(Model(one.reached))
+            if not self._number(one):
+                self._models.append((Model(one.reached), one.names[-1]))
         wanted = [one for one in trained if self._is_wanted(one)]
         if not wanted:
             self._pass_over(found, trained)
@@ -207,8 +207,8 @@ class Watcher:
         other = rival(chosen, wanted)
         if other is not None:
             raise RuntimeError(
-                f"two models are trained at once, {other} and {chosen}: say which one is the student, with --student "
-                f"{other.names[-1]} or --student {chosen.names[-1]} (or its number, --student 1)"
+                f"two models are trained at once, {other} and {chosen}: say which one is the student, with "
+                f"{self._named(other)} or {self._named(chosen)}"
             )
         self._take(chosen, found)
 
@@ -228,10 +228,22 @@ class Watcher:
                 self._running.say(text)
             self._said_of_others = text
 
+    def _number(self, one: Candidate) -> int:
+        """Its place among the models that were trained, from 1; 0 if it is none of them."""
+        for number, (model, _) in enumerate(self._models, 1):
+            if model.shares(one.reached):
+                return number
+        return 0
+
+    def _named(self, one: Candidate) -> str:
+        """The option that names it: by its class, if no other that was trained is of that."""
+        number, kind = self._number(one), one.names[-1]
+        alone = [known for _, known in self._models].count(kind) == 1
+        return f"--student {kind} (or its number, {number})" if alone else f"--student {number}"
+
     def _is_wanted(self, one: Candidate) -> bool:
         if self._wanted.isdecimal():
-            number = int(self._wanted)
-            return number <= len(self._models) and self._models[number - 1].shares(one.reached)
+            return self._number(one) == int(self._wanted)
         return not self._wanted or self._wanted in one.names
 
     def _take(self, chosen: Candidate, found: list[Candidate]) -> None:
@@ -239,8 +251,8 @@ class Watcher:
         if another and not self._running.restart():
             raise RuntimeError(
                 f"another model is trained now, {chosen}, after {self._said}, for which a set is in force: its values say "
-                f"nothing of this one. Say which one is the student, with --student {chosen.names[-1]} (or its number, "
-                f"--student {len(self._models)}); the other is trained on all the data, without KCD"
+                f"nothing of this one. Say which one is the student, with {self._named(chosen)}; the other is trained on all the data, "
+                "without KCD"
             )
         if another:
             self._running.say(f"another model is trained now, after {self._said}: KCD begins anew with it")

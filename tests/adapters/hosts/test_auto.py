@@ -31,7 +31,7 @@ SERVER = """
 import os
 import sys
 import traceback
-import torch
+import torch._dynamo
 from kcd_adapters.cli import main
 from kcd_adapters.hosts import install, loader
 from kcd_adapters.watching import watcher
@@ -155,7 +155,7 @@ def test_another_model_that_takes_over_begins_anew(loops: Loops, tmp_path: Path)
 def test_another_model_that_takes_over_a_set_stops_the_run(loops: Loops, tmp_path: Path) -> None:
     output, notes = loops.run(tmp_path, "teacher_long", status=1)
     assert "another model is trained now, Net, 16 x 5, after Other, 16 x 5" in output
-    assert "with --student Net (or its number, --student 2)" in output
+    assert "with --student Net (or its number, 2)" in output
     assert len([one for one in notes if one[0] == "train"]) == 1
 
 
@@ -174,6 +174,7 @@ def test_of_two_models_that_are_trained_at_once_one_must_be_named(
 ) -> None:
     output, notes = loops.run(tmp_path, loop, status=1)
     assert "two models are trained at once, Net, 16 x 5 and Other, 16 x 5" in output
+    assert "with --student Net (or its number, 1) or --student Other (or its number, 2)" in output
     assert len(notes) == 1
     (tmp_path / "output").unlink()
     check(loops.run(tmp_path, loop, "--student", "Net")[1])
@@ -196,6 +197,48 @@ def test_what_can_not_be_recorded_rightly_stops_the_run_at_once(
     assert len(notes) == steps
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--student", "0"), "student must be a class's name, or a number from 1, got '0'"),
+        (("--profile", "sskd", "--student", "Net"), "student names a model for the profile auto"),
+    ],
+)
+def test_a_student_that_can_not_be_meant_is_refused(
+    loops: Loops, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "record").write_bytes(pickle.dumps([]))
+    assert said in loops.run(tmp_path, "plain", *options, status=2)[0]
+
+
+def test_a_profile_can_watch_in_a_way_of_its_own(loops: Loops, tmp_path: Path) -> None:
+    profile = tmp_path / "mine.py"
+    profile.write_text(
+        """
+from kcd_adapters.profiles import Profile
+
+
+def prepare(running):
+    def act(functional):
+        entropy = functional.cross_entropy
+
+        def watched(logits, labels, **named):
+            running.observe(logits, labels)
+            return entropy(logits, labels, **named)
+
+        functional.cross_entropy = watched
+
+    running.when_imported("torch.nn.functional", act)
+
+
+PROFILE = Profile(name="mine", title="Mine", prepare=prepare)
+"""
+    )
+    output, notes = loops.run(tmp_path, "plain", "--profile", str(profile))
+    check(notes)
+    assert "kcd: Mine" in output
+
+
 def test_processes_that_the_script_spawns(loops: Loops, tmp_path: Path) -> None:
     output, _ = loops.run(tmp_path, "ranks")
     both = [pickle.loads((tmp_path / f"record.{rank}").read_bytes()) for rank in (0, 1)]
@@ -205,3 +248,9 @@ def test_processes_that_the_script_spawns(loops: Loops, tmp_path: Path) -> None:
             last[2].pop()
     check([(*one[:3], one[3][: len(one[2])]) for rank in both for one in rank])
     assert output.count("the student is DistributedDataParallel of Net, 8 x 5") == 1
+
+
+def test_of_two_models_of_one_class_only_the_numbers_are_named(loops: Loops, tmp_path: Path) -> None:
+    assert "with --student 1 or --student 2\n" in loops.run(tmp_path, "twins", status=1)[0]
+    (tmp_path / "output").unlink()
+    check(loops.run(tmp_path, "twins", "--student", "1")[1])

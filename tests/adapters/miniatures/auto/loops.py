@@ -163,8 +163,8 @@ def teacher_long(epochs):
     train(student, epochs, "train", data, teacher=teacher)
 
 
-def mutual(epochs, together=False):
-    one, two = Net(), Other()
+def mutual(epochs, together=False, second=Other):
+    one, two = Net(), second()
     data, optimizers = loader(), [sgd(one, two)] if together else [sgd(one), sgd(two)]
     for epoch in range(1, epochs + 1):
         for x, y in data:
@@ -181,6 +181,10 @@ def mutual(epochs, together=False):
 
 def mutual_together(epochs):
     mutual(epochs, together=True)
+
+
+def twins(epochs):
+    mutual(epochs, second=Net)
 
 
 def tiled(epochs, how=lambda x: torch.cat([x, x]), first=lambda x: x[: len(x) // 2], labels=True):
