@@ -97,6 +97,16 @@ def test_what_is_wrong_is_named() -> None:
     assert gate.asked([5]).all()
 
 
+def test_the_smallest_gate_is_of_one_sample() -> None:
+    gate, tracker = kcd.TeacherGate(1), kcd.KnowledgeValueTracker(1)
+    tracker.record([0], [0.5])
+    kcd.condense_step(tracker, gate, QUARTER)
+    assert gate.kept.tolist() == [0]
+    assert gate.asked([0, -1]).tolist() == [True, False]
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        kcd.TeacherGate(0)
+
+
 def run_of(gate: kcd.TeacherGate) -> kcd.Condensation:
     return kcd.Condensation(gate, schedule=QUARTER)
 
