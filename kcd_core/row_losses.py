@@ -103,7 +103,7 @@ def gated_loss(
         given = rows if isinstance(rows, torch.Tensor) else copied  # a copy would not be pinned
     on_asked, of_teacher, on_others = weights
     weight = label_losses.new_full((size,), on_others)
-    weight[given.to(label_losses.device, torch.int64, non_blocking=True)] = on_asked
+    weight.index_fill_(0, given.to(label_losses.device, torch.int64, non_blocking=True), on_asked)
     divisor = size if divide_by == "batch" else max(asked, 1)
     return (label_losses * weight).sum() / size + of_teacher * teacher_losses.sum() / divisor
 

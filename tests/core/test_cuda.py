@@ -161,6 +161,18 @@ def test_no_value_waits(value: str, index_device: str) -> None:
         assert not watch.to_host
 
 
+def test_a_step_that_asks_for_some_rows_does_not_wait() -> None:
+    with fake_cuda():
+        asked = torch.zeros(BATCH // 3, dtype=torch.int64)  # in host memory, as a loader's are
+        logits, teacher = (torch.randn(BATCH, CLASSES, device="cuda:0") for _ in range(2))
+        with Watch() as watch:
+            rows = asked.to("cuda:0", non_blocking=True)
+            distilled = (logits - teacher).index_select(0, rows).square().sum(1)
+            kcd.gated_loss(logits.logsumexp(1), distilled, rows)
+        assert not watch.to_host
+        assert watch.operations["aten.index_fill_.int_Scalar"] == 1
+
+
 @pytest.mark.parametrize("index_device", ["numpy", "cuda:0"])
 def test_recording_values_does_not_wait(index_device: str) -> None:
     with fake_cuda():
