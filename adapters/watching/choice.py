@@ -57,7 +57,7 @@ def candidates(steps: Iterable[Step], stepped: Mapping[int, str], dataset: objec
     for step in steps:
         widths = widths_of(step, dataset)
         for key, output in step.outputs.items():
-            path = output.prediction(widths)
+            path = output.prediction(widths, step.batch.source if step.batch is not None else "")
             if path is None or not output.final:
                 continue
             found.pop(key, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +26,8 @@ class Output:
     ----------
     tensors : dict of Path to tensor
         Those that may be the prediction: [R, C], with a gradient.
-    given : set of Path
-        Which of them a loss was given as they are.
+    given : dict of Path to set of str
+        Which of them losses were given as they are, beside labels from which sources.
     nodes : list
         Where they are in the graph of the step, if that was asked for.
     reached : list of tensor
@@ -48,25 +47,28 @@ class Output:
     nodes: list[Any] = field(default_factory=list)
     reached: list[torch.Tensor] = field(default_factory=list)
     calls: int = 1
-    given: set[Path] = field(default_factory=set)
+    given: dict[Path, set[str]] = field(default_factory=dict)
     final: bool = False
     used: bool = False
 
-    def prediction(self, widths: set[int]) -> Path | None:
-        """Which one is the prediction: what a loss was given, or else the last, of those of these ``widths``."""
+    def prediction(self, widths: set[int], source: str) -> Path | None:
+        """Which one is the prediction, of those of these ``widths``.
+
+        What a loss was given beside the batch's labels, which are those of ``source``; or else beside any; or else the last.
+        """
         fit = [path for path, one in self.tensors.items() if one.shape[1] in widths]
-        known = [path for path in fit if path in self.given] or fit
-        return known[-1] if known else None
+        given = [path for path in fit if path in self.given]
+        beside = [path for path in given if source in self.given[path]]
+        return next(iter((beside or given or fit)[::-1]), None)
 
 
 @dataclass(frozen=True, eq=False)
 class Sighting:
-    """Labels [R] that were seen: where (a function's name, or a module and its argument), and beside what.
+    """Labels [R] that a function or a module was given, and beside what.
 
     ``beside`` is the tensor that they were compared with, if there was one, and ``width`` its C where it is [R, C].
     """
 
-    source: str
     labels: torch.Tensor
     beside: weakref.ref[torch.Tensor] | None = None
     width: int | None = None
@@ -112,7 +114,7 @@ class Step:
     def returned(self, module: torch.nn.Module, found: dict[Path, torch.Tensor]) -> Output | None:
         """A module returned what may be predictions. None if it is not the first since a backward pass."""
         before = self.outputs.get(id(module))
-        if before is not None and before.final:
+        if self._is_later(module, before):
             return None
         if before is not None and before.training != module.training:
             self._forget()  # a validation came before, or this is one
@@ -129,28 +131,34 @@ class Step:
 
     def over(self, module: torch.nn.Module) -> bool:
         """Whether its batch is found, and a call of this module begins something else."""
-        before = self.outputs.get(id(module))
-        return self.batch is not None and before is not None and before.final
+        return self.batch is not None and self._is_later(module, self.outputs.get(id(module)))
+
+    def _is_later(self, module: torch.nn.Module, before: Output | None) -> bool:
+        """Whether a call comes after the one that counts; it does not after an attack on a model in evaluation mode."""
+        return before is not None and before.final and (before.training or not module.training)
 
     def _forget(self) -> None:
         if self.batch is None:
             for one in (self.outputs, self.functions, self.arguments, self.widths):
                 one.clear()
 
-    def lost(self, logits: torch.Tensor) -> None:
-        """A loss was given these [R, C]."""
+    def lost(self, logits: torch.Tensor, source: str) -> None:
+        """A loss was given these [R, C], beside labels that were seen at ``source``, or others ("")."""
         self.widths.add(logits.shape[1])
         for output in self.outputs.values():
-            output.given.update(path for path, ref in output.originals.items() if ref() is logits)
+            for path, ref in output.originals.items():
+                if ref() is logits:
+                    output.given.setdefault(path, set()).add(source)
 
-    def called(self, function: str, sighting: Sighting) -> Iterator[torch.Tensor]:
-        """A function was given labels. Yields other labels that were beside the same tensor, or nothing, before."""
-        source = function
+    def called(self, function: str, sighting: Sighting) -> tuple[str, list[torch.Tensor]]:
+        """A function was given labels: the name of the source, and what other labels it was given beside the same before."""
+        source, others = function, []
         for place in range(2, MOST_SIGHTINGS):
             before = self.functions.get(source)
             if before is None:
                 self.functions[source] = sighting
-                return
+                break
             if before.beside_same(sighting) and before.labels is not sighting.labels:
-                yield before.labels
+                others.append(before.labels)
             source = f"{function} {place}"
+        return source, others

@@ -86,21 +86,22 @@ class Watcher:
 
     def lost(self, function: str, given: Any, labels: Any) -> None:
         """A loss was given labels, beside what it compares them with, or ``one_hot`` labels alone."""
-        width, beside = None, None
-        if given is not None:
-            if not getattr(given, "requires_grad", False):
-                return
-            beside = weakref.ref(given)
-            if given.ndim == 2:
-                width = given.shape[1]
-                self._step.lost(given)
-                if not self._narrow and getattr(labels, "shape", None) == given.shape and of_two(labels):
-                    raise RuntimeError(f"{function} is given labels of two classes each: {REFUSED}")
-        if not hasattr(labels, "ndim") or not is_labels(labels):
+        if given is not None and not getattr(given, "requires_grad", False):
             return
-        for other in self._step.called(function, Sighting(function, labels, beside, width)):
-            if permuted(labels, other):
+        logits = given if given is not None and given.ndim == 2 else None
+        source = ""
+        if not hasattr(labels, "shape"):
+            return  # the function says itself what is wrong
+        if is_labels(labels):
+            beside = None if given is None else weakref.ref(given)
+            width = None if logits is None else logits.shape[1]
+            source, others = self._step.called(function, Sighting(labels, beside, width))
+            if any(permuted(labels, other) for other in others):
                 raise RuntimeError(f"{function} is given two orders of the batch's labels: {REFUSED}")
+        elif not self._narrow and logits is not None and labels.shape == logits.shape and of_two(labels):
+            raise RuntimeError(f"{function} is given labels of two classes each: {REFUSED}")
+        if logits is not None:
+            self._step.lost(logits, source)
 
     def backward(self, roots: list[torch.Tensor]) -> None:
         """The gradient is about to be computed."""
@@ -158,7 +159,7 @@ class Watcher:
             if is_labels(one):
                 keyword = path[1:] if path[0] == len(args) else path
                 source = f"{type(module).__name__}.{named(keyword)}"
-                self._step.arguments.setdefault(source, Sighting(source, one, module=weakref.ref(module)))
+                self._step.arguments.setdefault(source, Sighting(one, module=weakref.ref(module)))
 
     def _find(self, step: Step) -> None:
         """Find the batch that a step is of, by the labels that were seen."""

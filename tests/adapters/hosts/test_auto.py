@@ -131,6 +131,8 @@ def check(notes: Notes, sizes: list[int] = SIZES, *, warmup: int = 0) -> None:
         ("checkpointed", ""),
         ("closure", "a model that an optimizer (LBFGS) steps"),
         ("validated", ""),
+        ("tokens", "the student is Deit (its output 0), 16 x 5"),
+        ("attacked", ""),
     ],
 )
 def test_what_is_drawn_follows_from_what_the_loop_itself_predicted(
@@ -195,6 +197,14 @@ def test_what_can_not_be_recorded_rightly_stops_the_run_at_once(
     output, notes = loops.run(tmp_path, loop, status=1)
     assert said in output
     assert len(notes) == steps
+
+
+def test_where_the_classes_are_not_known_either_it_stops_after_the_first_epoch(
+    loops: Loops, tmp_path: Path
+) -> None:
+    output, notes = loops.run(tmp_path, "soft", status=3)
+    assert "no labels were seen: neither cross_entropy, nll_loss and one_hot nor a module was given" in output
+    assert {one[1] for one in notes} == {1}
 
 
 @pytest.mark.parametrize(

@@ -358,6 +358,51 @@ def closure(epochs):
             note("train", epoch, x, calls[0])
 
 
+def tokens(epochs):
+    """Two predictions, as deit has it: one for the labels, the last one for the teacher's."""
+
+    class Deit(Net):
+        def __init__(self):
+            super().__init__()
+            self.distilled = nn.Linear(16, CLASSES)
+
+        def forward(self, x):
+            feature = self.body(x[:, 1:])
+            return self.fc(feature), self.distilled(feature)
+
+    model, teacher, data = Deit(), Net(), loader()
+    optimizer = sgd(model)
+    for epoch in range(1, epochs + 1):
+        for x, y in data:
+            logits, distilled = model(x)
+            with torch.no_grad():
+                hard = teacher(x).argmax(1)
+            loss = F.cross_entropy(logits, y) + F.cross_entropy(distilled, hard)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            note("train", epoch, x, logits)
+
+
+def attacked(epochs):
+    """An attack on the model in evaluation mode comes before each step, and calls backward()."""
+    model, data = Net(), loader()
+    optimizer = sgd(model)
+    for epoch in range(1, epochs + 1):
+        for x, y in data:
+            adversary = x.clone().requires_grad_()
+            model.eval()
+            F.cross_entropy(model(adversary), y).backward()
+            model.train()
+            adversary = torch.cat([x[:, :1], (x + 0.1 * adversary.grad.sign())[:, 1:]], 1)
+            logits = model(adversary)
+            loss = F.cross_entropy(logits, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            note("train", epoch, adversary, logits)
+
+
 def validated(epochs):
     """In the middle of an epoch, before a batch is trained on and behind it, with a gradient and without; an average of weights."""
     from copy import deepcopy
