@@ -123,6 +123,8 @@ def test_the_function_is_observed_where_the_script_takes_it_from(lay: Lay) -> No
 def test_what_makes_the_family_must_be_there(lay: Lay) -> None:
     plain = "def train_distill(loss):\n    loss.backward()\n"  # no accuracy
     assert trains(lay("norm", helper__loops_py=plain)) == []
+    silent = "from .util import accuracy\n\n\ndef train_distill(loss):\n    loss.backward()\n"
+    assert trains(lay("norm", folder="silent", helper__loops_py=silent)) == []
     local = "def train_distill(loss):\n    from .util import accuracy\n    accuracy()\n    loss.backward()\n"
     assert trains(lay("norm", folder="other", helper__loops_py=local)) == []
 
