@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Iterable
+from threading import get_ident
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,8 +25,11 @@ LOSSES = {"cross_entropy": (1, "target"), "nll_loss": (1, "target"), "one_hot": 
 class Seer(Protocol):
     """What is told of a loop."""
 
-    def returned(self, module: torch.nn.Module, given: tuple[Any, Any], output: Any) -> None:
-        """An outermost module was ``given`` arguments, by place and by name, and returned."""
+    def returned(self, module: torch.nn.Module, given: tuple[Any, Any], output: Any, *, inner: bool) -> None:
+        """A module was ``given`` arguments, by place and by name, and returned.
+
+        It is an outermost one, or one that such a one called: ``inner``.
+        """
 
     def lost(self, function: str, given: Any, labels: Any) -> None:
         """A function was called with labels, and with what it compares them."""
@@ -40,13 +44,14 @@ class Seer(Protocol):
 class Calls:
     """Lets a `Seer` see the loop.
 
-    A call within a module's, in a thread of it (a replica of ``DataParallel``) or in a backward pass (checkpoints
-    are computed again) is not an outermost one. What is being compiled is left alone.
+    Calls in a thread of a module's (replicas of ``DataParallel``) or in a backward pass (checkpoints are computed again) are
+    left alone, and what is being compiled.
     """
 
     def __init__(self, seer: Seer) -> None:
         self._seer = seer
-        self._inside = False  # a module's call, or a backward pass
+        self._depth = 0  # of calls of modules
+        self._thread = 0  # of the outermost call
         self._back = False  # a backward pass
         self._replaced: dict[type, Any] = {}
 
@@ -77,14 +82,15 @@ class Calls:
     def _watched_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if self._inside or self._compiling():
+            depth = self._depth
+            if self._back or depth > 1 or (depth and get_ident() != self._thread) or self._compiling():
                 return original(module, *args, **kwargs)
-            self._inside = True
+            self._depth, self._thread = depth + 1, get_ident()
             try:
                 output = original(module, *args, **kwargs)
             finally:
-                self._inside = False
-            self._seer.returned(module, (args, kwargs), output)
+                self._depth = depth
+            self._seer.returned(module, (args, kwargs), output, inner=depth > 0)
             return output
 
         return call
@@ -92,15 +98,15 @@ class Calls:
     def _watched_backward(self, original: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(original)
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
-            if self._inside:
+            if self._back or self._depth:
                 original(tensors, *args, **kwargs)
                 return
             self._seer.backward(list(tensors) if isinstance(tensors, (tuple, list)) else [tensors])
-            self._inside = self._back = True
+            self._back = True
             try:
                 original(tensors, *args, **kwargs)
             finally:
-                self._inside = self._back = False
+                self._back = False
 
         return backward
 

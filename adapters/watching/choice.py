@@ -32,8 +32,10 @@ class Candidate:
         In a step.
     trainer : str
         What steps its parameters; empty if nothing does.
-    model : Model
-        By what its prediction's gradient reaches.
+    inner : bool
+        Whether it is part of a module that returned no prediction.
+    reached : list of tensor
+        The parameters that its prediction's gradient reaches, and its own.
     """
 
     module: weakref.ref[torch.nn.Module]
@@ -43,6 +45,7 @@ class Candidate:
     shape: tuple[int, int]
     calls: int
     trainer: str
+    inner: bool
     reached: list[torch.Tensor]
 
     def __str__(self) -> str:
@@ -72,6 +75,7 @@ def candidates(steps: Iterable[Step], stepped: Mapping[int, str], dataset: objec
                 (rows, classes),
                 output.calls,
                 next((stepped[id(one)] for one in own if id(one) in stepped), ""),
+                output.inner,
                 [*output.reached, *own],
             )
     return list(found.values())

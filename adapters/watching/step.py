@@ -36,6 +36,8 @@ class Output:
         How often it was called in the step.
     final : bool
         Whether a backward pass came after it: later outputs in the step do not count.
+    inner : bool
+        Whether it is part of a module that returned no prediction: a loss, say.
     used : bool
         Whether that was of a loss that depends on it, as far as ``nodes`` tell.
     """
@@ -50,6 +52,7 @@ class Output:
     given: dict[Path, set[str]] = field(default_factory=dict)
     final: bool = False
     used: bool = False
+    inner: bool = False
 
     def prediction(self, widths: set[int], source: str) -> Path | None:
         """Which one is the prediction, of those of these ``widths``.

@@ -17,7 +17,7 @@ from .choice import Candidate, candidates, rival
 from .gradients import Model, depends, parameters
 from .mixtures import REFUSED, of_two, permuted
 from .step import Sighting, Step
-from .tensors import is_labels, named, tensors
+from .tensors import Path, is_labels, named, tensors
 from .views import MOST, Views, layout, one_view
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class Watcher:
             int, str
         ] = {}  # parameters by id, and what stepped them; in this pass, while seeking
         self._chosen: Candidate | None = None  # of this pass
+        self._inner: list[
+            tuple[torch.nn.Module, dict[Path, torch.Tensor]]
+        ] = []  # what parts of a module returned
         self._student: Model | None = None
         self._said = self._said_of_others = ""
         self._models: list[tuple[Model, str]] = []  # that were trained, and their classes, the first first
@@ -62,25 +65,37 @@ class Watcher:
 
     # -- what the loop does ------------------------------------------------------------------------
 
-    def returned(self, module: torch.nn.Module, given: tuple[Any, Any], output: Any) -> None:
-        """An outermost module returned."""
+    def returned(self, module: torch.nn.Module, given: tuple[Any, Any], output: Any, *, inner: bool) -> None:
+        """A module returned: an outermost one, or one within it, which counts where that returns a loss alone."""
+        chosen = self._chosen
+        mine = chosen is not None and chosen.module() is module
+        learned = {path: one for path, one in tensors(output) if one.requires_grad}
+        found = {path: one for path, one in learned.items() if one.ndim == 2 and one.is_floating_point()}
+        if inner and self._seeking:
+            if found:
+                self._inner.append((module, found))
+            return
+        parts, self._inner = self._inner, []
+        if inner and not mine:
+            return
+        if learned and not inner and (not self._narrow or self._source is not None):
+            self._see_arguments(module, given)
+        if not self._seeking:
+            found = {path: one for path, one in found.items() if mine and chosen and path == chosen.path}
+        if found:
+            self._take_note(module, found, inner=inner)
+        elif learned and self._seeking:
+            for part, its in parts:
+                self._take_note(part, its, inner=True)
+
+    def _take_note(self, module: torch.nn.Module, found: dict[Path, torch.Tensor], *, inner: bool) -> None:
+        if not any(one.requires_grad for one in module.parameters()):
+            return
         if self._step.over(module):  # a batch that was drawn before (a prefetcher's), or this one again
             self._close()
-        learned = {path: one for path, one in tensors(output) if one.requires_grad}
-        if not learned:
-            return
-        if not self._narrow or self._source is not None:
-            self._see_arguments(module, given)
-        chosen = self._chosen
-        found = {path: one for path, one in learned.items() if one.ndim == 2 and one.is_floating_point()}
-        if not self._seeking:
-            mine = chosen is not None and chosen.module() is module
-            found = {path: one for path, one in found.items() if mine and chosen and path == chosen.path}
-        if not found or not any(one.requires_grad for one in module.parameters()):
-            return
         seen = self._step.returned(module, found)
         if seen is not None and not self._narrow:
-            seen.nodes = [one.grad_fn for one in found.values()]
+            seen.nodes, seen.inner = [one.grad_fn for one in found.values()], inner
             if self._seeking:
                 seen.reached = parameters(list(found.values()))
 
@@ -141,6 +156,7 @@ class Watcher:
         if self._step.outputs:
             self._held.append(self._step)
         self._step = Step()
+        self._inner.clear()
 
     def _watch(self) -> None:
         """Watch the student alone, and what is given the labels, once it is known where they are seen."""
@@ -197,6 +213,7 @@ class Watcher:
         """Choose the student among the models that were trained in the steps that are held."""
         found = candidates(self._held, self._stepped, self._running.dataset())
         trained = [one for one in found if one.trainer]
+        trained = [one for one in trained if not one.inner] or trained
         for one in trained:
             if not self._number(one):
                 self._models.append((Model(one.reached), one.names[-1]))
