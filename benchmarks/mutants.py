@@ -333,7 +333,7 @@ def write(path: Path, facts: dict[str, Any], mutants: list[dict[str, Any]]) -> N
     )
     lines = [
         "# mutants", "", heading(facts), "",
-        f"{len(met)} mutants, of {facts['drawn']} drawn, were met in the time given: {len(killed)} killed, "
+        f"{len(met)} mutants of {len({one['module'] for one in met})} modules were met, in all calls: {len(killed)} killed, "
         f"{len(left)} survived, {len(equal)} of them equivalent. **{score:.1%}** of those that change behaviour are "
         f"killed; {first:.1%} were at first.",
         "", *(["Earlier calls:", ""] if facts["earlier"] else []), *(f"- {call}" for call in facts["earlier"]),
@@ -394,7 +394,6 @@ def main(arguments: list[str] | None = None) -> int:
             some = drawn(copy.root, given.modules, 3 if given.quick else given.mutants, given.seed)
             todo = [one for one in some if same(one) not in known]
             mutants = [*mutants, *todo]
-        facts["drawn"] = len(mutants)
         for one in todo:
             if time.monotonic() > stop:
                 break
@@ -407,6 +406,7 @@ def main(arguments: list[str] | None = None) -> int:
                 flush=True,
             )
             write(path, facts, mutants)
+    print(f"{sum(not one.get('outcome') for one in mutants)} of those drawn were not met", flush=True)
     return bool(copy.broken)
 
 
