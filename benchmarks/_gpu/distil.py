@@ -128,7 +128,8 @@ def carried_out(
             pace = replace(pace, sample=max(0.9 * pace.sample, result["seconds"] / result["drawn"]))
             part.add(
                 f"{arm.title}, seed {seed}",
-                f"{result['accuracy']:.2%} in {result['seconds']:.2f} s, {result['drawn']:,} samples",
+                f"{result['accuracy']:.2%} in {result['seconds']:.2f} s, {result['drawn']:,} samples, "
+                f"{result['queries']:,} teacher queries",
                 arm=name,
                 **result,
             )
@@ -152,12 +153,15 @@ def sum_up(name: str, runs: Runs, part: Part) -> None:
     seconds = float(np.mean([run["seconds"] for run in own.values()]))
     ratio = float(np.mean([run["seconds"] / base[seed]["seconds"] for seed, run in own.items()]))
     drawn = own[0]["drawn"]
+    queries = float(np.mean([run["queries"] for run in own.values()]))
     spread = f" ± {accuracy.std(ddof=1):.2f}" if len(own) > 1 else ""
     figure = f"{accuracy.mean():.2f}{spread} % of {len(own)} seeds in {seconds:.2f} s"
     apart = None
     if name != "kd":
         apart = difference(own, base)
-        figure += f", {apart_of(apart)} to KD in {ratio:.2f} of its time, {drawn / base[0]['drawn']:.1%} of its samples"
+        share, asked = drawn / base[0]["drawn"], queries / base[0]["queries"]
+        figure += f", {apart_of(apart)} to KD in {ratio:.2f} of its time, {share:.1%} of its samples"
+        figure += f", {asked:.1%} of its teacher queries"
     part.add(
         ARMS[name].title,
         figure,
@@ -167,6 +171,7 @@ def sum_up(name: str, runs: Runs, part: Part) -> None:
         seconds=seconds,
         time_ratio=ratio,
         drawn=drawn,
+        queries=queries,
         to_kd=None if apart is None else apart.mean,
         interval=None if apart is None else apart.interval,
     )

@@ -67,9 +67,11 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def watched(gpu, small, part_of, data_dir):
-    """The part, once, and what went on in its runs: by arm and seed, the samples of each loss and of each recording."""
+    """The part, once, and what went on in its runs: by arm and seed, the samples of each loss and of each recording,
+    and the rows of which the teacher was asked."""
     distil, arms = gpu("distil"), gpu("_distil_arms")
     losses, records, trackers, now = defaultdict(list), defaultdict(list), {}, []
+    queries = defaultdict(list)
     run_of, loss_of, update = distil.run_of, arms.loss_of, kcd.KnowledgeValueTracker.update
 
     def watched_run(arm, seed, *rest):
@@ -78,10 +80,13 @@ def watched(gpu, small, part_of, data_dir):
         now.clear()
         return result
 
-    def watched_loss(logits, *rest):
+    def watched_loss(logits, teacher_logits, targets, rows):
         if now:
             losses[now[0]].append(len(logits))
-        return loss_of(logits, *rest)
+            asked = list(range(len(logits))) if rows is None else rows.tolist()
+            assert len(teacher_logits) == len(asked)
+            queries[now[0]].append(asked)
+        return loss_of(logits, teacher_logits, targets, rows)
 
     def watched_update(tracker, indices, logits):
         if now:
@@ -96,14 +101,14 @@ def watched(gpu, small, part_of, data_dir):
         patch.setattr(arms, "loss_of", watched_loss)
         patch.setattr(kcd.KnowledgeValueTracker, "update", watched_update)
         distil.run(part)
-    return part, losses, records, trackers
+    return part, losses, records, trackers, queries
 
 
 # -- distil ----------------------------------------------------------------------------------------------
 
 
 def test_all_arms_run_and_are_written(watched):
-    part, losses, _, _ = watched
+    part, losses, *_ = watched
     assert part.failures == []
     written = json.loads(part.out.read_text())
     assert written["rows"] == json.loads(json.dumps(part.rows))
@@ -111,14 +116,14 @@ def test_all_arms_run_and_are_written(watched):
     assert part.rows[1]["data"].startswith(f"the first {N} images of Fashion-MNIST")
     single = [row for row in part.rows if "seed" in row]
     assert sorted((row["arm"], row["seed"]) for row in single) == sorted(losses)
-    assert len(single) == 10
+    assert len(single) == 14
     for row in single:
         assert 0 <= row["accuracy"] <= 1
         assert row["seconds"] > 0
 
 
 def test_an_arm_draws_what_the_schedule_says(watched):
-    part, losses, _, _ = watched
+    part, losses, *_ = watched
     for ratio in ("0.7", "0.3"):
         wanted = sum(reference.sizes(N, ratio, 6, 1, 0, 6))
         assert [sum(losses[f"kc-kd-{ratio}", seed]) for seed in (0, 1)] == [wanted] * 2
@@ -129,7 +134,7 @@ def test_an_arm_draws_what_the_schedule_says(watched):
 
 
 def test_the_summary_is_of_the_runs(watched):
-    part, *_ = watched
+    part, *_, queries = watched
     runs = defaultdict(dict)
     for row in part.rows:
         if "seed" in row:
@@ -141,6 +146,7 @@ def test_the_summary_is_of_the_runs(watched):
         assert row["accuracy"] == pytest.approx(50 * sum(own[seed]["accuracy"] for seed in (0, 1)))
         ratios = [own[seed]["seconds"] / base[seed]["seconds"] for seed in (0, 1)]
         assert row["time_ratio"] == pytest.approx(sum(ratios) / 2)
+        assert row["queries"] == sum(len(asked) for seed in (0, 1) for asked in queries[row["arm"], seed]) / 2
         if row["arm"] != "kd":
             apart = [own[seed]["accuracy"] - base[seed]["accuracy"] for seed in (0, 1)]
             assert row["to_kd"] == pytest.approx(50 * sum(apart), abs=1e-9)
@@ -148,7 +154,7 @@ def test_the_summary_is_of_the_runs(watched):
 
 def test_what_is_recorded_and_drawn_follows_from_the_logits(watched):
     """V and F, and the set of every epoch, from a float64 reading of what the student predicted."""
-    *_, records, trackers = watched
+    _, _, records, trackers, _ = watched
     for ratio in ("0.7", "0.3"):
         key = (f"kc-kd-{ratio}", 0)
         sizes = reference.sizes(N, ratio, 6, 1, 0, 6)
@@ -167,6 +173,65 @@ def test_what_is_recorded_and_drawn_follows_from_the_logits(watched):
         assert next(batches, None) is None
         np.testing.assert_allclose(trackers[key].value, value, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(trackers[key].count, count)
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("gate", "1"), ("gate-0.3", "0.3")])
+def test_the_teacher_is_asked_for_a_quarter_by_value_and_for_what_is_mixed(watched, name, ratio):
+    part, _, records, _, queries = watched
+    record, kept, asked, mixed, rows = -np.ones((N, 6)), list(range(N)), set(range(N)), set(), 0
+    batches = zip(records[name, 0], queries[name, 0], strict=True)
+    sizes = reference.sizes(N, ratio, 6, 1, 0, 6)
+    for epoch, size in enumerate(sizes):
+        drawn = []
+        while len(drawn) < size:
+            (indices, logits), queried = next(batches)
+            drawn += indices.tolist()
+            record[indices, epoch] = [reference.entropy(row) for row in logits]
+            assert queried == [row for row, i in enumerate(indices.tolist()) if i in asked | mixed]
+            rows += len(queried)
+        assert sorted(drawn) == sorted(kept)
+        value, count = reference.recorded(record)
+        asked = set(reference.ranking(value, count, 0.03)[: N // 4])
+        if epoch < 5 and ratio != "1":
+            stage = reference.condense(value, count, previous=size, target=sizes[epoch + 1])
+            kept, mixed = stage.kept, mixed | set(stage.tail)
+    assert next(batches, None) is None
+    (own,) = [row["queries"] for row in part.rows if (row.get("arm"), row.get("seed")) == (name, 0)]
+    assert own == rows
+    assert (rows == N + 5 * N // 4) == (ratio == "1")
+
+
+def test_the_gates_loss_is_plain_distillation_where_asked_and_labels_elsewhere(gpu):
+    loss_of, generator = gpu("_distil_arms").loss_of, torch.Generator().manual_seed(0)
+    logits, teacher = (torch.randn(6, 4, generator=generator) * 3 for _ in range(2))
+    targets, rows, expected = torch.tensor([0, 1, 2, 3, 0, 1]), [1, 4], 0.0
+    for i, (own, taught) in enumerate(zip(logits.tolist(), teacher.tolist(), strict=True)):
+        label = -np.log(reference.softmax(own)[targets[i]])
+        p, q = (reference.softmax([x / 4 for x in z]) for z in (taught, own))
+        apart = 16 * sum(a * np.log(a / b) for a, b in zip(p, q, strict=True))
+        expected += (0.1 * label + 0.9 * apart if i in rows else label) / 6
+    gated = loss_of(logits, teacher[rows], targets, torch.tensor(rows))
+    assert gated.item() == pytest.approx(expected, rel=1e-5)
+    everything = loss_of(logits, teacher, targets, torch.arange(6)).item()
+    assert everything == pytest.approx(loss_of(logits, teacher, targets, None).item(), rel=1e-5)
+
+
+def test_a_teacher_meets_every_number_of_rows_before_a_run_counts(gpu, small, part_of, data_dir, monkeypatch):
+    distil, arms = gpu("distil"), gpu("_distil_arms")
+    (size,) = small.values()
+    met, teacher_of = set(), distil.teacher_of
+
+    def watched_teacher(*given):
+        teacher, steps = teacher_of(*given)
+        teacher.register_forward_pre_hook(lambda module, inputs: met.add(len(inputs[0])))
+        return teacher, steps
+
+    monkeypatch.setattr(distil, "SIZES", {("cpu", True): replace(size, batch=40)})
+    monkeypatch.setattr(distil, "teacher_of", watched_teacher)
+    monkeypatch.setattr(distil, "run_of", lambda *_: None)
+    distil.run(part_of(data_dir=data_dir))
+    assert arms.multiple_of(replace(size, batch=40)) == 2
+    assert met >= set(range(2, 41, 2))
 
 
 def test_who_begins_changes_and_a_seed_that_was_begun_in_vain_does_not_count(
@@ -191,6 +256,7 @@ def test_who_begins_changes_and_a_seed_that_was_begun_in_vain_does_not_count(
             "seconds": 1.0,
             "drawn": sum(drawn),
             "drawn_by_epoch": drawn,
+            "queries": sum(drawn),
             "accuracy": 0.5 + seed / 10,
         }
 
@@ -217,7 +283,7 @@ def test_all_that_a_run_does_was_done_before_the_first_that_counts(
     assert done.count("first") == 1
     assert done[-1] == "first"
     assert [arm for arm in done if isinstance(arm, arms.Arm)] == list(arms.ARMS.values())
-    assert done.count("stage") == 3 * 5
+    assert done.count("stage") == 4 * 5 + 2 * 5  # of four arms that choose, and of two gates
 
 
 def test_mixtures_are_the_methods(gpu):
