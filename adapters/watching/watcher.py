@@ -185,6 +185,9 @@ class Watcher:
             labels = sighting.labels
             if self._asked or labels is not self._labels():  # else those of the batch before, again
                 self._add(source, labels, seen, views)
+        if step.sightings and not self._asked and not seen:
+            self._step = Step()  # the batch before again
+            return
         batch = self._running.find(seen) if seen else None
         if batch is None:
             return

@@ -124,6 +124,7 @@ def check(notes: Notes, sizes: list[int] = SIZES, *, warmup: int = 0) -> None:
         ("interleaved", "the student is Net, 48 x 5"),
         ("distiller", "the student is DataParallel of Distiller (its output 0), 16 x 5"),
         ("losses_alone", "the student is Net, 16 x 5"),
+        ("besides", "the student is Two (its output 0), 16 x 5"),
         ("two_backwards", ""),
         ("prefetched", ""),
         ("dicts", "the student is Classifier (its output logits), 16 x 5"),

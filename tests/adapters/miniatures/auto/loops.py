@@ -263,6 +263,40 @@ def losses_alone(epochs):
             note("train", epoch, x, noted.pop())
 
 
+def besides(epochs):
+    """A model that returns something narrower after its logits, and a criterion with a layer of its own."""
+
+    class Two(Net):
+        def __init__(self):
+            super().__init__()
+            self.narrow = nn.Linear(16, 2)
+
+        def forward(self, x):
+            feature = self.body(x[:, 1:])
+            return self.fc(feature), self.narrow(feature)
+
+    class Criterion(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(CLASSES, CLASSES)
+
+        def forward(self, logits, narrow, y):
+            return Smoothing()(logits, y) + 0.1 * (
+                self.layer(logits).square().mean() + narrow.square().mean()
+            )
+
+    model, criterion, data = Two(), Criterion(), loader()
+    optimizer = sgd(model, criterion)
+    for epoch in range(1, epochs + 1):
+        for x, y in data:
+            logits, narrow = model(x)
+            loss = criterion(logits, narrow, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            note("train", epoch, x, logits)
+
+
 def two_backwards(epochs):
     """As DOT has it; and with a second call after the first backward pass."""
     model, data = Net(), loader()
@@ -280,18 +314,19 @@ def two_backwards(epochs):
 
 def prefetched(epochs):
     class Prefetcher:
-        """Two batches ahead."""
+        """Two batches ahead. Each is predicted a second time, after it was recorded."""
 
         def __init__(self, data):
             self.batches = iter(data)
-            self.next = [next(self.batches), next(self.batches)]
+            self.next = [next(self.batches) for _ in range(3)]
 
         def __iter__(self):
             while self.next:
                 yield self.next.pop(0)
                 self.next += [batch for batch in [next(self.batches, None)] if batch is not None]
 
-    model, data = Net(), loader(num_workers=2)
+    # Of one size, so that sizes do not tell them apart.
+    model, data = Net(), DataLoader(Data(), batch_size=15, shuffle=True, num_workers=2)
     optimizer = sgd(model)
     for epoch in range(1, epochs + 1):
         for x, y in Prefetcher(data):
@@ -299,6 +334,7 @@ def prefetched(epochs):
             loss = F.cross_entropy(logits, y)
             optimizer.zero_grad()
             loss.backward()
+            (0.1 * F.cross_entropy(model(x + 0.01), y)).backward()
             optimizer.step()
             note("train", epoch, x, logits)
 
