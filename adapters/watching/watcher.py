@@ -240,7 +240,7 @@ class Watcher:
         for one in found:
             why = f"it is not {self._wanted}" if one.trainer else "no optimizer steps it"
             self._running.pass_over(one.name, f"{one} was passed over: {why}")
-        if not any(step.sightings for step in self._held):
+        if self._held and not any(step.sightings for step in self._held):
             self._running.pass_over("labels", f"no labels were seen: {UNSEEN}")
         if trained:
             self._running.excuse()
