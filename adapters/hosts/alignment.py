@@ -60,11 +60,6 @@ class Pass:
         """Whether nothing more will be drawn: the iterator is used up, or the host has let go of it."""
         return self.exhausted or self.iterator() is None
 
-    @property
-    def done(self) -> bool:
-        """Whether it is over, and what was awaited was observed."""
-        return self.exhausted and not self.pending
-
     def match(self, rows: int, same: Callable[[Tensors], bool]) -> tuple[Any, Tensors] | None:
         """Take the pending batch that an observation of ``rows`` samples belongs to, or None.
 

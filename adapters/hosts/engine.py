@@ -20,6 +20,7 @@ from kcd_core.mixing import mix_arrays
 from ..profiles import Profile
 from ..settings import Settings
 from .alignment import Labels, Pass, Student, unfit
+from .elsewhere import Elsewhere
 from .finder import Drawn, Finder
 from .journal import Journal
 from .resume import Checkpoints
@@ -62,6 +63,7 @@ class Engine:
         self._drawing: HostedLoader | None = None  # the loader that was asked last for a batch
         self._between: list[Callable[[bool], None]] = []  # what is to be done before a batch
         self.checkpoints = Checkpoints(settings, profile, self.journal)
+        self.elsewhere = Elsewhere(self.journal)
 
     # -- drawing -----------------------------------------------------------------------------------
 
@@ -97,6 +99,7 @@ class Engine:
         self.journal.know_rank()  # while the host's process group is there to ask
         self._done_with_batch(first=True)
         self._drawing = hosted
+        self.elsewhere.end()
         self._see_all_ranks(hosted)
         if hosted is self.train:
             self._end_passes()
@@ -196,7 +199,7 @@ class Engine:
 
     def find(self, seen: Mapping[str, torch.Tensor]) -> Drawn | None:
         """The pending batch that has one of these labels, taken out of those that wait. See `Running.find`."""
-        return self._finder.find(seen, self.followed(), self.train)
+        return self._finder.find(seen, self.followed())
 
     def waits(self, rows: int) -> bool:
         """Whether a batch of this size waits for its prediction."""

@@ -54,18 +54,16 @@ class Finder:
         self._where, self._journal, self._reasons = where, journal, reasons
         self.labels = Labels()
         self._strangers = 0  # predictions of this pass with labels that no batch has
-        self._elsewhere = 0  # predictions since this pass ended
         self._lost = False  # whether it was said that labels are not found
 
     def start(self) -> None:
         """A pass begins."""
-        self._strangers = self._elsewhere = 0
+        self._strangers = 0
 
     def find(
         self,
         seen: Mapping[str, torch.Tensor],
         followed: Sequence[HostedLoader],
-        train: HostedLoader | None,
     ) -> Drawn | None:
         """The pending batch of one of the loaders ``followed`` that has one of these labels; see `Running.find`.
 
@@ -91,13 +89,6 @@ class Finder:
                 self._strangers += 1
                 if self._strangers >= CHECKED_AT_ONCE:
                     raise RuntimeError(self._misaligned())
-            elif hosted is train and hosted.done:
-                self._elsewhere += 1
-                if self._elsewhere == CHECKED_AT_ONCE:
-                    self._journal.say(
-                        "WARNING: a student is being trained on another loader than the one that was recognised "
-                        "(the host makes several?); what it draws is not condensed, and not recorded"
-                    )
         self._pass_over(sizes, followed)
         return None
 

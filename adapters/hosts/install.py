@@ -146,7 +146,10 @@ def _patch_torch(engine: Engine, _: ModuleType) -> None:
 
     def patched_iter(loader: DataLoader[Any]) -> Iterator[Any]:
         hosted = engine.hosted(loader)
-        return iterate(loader) if hosted is None else engine.start(hosted)
+        if hosted is not None:
+            return engine.start(hosted)
+        engine.elsewhere.begin(loader, engine.train)
+        return iterate(loader)
 
     def patched_len(loader: DataLoader[Any]) -> int:
         hosted = engine.hosted(loader) if engine.train or engine.checkpoints.waiting else None

@@ -29,7 +29,7 @@ from .alignment import Pass
 from .classes import Classes
 from .order import HostOrder
 
-__all__ = ["HostedLoader", "OrderedError"]
+__all__ = ["HostedLoader", "OrderedError", "shuffles"]
 
 
 class OrderedError(TypeError):
@@ -127,11 +127,6 @@ class HostedLoader:
     def history(self) -> CondensationHistory:
         """What each stage did."""
         return self.run.history
-
-    @property
-    def done(self) -> bool:
-        """Whether all batches were drawn, and those that were awaited observed."""
-        return all(one.done for one in self.passes)
 
     def waits(self, rows: int) -> bool:
         """Whether a batch of this size waits for its prediction."""
@@ -292,6 +287,15 @@ class HostedLoader:
             )
             self.unlabelled = f"it gives {given or 'nothing'}"
         return found
+
+
+def shuffles(loader: DataLoader[Any]) -> bool:
+    """Whether a loader is one that a student might be trained on."""
+    try:
+        _shuffled(loader)
+    except (TypeError, ValueError):  # ordered; or one that is rebuilt, of which the host knows nothing
+        return False
+    return True
 
 
 def _shuffled(loader: DataLoader[Any]) -> tuple[int, bool]:

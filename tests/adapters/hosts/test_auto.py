@@ -163,6 +163,21 @@ def test_another_model_that_takes_over_a_set_stops_the_run(loops: Loops, tmp_pat
     assert len([one for one in notes if one[0] == "train"]) == 1
 
 
+@pytest.mark.parametrize(("loop", "times"), [("own_loaders", 1), ("own_loaders_looked_at", 0)])
+def test_training_that_goes_on_over_another_loader_is_warned_of_once(
+    loops: Loops, tmp_path: Path, loop: str, times: int
+) -> None:
+    output, notes = loops.run(tmp_path, loop)
+    assert output.count("WARNING: training goes on over another loader than the one") == times
+    if times:  # of the student's epochs, all are plain
+        assert "Data in batches of 16; what it draws is neither condensed nor recorded" in output
+        assert [len(one[2]) for one in notes if one[0] == "train"] == [16, 16, 16, 16, 16, 10] * 4
+        (tmp_path / "output").unlink()
+        output, notes = loops.run(tmp_path, loop, "--student", "Net")
+        check(notes)
+        assert "WARNING" not in output
+
+
 @pytest.mark.parametrize("student", ["Net", "2"])
 def test_the_student_can_be_named(loops: Loops, tmp_path: Path, student: str) -> None:
     output, notes = loops.run(tmp_path, "teacher_long", "--student", student)

@@ -163,6 +163,22 @@ def teacher_long(epochs):
     train(student, epochs, "train", data, teacher=teacher)
 
 
+def own_loaders(epochs, step=True):
+    """A teacher is trained first, on a loader of its own that lives on; or another loader is only looked at."""
+    teachers, students = loader(), loader()
+    teacher, student = Other(), Net()
+    for _ in range(2):
+        train(teacher, 1, "teacher" if step else "train", teachers)
+        for x, y in () if step else students:
+            F.cross_entropy(student(x), y)
+    if step:
+        train(student, epochs, "train", students)
+
+
+def own_loaders_looked_at(epochs):
+    own_loaders(epochs, step=False)
+
+
 def mutual(epochs, together=False, second=Other):
     one, two = Net(), second()
     data, optimizers = loader(), [sgd(one, two)] if together else [sgd(one), sgd(two)]
