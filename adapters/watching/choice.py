@@ -34,6 +34,8 @@ class Candidate:
         What steps its parameters; empty if nothing does.
     inner : bool
         Whether it is part of a module that returned no prediction.
+    used : bool
+        Whether the loss depends on its prediction.
     reached : list of tensor
         The parameters that its prediction's gradient reaches, and its own.
     """
@@ -46,6 +48,7 @@ class Candidate:
     calls: int
     trainer: str
     inner: bool
+    used: bool
     reached: list[torch.Tensor]
 
     def __str__(self) -> str:
@@ -76,6 +79,7 @@ def candidates(steps: Iterable[Step], stepped: Mapping[int, str], dataset: objec
                 output.calls,
                 next((stepped[id(one)] for one in own if id(one) in stepped), ""),
                 output.inner,
+                output.used,
                 [*output.reached, *own],
             )
     return list(found.values())

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["Output", "Sighting", "Step"]
 
 MOST_SIGHTINGS = 16  # of labels in a step; a host that is between two batches may go on for long
+MOST_CALLS = 16  # of a model in a step, likewise
 
 
 @dataclass(eq=False)
 class Output:
-    """What a model returned last in a step: copies, so that no graph is kept, and nobody writes to them.
+    """What a model returned in a step, as a rule last: copies, so that no graph is kept, and nobody writes to them.
 
     Attributes
     ----------
@@ -36,6 +37,8 @@ class Output:
         How often it was called in the step.
     final : bool
         Whether a backward pass came after it: later outputs in the step do not count.
+    earlier : list of Output
+        What it returned before in the step, until it is known which of them is for the batch.
     inner : bool
         Whether it is part of a module that returned no prediction: a loss, say.
     used : bool
@@ -53,6 +56,12 @@ class Output:
     final: bool = False
     used: bool = False
     inner: bool = False
+    earlier: list[Output] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """Let go of the graph, and of what does not count."""
+        self.nodes.clear()
+        self.earlier.clear()
 
     def prediction(self, widths: set[int], source: str) -> Path | None:
         """Which one is the prediction, of those of these ``widths``.
@@ -130,7 +139,25 @@ class Step:
             {path: weakref.ref(one) for path, one in found.items()},
             calls=1 if before is None else before.calls + 1,
         )
+        if before is not None:
+            output.earlier, before.earlier = [*before.earlier, before][1 - MOST_CALLS :], []
         return output
+
+    def settle(self) -> None:
+        """Of a model's calls, the last that a loss was given beside the batch's labels counts; else the last of all.
+
+        The others may have been for other samples, as the unlabelled ones of another loader.
+        """
+        if self.batch is None:
+            return
+        labels = self.sightings[self.batch.source].labels
+        sources = {source for source, one in self.sightings.items() if one.labels is labels}
+        for key, output in self.outputs.items():
+            calls, output.earlier = [*output.earlier, output], []
+            beside = [one for one in calls if any(sources & given for given in one.given.values())]
+            counts = (beside or calls)[-1]
+            counts.calls, counts.final, counts.inner = output.calls, output.final, output.inner
+            self.outputs[key] = counts
 
     def over(self, module: torch.nn.Module) -> bool:
         """Whether its batch is found, and a call of this module begins something else."""
@@ -147,11 +174,11 @@ class Step:
 
     def lost(self, logits: torch.Tensor, source: str) -> None:
         """A loss was given these [R, C], beside labels that were seen at ``source``, or others ("")."""
-        self.widths.add(logits.shape[1])
         for output in self.outputs.values():
-            for path, ref in output.originals.items():
-                if ref() is logits:
-                    output.given.setdefault(path, set()).add(source)
+            for one in (*output.earlier, output):
+                for path, ref in one.originals.items():
+                    if ref() is logits:
+                        one.given.setdefault(path, set()).add(source)
 
     def called(self, function: str, sighting: Sighting) -> tuple[str, list[torch.Tensor]]:
         """A function was given labels: the name of the source, and what other labels it was given beside the same before."""

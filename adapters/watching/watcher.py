@@ -116,6 +116,7 @@ class Watcher:
         elif not self._narrow and logits is not None and labels.shape == logits.shape and of_two(labels):
             raise RuntimeError(f"{function} is given labels of two classes each: {REFUSED}")
         if logits is not None:
+            self._step.widths.add(logits.shape[1])
             self._step.lost(logits, source)
 
     def backward(self, roots: list[torch.Tensor]) -> None:
@@ -125,10 +126,11 @@ class Watcher:
             return
         for output in step.outputs.values():
             output.final = True
-            output.used = output.used or (bool(output.nodes) and depends(roots, output.nodes))
-            output.nodes.clear()
+            for one in (*output.earlier, output):
+                one.used = one.used or (bool(one.nodes) and depends(roots, one.nodes))
         if step.batch is None:
             self._find(step)
+            step.settle()
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer is about to step."""
@@ -153,6 +155,8 @@ class Watcher:
         self._watch()
 
     def _close(self) -> None:
+        for output in self._step.outputs.values():
+            output.forget()
         if self._step.outputs:
             self._held.append(self._step)
         self._step = Step()
@@ -171,11 +175,18 @@ class Watcher:
 
     def _see_arguments(self, module: torch.nn.Module, given: tuple[Any, Any]) -> None:
         args, kwargs = given
-        for path, one in tensors((*args, kwargs)):
-            if is_labels(one):
-                keyword = path[1:] if path[0] == len(args) else path
-                source = f"{type(module).__name__}.{named(keyword)}"
-                self._step.arguments.setdefault(source, Sighting(one, module=weakref.ref(module)))
+        arguments = list(tensors((*args, kwargs)))
+        for path, one in arguments:
+            if not is_labels(one):
+                continue
+            keyword = path[1:] if path[0] == len(args) else path
+            source = f"{type(module).__name__}.{named(keyword)}"
+            if source in self._step.arguments:
+                continue
+            self._step.arguments[source] = Sighting(one, module=weakref.ref(module))
+            for _, other in arguments:
+                if other.ndim == 2 and other.requires_grad:
+                    self._step.lost(other, source)
 
     def _find(self, step: Step) -> None:
         """Find the batch that a step is of, by the labels that were seen."""
@@ -217,6 +228,7 @@ class Watcher:
         found = candidates(self._held, self._stepped, self._running.dataset())
         trained = [one for one in found if one.trainer]
         trained = [one for one in trained if not one.inner] or trained
+        trained = [one for one in trained if one.used] or trained
         for one in trained:
             if not self._number(one):
                 self._models.append((Model(one.reached), one.names[-1]))
@@ -285,7 +297,9 @@ class Watcher:
                 if one is not chosen
             )
             times = (
-                f"; it is called {chosen.calls} times a batch, the last counts" if chosen.calls > 1 else ""
+                f"; it is called {chosen.calls} times a batch, the last that is compared with its labels counts"
+                if chosen.calls > 1
+                else ""
             )
             self._running.say(
                 f"the student is {chosen}: the last such output before backward() of a model that an optimizer "

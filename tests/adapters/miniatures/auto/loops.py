@@ -163,6 +163,41 @@ def teacher_long(epochs):
     train(student, epochs, "train", data, teacher=teacher)
 
 
+def unlabelled(epochs, criterion=F.cross_entropy):
+    """The student predicts the batch, and then as many samples of another loader, with labels of its own (FixMatch)."""
+    model, data = Net(), loader()
+    others = iter(DataLoader(Data(), batch_size=BATCH, sampler=[i % N for i in range(20 * N)]))
+    optimizer = sgd(model)
+    for epoch in range(1, epochs + 1):
+        for x, y in data:
+            other = next(others)[0][: len(x)]
+            logits, of_others = model(x), model(other)
+            loss = criterion(logits, y) + criterion(of_others, of_others.detach().argmax(1))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            note("train", epoch, x, logits)
+
+
+def unlabelled_smoothing(epochs):
+    unlabelled(epochs, Smoothing())
+
+
+def shared_head(epochs):
+    """The student has the teacher's head, and trains it; the teacher comes last, and is detached."""
+    teacher, student = Other(), Net()
+    student.fc = teacher.fc
+    data, optimizer = loader(), sgd(student)
+    for epoch in range(1, epochs + 1):
+        for x, y in data:
+            logits, logits_t = student(x), teacher(x)
+            loss = F.cross_entropy(logits, y) + kd(logits, logits_t.detach())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            note("train", epoch, x, logits)
+
+
 def own_loaders(epochs, step=True):
     """A teacher is trained first, on a loader of its own that lives on; or another loader is only looked at."""
     teachers, students = loader(), loader()
