@@ -53,7 +53,8 @@ class KCDCallback(Callback):
 
     Parameters
     ----------
-    schedule : CondensationSchedule
+    schedule : CondensationSchedule or None
+        None with ``ask`` alone.
     student : str, optional
         The LightningModule's submodule whose output is recorded, as ``get_submodule`` names it: logits [B, C] of the
         whole batch, called once in a step with gradients.
@@ -62,7 +63,8 @@ class KCDCallback(Callback):
         arguments of `CondensedLoader.record` it returns under which keys,
         ``outputs={"student_logits": "logits", "teacher_logits": "soft"}``.
     **settings
-        Of `wrap_loader`, but for ``return_index``, and for ``num_replicas`` and ``rank``, which Lightning says.
+        Of `wrap_loader`, but for ``return_index``, and for ``num_replicas`` and ``rank``, which Lightning says. With ``ask``,
+        the rows to ask the teacher for are ``self.trainer.train_dataloader.asked_rows`` in ``training_step``.
 
     Attributes
     ----------
@@ -83,13 +85,14 @@ class KCDCallback(Callback):
 
     def __init__(
         self,
-        schedule: CondensationSchedule,
+        schedule: CondensationSchedule | None,
         *,
         student: str | None = None,
         outputs: str | Mapping[str, str] | None = None,
         **settings: Any,
     ) -> None:
-        check_kind(schedule, "schedule", CondensationSchedule)
+        if schedule is not None or settings.get("ask") is None:
+            check_kind(schedule, "schedule", CondensationSchedule)
         if (student is None) == (outputs is None):
             raise TypeError(
                 "give KCDCallback either student=, the name of a submodule, or outputs=, what training_step returns its "

@@ -28,7 +28,9 @@ from kcd_core import CondensationSchedule, CondensedLoader
 __all__ = ["wrap_loader"]
 
 
-def wrap_loader(loader: Any, *, schedule: CondensationSchedule, **settings: Any) -> CondensedLoader[Any]:
+def wrap_loader(
+    loader: Any, *, schedule: CondensationSchedule | None, **settings: Any
+) -> CondensedLoader[Any]:
     """Wrap what ``timm.data.create_loader`` returns, with the prefetcher or without: same batches, three lines.
 
     timm's prefetcher does what it did: it copies to the device ahead of the loop, normalizes there and erases at
@@ -39,7 +41,8 @@ def wrap_loader(loader: Any, *, schedule: CondensationSchedule, **settings: Any)
     ----------
     loader : timm.data.loader.PrefetchLoader or torch.utils.data.DataLoader
         Not changed.
-    schedule : CondensationSchedule
+    schedule : CondensationSchedule or None
+        None with ``ask`` alone.
     **settings
         As `kcd_core.wrap_loader` takes them, but for ``prefetch``: ``value``, ``alpha``, ``mixing``, ``seed`` and the others. What
         is mixed are the images after their transform: uint8, before timm normalizes them.

@@ -26,6 +26,10 @@ __all__ = ["INDICES", "KCDTrainerMixin"]
 
 FILE = "kcd.ckpt"  # in a checkpoint's folder
 SETTINGS = ("value", "alpha", "min_weight", "mixing", "mixer", "select", "on_nonfinite", "device", "seed")
+NO_GATE = (
+    "the Trainer draws the batches of an accumulation group before it trains on the first of them, and asked_rows are those of "
+    "the last one drawn: ask= is for kcd_adapters.trainers.accelerate.prepare, in a loop of your own"
+)
 # What the Trainer calls and has no public hook for. A version without one of them is refused.
 HOOKS = ("_inner_training_loop", "_prepare_inputs", "_save_rng_state", "set_initial_training_values")
 
@@ -58,7 +62,7 @@ class KCDTrainerMixin(Base):
     Raises
     ------
     TypeError
-        If there is no such setting, or the class after the mixin is no Trainer.
+        If there is no such setting (``ask`` is none), or the class after the mixin is no Trainer.
     TypeError, ValueError
         By ``train()``, before the first step: what `kcd_adapters.trainers.accelerate.prepare` and `wrap_loader` refuse; a
         data set without a length; an order by length; tensor, context or sequence parallelism; an epoch without a
@@ -81,6 +85,8 @@ class KCDTrainerMixin(Base):
     def __init__(self, *args: Any, kcd_schedule: CondensationSchedule, **kwargs: Any) -> None:
         check_kind(kcd_schedule, "kcd_schedule", CondensationSchedule)
         given = {name[4:]: kwargs.pop(name) for name in list(kwargs) if name.startswith("kcd_")}
+        if given.keys() & {"ask", "ask_multiple"}:
+            raise TypeError(f"KCDTrainerMixin takes no kcd_ask: {NO_GATE}")
         for name in given.keys() - set(SETTINGS):
             raise TypeError(f"there is no kcd_{name}, but kcd_schedule and kcd_{', kcd_'.join(SETTINGS)}")
         after = super()
@@ -154,6 +160,8 @@ class KCDTrainerMixin(Base):
         if self.kcd_loader is None:
             _check(self)
             loader = self.kcd_wrap(super().get_train_dataloader())
+            if loader.gate is not None:
+                raise TypeError(f"kcd_wrap() of {type(self).__name__} made a loader with ask=: {NO_GATE}")
             self._kcd_steps_done, self._kcd_ended = 0, False
             if self._kcd_checkpoint is not None:
                 saved = _read(self._kcd_checkpoint)

@@ -15,6 +15,8 @@ import torch
 from reference import condense, entropy
 from torch.utils.data import Dataset
 
+from kcd_core import CondensationSchedule
+
 CLASSES = 5
 WIDTH = 8
 
@@ -86,6 +88,34 @@ def expected_sets(epochs: list[list[tuple[int, float]]], n: int, schedule: Any) 
             sets.append(np.sort(condense(value, count, previous=size, target=target).kept))
             size = target
     return sets
+
+
+def check_asked(
+    ranks: list[list[list[tuple[list[tuple[int, float]], list[int]]]]], n: int, schedule: Any, ask: float
+) -> None:
+    """The rows asked are those of a batch's samples that rank high by all that was read on all ranks in the epochs before.
+
+    ``ranks`` holds, for each rank and epoch, its batches: the (index, entropy) of each row, -1 where one only pads, and the
+    rows asked. Nothing is mixed.
+    """
+    every = CondensationSchedule(ask, stages=1, period=1)
+    read = [
+        [pair for rank in ranks for batch, _ in rank[epoch] for pair in batch if pair[0] >= 0]
+        for epoch in range(len(ranks[0]))
+    ]
+    drawn, asked = set(range(n)), set(range(n))
+    gates, sets = (
+        expected_sets(read, n, every),
+        iter(() if schedule is None else expected_sets(read, n, schedule)),
+    )
+    for epoch, gate in enumerate(gates):
+        assert {index for index, _ in read[epoch]} == drawn
+        for rank in ranks:
+            for batch, rows in rank[epoch]:
+                assert rows == [row for row, (index, _) in enumerate(batch) if index in asked]
+        asked = set(gate.tolist())
+        if schedule is not None and schedule.due(epoch + 1):
+            drawn = set(next(sets).tolist())
 
 
 def on_ranks(

@@ -22,7 +22,7 @@ from accelerate.utils import (
     find_executable_batch_size,
     set_seed,
 )
-from common import Samples, Student, expected_sets, on_ranks, summed, which
+from common import Samples, Student, check_asked, expected_sets, on_ranks, summed, which
 
 import kcd_core as kcd
 from kcd_adapters.trainers.accelerate import AcceleratedLoader, prepare, unprepared
@@ -135,6 +135,31 @@ def drawn_by(loader: Any, epochs: int = 1) -> list[list[list[int]]]:
     return drawn
 
 
+def asked_by(schedule: Any) -> list[Any]:
+    """What `check_asked` takes, of three epochs that go on from a state within the second."""
+    told: list[Any] = [[], [], []]
+    student, state = Student(), None
+    for last in ((2, 3), (3, None)):
+        loader = prepare(accelerated(), data_loader(), schedule=schedule, ask=0.25, mixing=None, seed=3)
+        if state is not None:
+            loader.load_state_dict(state)
+        while state is None or loader.epoch <= 3:
+            epoch = loader.epoch
+            for x, _ in loader:
+                student.new_epoch()
+                loader.record(student(x))
+                pairs = zip(loader.indices.tolist(), student.read[-1], strict=True)
+                told[epoch - 1].append(([(i, value) for i, (_, value) in pairs], loader.asked_rows.tolist()))
+                if (epoch, loader.batches_done) == last:
+                    break
+            else:
+                loader.end_epoch()
+                continue
+            state = loader.state_dict()
+            break
+    return told
+
+
 def on_two() -> dict[str, Any]:
     """What differs where there are several processes."""
     accelerator = accelerated()
@@ -163,6 +188,7 @@ def on_two() -> dict[str, Any]:
     slices.load_state_dict(slices.state_dict())
     return {
         "seeds": seeds,
+        "asked": [asked_by(None), asked_by(SCHEDULE)],
         "split": [split.batch_size, split.scheduler_steps(1), drawn_by(split)],
         "not split": told(lambda: make(data_loader(batch_size=5), accelerated(split_batches=True))),
         "prepared before": drawn_by(make(accelerator.prepare(data_loader()))),
@@ -293,6 +319,18 @@ def test_samples_are_shared_out_and_each_is_drawn_once(together: list[Any], name
     drawn = shared_out(together, name)
     assert len(drawn) == N + 1
     assert {*drawn} == {-1, *range(N)}
+
+
+@pytest.mark.parametrize("schedule", [None, SCHEDULE], ids=["alone", "condensed"])
+def test_the_teacher_is_asked_for_the_same_samples_on_every_process(
+    together: list[Any], schedule: Any
+) -> None:
+    check_asked([rank["asked"][schedule is not None] for rank in together], N, schedule, 0.25)
+
+
+@pytest.mark.parametrize("schedule", [None, SCHEDULE], ids=["alone", "condensed"])
+def test_the_teacher_is_asked_for_some_rows(schedule: Any) -> None:
+    check_asked([asked_by(schedule)], N, schedule, 0.25)
 
 
 def test_all_processes_draw_by_the_main_ones_seed(together: list[Any]) -> None:

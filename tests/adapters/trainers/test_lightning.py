@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 pytest.importorskip("lightning.pytorch", reason="run make test-trainers")
 
 import lightning.pytorch as pl
-from common import WIDTH, Samples, Student, expected_sets, on_ranks, summed, which
+from common import WIDTH, Samples, Student, check_asked, expected_sets, on_ranks, summed, which
 from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
@@ -358,7 +358,30 @@ def on_two_ranks(folder: Path) -> Any:
         loader.record(logits)
     loader.end_epoch()
     by_fabric = student.read[0], np.asarray(loader.sampler.kept), len(loader.gather_state_dict())
-    return whole.drawn, whole.student.read, whole.lengths, whole.estimated, whole.validated, states, by_fabric
+    asks = callback(schedule=None, ask=0.25)
+    asked = fit(folder, lit=Asks(), kcd_callback=asks, max_epochs=3, **ddp).asked
+    said = whole.drawn, whole.student.read, whole.lengths, whole.estimated, whole.validated
+    return *said, states, by_fabric, asked
+
+
+class Asks(Lit):
+    """Its teacher is asked for some rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[list[Any]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if batch_idx == 0 or not self.asked:
+            self.asked.append([])
+        before = len(self.student.read[-1])
+        loss = super().training_step(batch, batch_idx)
+        loader = self.trainer.train_dataloader
+        values = [value for _, value in self.student.read[-1][before:]]
+        pairs = list(zip(loader.indices.tolist(), values, strict=True))
+        assert all(i in (-1, j) for i, j in zip(loader.indices.tolist(), which(batch[0]), strict=True))
+        self.asked[-1].append((pairs, loader.asked_rows.tolist()))
+        return loss
 
 
 class PlainData(Data):
@@ -440,8 +463,31 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert np.array_equal(np.sort(one[6][1]), expected_sets(read, N, SCHEDULE)[0])
     assert np.array_equal(one[6][1], other[6][1])
     assert one[6][2] == other[6][2] == 2
+    check_asked([one[7], other[7]], N, None, 0.25)
     with pytest.raises(ValueError, match="on 2 ranks has saved this within an epoch, and here is 1"):
         fit(tmp_path, resume=tmp_path / "step=3.ckpt")
+
+
+# -- a teacher that is asked for some rows --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", [None, SCHEDULE], ids=["alone", "condensed"])
+def test_asked_rows(tmp_path: Path, schedule: Any) -> None:
+    saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", **EVERY)
+    asks = {"schedule": schedule, "ask": 0.25}
+    lit = fit(
+        tmp_path, saver, lit=Asks(), kcd_callback=callback(**asks), accumulate_grad_batches=2, max_epochs=4
+    )
+    check_asked([lit.asked], N, schedule, 0.25)
+    resumed = fit(
+        tmp_path,
+        resume=tmp_path / "step=9.ckpt",
+        lit=Asks(),
+        kcd_callback=callback(**asks),
+        accumulate_grad_batches=2,
+        max_epochs=4,
+    )
+    assert resumed.asked[-1] == lit.asked[-1]
 
 
 # -- settings of the trainer -------------------------------------------------------------------------------
@@ -687,6 +733,8 @@ def test_a_compiled_student(tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"either student=.* or outputs="):
         KCDCallback(SCHEDULE)
+    with pytest.raises(TypeError, match="schedule must be a CondensationSchedule, got NoneType"):
+        callback(schedule=None)
     with pytest.raises(TypeError, match=r"takes no \['rank'\]"):
         callback(rank=0)
     with pytest.raises(ValueError, match=r"outputs names arguments of record.*got \['logits'\]"):

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("timm", reason="timm is not installed: run make test-trainers")
 
 import torch
-from common import expected_sets, summed
+from common import check_asked, expected_sets, summed
 from helpers import identical_state, leave_together, run_ranks
 from PIL import Image
 from reference import entropy
@@ -206,6 +206,24 @@ def test_without_the_prefetcher_and_with_workers(
     run.check()
     same = sum(STEPS) if prefetcher else STEPS[0]  # normalized elsewhere, images differ in the last bit
     assert run.drawn[:same] == whole[0].drawn[:same]
+
+
+@pytest.mark.parametrize(("prefetcher", "workers"), [(False, 0), (True, 0), (True, 2)])
+def test_the_teacher_is_asked_for_some_rows_of_the_batch_at_hand(
+    root: Path, prefetcher: bool, workers: int
+) -> None:
+    # create_loader drops what doesn't fill a batch
+    loader: Any = make(root, prefetcher=prefetcher, num_workers=workers, batch_size=N // 7)
+    loader = wrap_loader(loader, schedule=None, ask=0.25, mixing=None)
+    student, told = Student(), []
+    for _ in range(3):
+        told.append([])
+        for images, _targets in loader:
+            student.read.append([])
+            loader.record(student(images))
+            told[-1].append((student.read[-1], loader.asked_rows.tolist()))
+        loader.end_epoch()
+    check_asked([told], N, None, 0.25)
 
 
 def test_timms_loops_find_what_they_ask_for(root: Path) -> None:

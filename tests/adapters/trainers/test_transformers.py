@@ -480,11 +480,26 @@ def test_a_batch_from_elsewhere_is_found_out(tmp_path: Path) -> None:
         made(tmp_path, of=Replays).train()
 
 
+def test_a_loader_with_a_gate_is_refused(tmp_path: Path) -> None:
+    class Asks(Distil):
+        def kcd_wrap(self, loader: Any) -> Any:
+            self._kcd_settings["ask"] = 0.25
+            return super().kcd_wrap(loader)
+
+    with pytest.raises(TypeError, match=r"kcd_wrap\(\) of Asks made a loader with ask=: the Trainer draws"):
+        made(tmp_path, of=Asks).train()
+
+
 def test_settings_have_names(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="there is no kcd_alfa, but kcd_schedule and kcd_value, kcd_alpha"):
         made(tmp_path, also={"kcd_alfa": 0.1})
     with pytest.raises(TypeError, match="kcd_schedule must be a CondensationSchedule"):
         made(tmp_path, also={"kcd_schedule": 3})
+    with pytest.raises(
+        TypeError,
+        match=r"takes no kcd_ask: .* for kcd_adapters\.trainers\.accelerate\.prepare, in a loop of your own",
+    ):
+        made(tmp_path, also={"kcd_ask": 0.25})
     run = made(tmp_path, also={"kcd_alpha": 0.5, "kcd_seed": 9, "kcd_value": "margin"}, num_train_epochs=1)
     run.train()
     state = run.kcd_loader.gather_state_dict()[0]
