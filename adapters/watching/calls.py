@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["LOSSES", "Calls", "Seer"]
 
 #: Functions of ``torch.nn.functional`` that are given the labels, and where: ``(the place, the name)``.
-LOSSES = {"cross_entropy": (1, "target"), "nll_loss": (1, "target"), "one_hot": (0, "tensor")}
+LOSSES = {"cross_entropy": (1, "target"), "nll_loss": (1, "target")}
 
 
 class Seer(Protocol):
@@ -117,8 +117,7 @@ class Calls:
         def loss(*args: Any, **kwargs: Any) -> Any:
             if not (self._back or self._compiling()):
                 labels = args[place] if len(args) > place else kwargs.get(keyword)
-                given = (args[0] if args else kwargs.get("input")) if place else None
-                self._seer.lost(name, given, labels)
+                self._seer.lost(name, args[0] if args else kwargs.get("input"), labels)
             return original(*args, **kwargs)
 
         return loss

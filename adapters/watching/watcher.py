@@ -30,7 +30,9 @@ __all__ = ["Watcher"]
 MOST_HELD = 64  # steps that wait until an optimizer steps
 TRIES = 16  # steps of a pass in which the student is looked for
 SETTLED = 3  # batches after which it is known where their labels are seen
-UNSEEN = "neither cross_entropy, nll_loss and one_hot nor a module was given whole numbers [B] (are they soft, or mixed?)"
+UNSEEN = (
+    "neither cross_entropy nor nll_loss nor a module was given whole numbers [B] (are they soft, or mixed?)"
+)
 WAY = "Let a profile of ten lines say where the two are (docs/adapters.md), or run without KCD"
 
 
@@ -100,15 +102,15 @@ class Watcher:
                 seen.reached = parameters(list(found.values()))
 
     def lost(self, function: str, given: Any, labels: Any) -> None:
-        """A loss was given labels, beside what it compares them with, or ``one_hot`` labels alone."""
-        if given is not None and not getattr(given, "requires_grad", False):
+        """A loss was given labels, beside what it compares them with."""
+        if not getattr(given, "requires_grad", False):
             return
-        logits = given if given is not None and given.ndim == 2 else None
+        logits = given if given.ndim == 2 else None
         source = ""
         if not hasattr(labels, "shape"):
             return  # the function says itself what is wrong
         if is_labels(labels):
-            beside = None if given is None else weakref.ref(given)
+            beside = weakref.ref(given)
             width = None if logits is None else logits.shape[1]
             source, others = self._step.called(function, Sighting(labels, beside, width))
             if any(permuted(labels, other) for other in others):
