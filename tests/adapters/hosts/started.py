@@ -9,6 +9,7 @@ log, and checkpoints, where a model keeps the weights it has.
 """
 
 import importlib
+import importlib.machinery
 import io
 import json
 import linecache
@@ -167,6 +168,7 @@ def without_packages():
                 if whole not in sys.modules:
                     sys.modules[whole] = Package(whole)
                     sys.modules[whole].__path__ = []
+                    sys.modules[whole].__spec__ = importlib.machinery.ModuleSpec(whole, None)
 
 
 def without_a_terminal():
