@@ -36,6 +36,8 @@ class Candidate:
         Whether it is part of a module that returned no prediction.
     used : bool
         Whether the loss depends on its prediction.
+    compared : bool
+        Whether a loss was given its prediction beside the batch's labels.
     reached : list of tensor
         The parameters that its prediction's gradient reaches, and its own.
     """
@@ -49,6 +51,7 @@ class Candidate:
     trainer: str
     inner: bool
     used: bool
+    compared: bool
     reached: list[torch.Tensor]
 
     def __str__(self) -> str:
@@ -80,15 +83,24 @@ def candidates(steps: Iterable[Step], stepped: Mapping[int, str], dataset: objec
                 next((stepped[id(one)] for one in own if id(one) in stepped), ""),
                 output.inner,
                 output.used,
+                step.compared(output, path),
                 [*output.reached, *own],
             )
     return list(found.values())
 
 
 def rival(chosen: Candidate, others: Iterable[Candidate]) -> Candidate | None:
-    """A candidate that has nothing in common with the chosen one, so that either may be the student."""
+    """A candidate that may be the student as well as the chosen one.
+
+    That is one which has nothing in common with it, or one that learns the labels as the chosen one does: an
+    auxiliary head is then not to be told from the student.
+    """
     model = Model(chosen.reached)
-    return next((one for one in others if one.trainer and not model.shares(one.reached)), None)
+    for one in others:
+        alike = chosen.compared and one.compared and one is not chosen
+        if one.trainer and (alike or not model.shares(one.reached)):
+            return one
+    return None
 
 
 def widths_of(step: Step, dataset: object) -> set[int]:

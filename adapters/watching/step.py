@@ -150,14 +150,23 @@ class Step:
         """
         if self.batch is None:
             return
-        labels = self.sightings[self.batch.source].labels
-        sources = {source for source, one in self.sightings.items() if one.labels is labels}
         for key, output in self.outputs.items():
             calls, output.earlier = [*output.earlier, output], []
-            beside = [one for one in calls if any(sources & given for given in one.given.values())]
+            beside = [one for one in calls if any(self.compared(one, path) for path in one.given)]
             counts = (beside or calls)[-1]
             counts.calls, counts.final, counts.inner = output.calls, output.final, output.inner
             self.outputs[key] = counts
+
+    def compared(self, output: Output, path: Path) -> bool:
+        """Whether a loss was given this tensor of an output beside the batch's labels."""
+        if self.batch is None:
+            return False
+        labels = self.sightings[self.batch.source].labels
+        return any(
+            self.sightings[one].labels is labels
+            for one in output.given.get(path, ())
+            if one in self.sightings
+        )
 
     def over(self, module: torch.nn.Module) -> bool:
         """Whether its batch is found, and a call of this module begins something else."""

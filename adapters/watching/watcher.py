@@ -241,9 +241,13 @@ class Watcher:
         chosen = wanted[-1]
         other = rival(chosen, wanted)
         if other is not None:
+            both = (other, chosen)
+            if self._number(other) == self._number(chosen):  # they share parameters: an auxiliary head
+                ways = [f"--student {one.names[-1]}" for one in both]
+            else:
+                ways = [self._named(one) for one in both]
             raise RuntimeError(
-                f"two models are trained at once, {other} and {chosen}: say which one is the student, with "
-                f"{self._named(other)} or {self._named(chosen)}"
+                f"two models are trained at once, {other} and {chosen}: say which one is the student, with {' or '.join(ways)}"
             )
         self._take(chosen, found)
 

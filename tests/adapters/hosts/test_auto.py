@@ -201,6 +201,17 @@ def test_of_two_models_that_are_trained_at_once_one_must_be_named(
     check(loops.run(tmp_path, loop, "--student", "Net")[1])
 
 
+def test_a_head_that_learns_the_labels_beside_the_student_is_not_taken_for_it(
+    loops: Loops, tmp_path: Path
+) -> None:
+    output, notes = loops.run(tmp_path, "auxiliary", status=1)
+    assert "two models are trained at once, Net (its output 1), 16 x 5 and Head, 16 x 5" in output
+    assert "with --student Net or --student Head" in output
+    assert len(notes) == 1
+    (tmp_path / "output").unlink()
+    check(loops.run(tmp_path, "auxiliary", "--student", "Net")[1])
+
+
 @pytest.mark.parametrize(
     ("loop", "said", "steps"),
     [

@@ -131,6 +131,24 @@ def simkd(epochs):
             note("train", epoch, x, logits)
 
 
+def auxiliary(epochs):
+    """A head on the student's features that comes last, and learns the labels as the student does."""
+
+    class Head(nn.Linear):
+        pass
+
+    student, head = Net(), Head(16, 5)
+    data, optimizer = loader(), sgd(student, head)
+    for epoch in range(1, epochs + 1):
+        for x, y in data:
+            feats, logits = student(x, is_feat=True)
+            loss = F.cross_entropy(logits, y) + F.cross_entropy(head(feats[-1]), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            note("train", epoch, x, logits)
+
+
 def sobolev(epochs):
     """The teacher comes last, and what it returns has a gradient."""
     student, teacher = Net(), Other()
