@@ -70,7 +70,7 @@ class HostedLoader:
 
     def _begin(self, loader: DataLoader[Any], batching: tuple[int, bool]) -> None:
         settings = self._settings
-        self.sampler = HostOrder(loader.sampler, len(loader.dataset), mixing=settings.recipes)  # type: ignore[arg-type]
+        self.sampler = HostOrder(_order(loader), len(loader.dataset), mixing=settings.recipes)  # type: ignore[arg-type]
         self.about = dataset_identity(loader.dataset)
         layout = WholeLayout(
             self.sampler, KnowledgeValueTracker(self.sampler.num_samples, value=settings.value)
@@ -173,7 +173,7 @@ class HostedLoader:
                     "that its samples are those of the one before, in the same order: let the script make "
                     "its data set once, before the first epoch, or run without KCD"
                 )
-        self.sampler.follow(loader.sampler)
+        self.sampler.follow(_order(loader))
         self._attach(loader, batching)
         return True
 
@@ -300,7 +300,12 @@ def shuffles(loader: DataLoader[Any]) -> bool:
 
 def _shuffled(loader: DataLoader[Any]) -> tuple[int, bool]:
     """Batch size and drop_last of a loader that may be the student's, or TypeError or ValueError."""
-    batching, sampler = understand(loader), loader.batch_sampler.sampler  # type: ignore[union-attr]
+    batching, sampler = understand(loader), _order(loader)
     if not getattr(sampler, "shuffle", isinstance(sampler, RandomSampler)):
         raise OrderedError("the loader does not shuffle")
     return batching
+
+
+def _order(loader: DataLoader[Any]) -> Any:
+    """The sampler that its batches come from; ``loader.sampler`` is another one where it was given ``batch_sampler=``."""
+    return loader.batch_sampler.sampler  # type: ignore[union-attr]

@@ -20,7 +20,14 @@ pytest.importorskip("torch")
 import torch
 from helpers import Cifar
 from test_cuda import Watch, fake_cuda
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    TensorDataset,
+)
 
 import kcd_adapters.profiles
 import kcd_core as kcd
@@ -147,6 +154,21 @@ def test_after_a_stage_the_order_is_still_that_of_the_hosts_own_generator() -> N
     loading["generator"] = torch.Generator().manual_seed(7)
     smaller = DataLoader(range(20), batch_size=8, **loading)  # type: ignore[arg-type]
     assert drawn == [2 * int(i) for _ in range(2) for batch in smaller for i in batch]
+
+
+def test_a_batch_sampler_of_torchs_own_says_the_order() -> None:
+    def batches(n: int) -> BatchSampler:
+        order = RandomSampler(range(n), generator=torch.Generator().manual_seed(7))
+        return BatchSampler(order, 8, drop_last=False)
+
+    data = TensorDataset(torch.arange(40), torch.arange(40) % 5)
+    host = DataLoader(data, batch_sampler=batches(40))
+    train = HostedLoader(host, PROFILE, Settings(mixing="none"))
+    expected = [i for batch in batches(40) for i in batch]
+    assert [int(i) for x, _ in train.start() for i in x] == expected != list(range(40))
+    keep(train, 20)
+    drawn = sorted(int(i) for x, _ in train.start() for i in x)
+    assert drawn == list(range(0, 40, 2))
 
 
 def test_loaders_that_do_not_shuffle_are_not_the_students() -> None:
