@@ -15,8 +15,11 @@ COMMANDS = {
         ".demo.command",
         "compare plain KD, KC-KD and random dropping on real images; prints a table and draws pictures",
     ),
-    "run": (".hosts.run", "run a training script of a known repository with KCD, without changing it"),
-    "profiles": (".hosts.known", "list the repositories that run and patch know"),
+    "run": (
+        ".hosts.run",
+        "run a training script with KCD, without changing it; --auto, where no profile knows its repository",
+    ),
+    "profiles": (".hosts.known", "list the repositories that run and patch know without --auto"),
     "patch": (
         ".patching.patch",
         "change a repository's training script so that its own command line trains with KCD",
@@ -49,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv:
         parser.print_help()
         return 0
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        other = "; one of the script's goes after the script" * (command == "run")
+        subparsers.choices[str(command)].error(f"{' '.join(unknown)} is no option of kcd {command}{other}")
     try:
         return int(args.run(args) or 0)
     except (ValueError, FileNotFoundError, ImportError) as error:

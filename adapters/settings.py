@@ -107,7 +107,7 @@ class Settings:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.student is not None and self.profile != "auto":
-            raise ValueError("student names a model for the profile auto (kcd run --auto); no other takes it")
+            raise ValueError("student names a model for the profile auto, and no other takes it: add --auto")
         if self.student is not None and not (
             self.student.isidentifier() or (self.student.isdecimal() and int(self.student))
         ):
@@ -205,12 +205,13 @@ class Settings:
                 default=value,
                 help=f"{text} (default: {value})",
             )
-        parser.add_argument(
+        how = parser.add_mutually_exclusive_group()
+        how.add_argument(
             "--profile",
             metavar="NAME",
             help="use this profile, or that of a file NAME.py, instead of recognising the repository",
         )
-        parser.add_argument(
+        how.add_argument(
             "--auto",
             dest="profile",
             action="store_const",

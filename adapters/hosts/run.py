@@ -36,11 +36,18 @@ def run(args: argparse.Namespace) -> int:
     """``kcd run``: the script's own exit status; 2 where it can't run with KCD, `STATUS` where it ran without."""
     given, *arguments = args.command
     script = Path(given)
+    if script.is_dir():
+        raise FileNotFoundError(
+            f"{given} is a folder: name the script (kcd patch --check {given} lists those that train a student)"
+        )
     if not script.is_file():
-        raise FileNotFoundError(f"there is no script {given}")
+        also = ""
+        if arguments and script.name.startswith("python"):
+            also = f"; leave out {given}: kcd run [options] {arguments[0]} ..."
+        raise FileNotFoundError(f"there is no script {given}{also}")
     if MARK in script.read_bytes():
         raise ValueError(
-            f"{given} was changed by kcd patch: run it with python, or take the change back with kcd unpatch"
+            f"{given} was changed by kcd patch: run it with python, or take the change back: kcd unpatch {given}"
         )
     settings = Settings.from_args(args)
     from ..profiles import find

@@ -119,7 +119,9 @@ class Unobserved:
     def why(self) -> str:
         """Why no prediction was observed."""
         where, names = self._profile.observed_at, self._profile.observes
-        if not names:
+        if not (names or self.reasons or self.followed):
+            text = ""
+        elif not names:
             text = self.reasons.leading() or "no model returned [B, C] with a gradient before backward()"
         elif self.reasons:
             text = f"{where} was called, but {self.reasons.leading()}"
@@ -129,5 +131,6 @@ class Unobserved:
             if not any(module in sys.modules for module in modules):
                 text = f"{' or '.join(modules)} was never imported"
         if not self.followed:
-            text += f"; no loader could be followed: {self.refused.leading() or 'no DataLoader was iterated'}"
+            text += "; " * bool(text)
+            text += f"no loader could be followed: {self.refused.leading() or 'no DataLoader was iterated'}"
         return text

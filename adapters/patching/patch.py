@@ -164,7 +164,8 @@ def plan_patch(root: Path, settings: Settings, chosen: list[Meant], *, replace: 
             continue
         if found.call != lines:
             raise ValueError(
-                f"{name} is patched already, with other settings: edit them there, or unpatch it first"
+                f"{name} is patched already, with other settings: edit them in its marked block, or take it out first: "
+                f"kcd unpatch {os.path.relpath(path)}"
             )
         changes.append(Change(path, name, before, before, PATCHED if found.as_left else EDITED))
     return changes

@@ -6,6 +6,7 @@ anywhere, for ``--profile FILE.py``. See docs/adapters.md.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Iterator
@@ -103,6 +104,9 @@ def find(script: Path, name: str | None = None, command: str = "kcd run") -> Pro
     """
     if name is not None:
         profile = named(name)
+        if name == "auto":  # a script of which nothing is known goes by its folder's name and its own
+            title = script.resolve().parent.name or profile.title
+            return dataclasses.replace(profile, title=title, method=lambda arguments: script.name)
         found = at(script, [profile])
         return profile if found is None else found.profile
     known = list(profiles())

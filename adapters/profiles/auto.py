@@ -22,7 +22,6 @@ PROFILE = Profile(
     name="auto",
     title="any training script",
     observe=(),
-    method=lambda arguments: "whatever it trains",
     shims=tuple(name for name in SHIMS if name not in NOT_HERE),
     targets=labels_of,
     prepare=prepare,

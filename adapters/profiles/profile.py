@@ -211,7 +211,7 @@ class Profile:
     @property
     def observed_at(self) -> str:
         """The same, for people to read."""
-        return " or ".join(self.observes) or "the output of whatever is trained"
+        return " or ".join(self.observes) or "its output, once it is found"
 
     def predicts(self, name: str) -> Prediction:
         """``prediction`` for one of ``observe``."""

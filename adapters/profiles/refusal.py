@@ -54,11 +54,11 @@ def not_the_script(script: Path, near: Profile, root: Path, command: str) -> str
     except ValueError as error:
         return f"{script} can't be run: {error}"
     others = scripts_in(root, [near])
-    trains = "" if near.family is None else f": it is none that {near.family.trains}"
+    trains = "" if near.family is None else f" In it, a script that trains one {near.family.trains}."
     title = others[0].profile.title if others else near.title
     these = f"There {'are' if len(others) > 1 else 'is'}{listed(others, command)}\n" if others else ""
     return (
-        f"{script} is not a script that trains a student in {title}{trains}.\n{these}"
+        f"{script} is not known to train a student. The repository is known ({title}).{trains}\n{these}"
         f"If it trains one in a way of its own: {_typed(command, '--auto', script)}"
     )
 

@@ -147,6 +147,12 @@ def parse(text: str) -> Recorded:
         content = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            raise ValueError(
+                "it holds several JSON texts, as --log writes them: give the file of --history"
+            ) from None
+        raise
     tables: dict[str, dict[str, Any]] = {}
     if isinstance(content, dict) and "arms" in content and "history" not in content:
         content = as_run(content)

@@ -262,7 +262,10 @@ class Watcher:
             self._running.pass_over("labels", f"no labels were seen: {UNSEEN}")
         if trained:
             self._running.excuse()
-            text = f"{trained[-1].name} is trained, which is not the --student {self._wanted}: on all the data, and not counted"
+            text = (
+                f"{trained[-1].name} is trained, which is not the --student {self._wanted}: on all the data, and not counted. "
+                f"If it is the student, stop here, and give {self._named(trained[-1])}"
+            )
             if text != self._said_of_others:
                 self._running.say(text)
             self._said_of_others = text
@@ -310,7 +313,7 @@ class Watcher:
             self._running.say(
                 f"the student is {chosen}: the last such output before backward() of a model that an optimizer "
                 f"({chosen.trainer}) steps{times}; "
-                + (f"also seen: {others}" if others else "no other was seen")
+                + (f"also seen: {others}" if others else "no other had a gradient")
             )
         self._said = str(chosen)
         self._chosen, self._seeking, self._student = chosen, False, Model(chosen.reached)

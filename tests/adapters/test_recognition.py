@@ -169,11 +169,18 @@ def test_the_authors_own_code_is_refused(lay: Lay) -> None:
 # -- refusals ------------------------------------------------------------------------------------------
 
 
+def test_a_script_of_no_profile_goes_by_its_folders_name_and_its_own(tmp_path: Path) -> None:
+    profile = find(tmp_path / "mine" / "fit.py", "auto")
+    assert (profile.name, profile.title, profile.method([])) == ("auto", "mine", "fit.py")
+
+
 def test_a_script_that_only_evaluates(lay: Lay) -> None:
     lay("mlld")
     text = refusal("tools/eval.py")
-    assert text.startswith("tools/eval.py is not a script that trains a student in mdistiller family: mlld: ")
-    assert "none that uses a trainer of mdistiller.engine" in text
+    assert text.startswith(
+        "tools/eval.py is not known to train a student. The repository is known (mdistiller family: mlld)."
+    )
+    assert "In it, a script that trains one uses a trainer of mdistiller.engine" in text
     assert f"kcd run {os.path.join('tools', 'train_ours.py')} ...   (uses trainer_dict of" in text
     assert "kcd run --auto tools/eval.py ..." in text
 

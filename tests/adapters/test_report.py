@@ -239,6 +239,10 @@ def test_refusals_name_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for content, reason in (
         (b"\xff\xfe", "x.json can't be shown"),
         (b"{}", "num_samples"),
+        (
+            b'{"stage": 1}\n{"stage": 2}\n',
+            "several JSON texts, as --log writes them: give the file of --history",
+        ),
         (None, "not a file"),
     ):
         if content is None:

@@ -118,7 +118,7 @@ def test_lengths_are_those_of_all_samples() -> None:
     assert [loader.steps(epoch) for epoch in (1, 2, 500)] == [5, 5, 5]
     assert loader.total_steps(3) == sum(len(epoch_of(loader)) for _ in range(3)) == 15
     assert loader.total_steps(10) == 50
-    assert "next stage never" in repr(loader)
+    assert "next stage never due" in repr(loader)
 
 
 def saved(loader: Any) -> Any:

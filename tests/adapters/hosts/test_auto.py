@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import reference
 
+from kcd_adapters.settings import Settings
+
 pytest.importorskip("torch")
 
 LOOPS = Path(__file__).parents[1] / "miniatures" / "auto" / "loops.py"
@@ -74,7 +76,8 @@ class Loops:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         output, record = folder / "output", folder / "record"
-        command = ("run", "--auto", *ONCE, *options, str(LOOPS), loop, str(record), str(epochs))
+        options = options if options[:1] == ("--profile",) else ("--auto", *options)
+        command = ("run", *ONCE, *options, str(LOOPS), loop, str(record), str(epochs))
         print("\t".join([str(output), *command]), file=self._server.stdin, flush=True)
         ended = int(self._server.stdout.readline())
         text = output.read_text()
@@ -116,7 +119,7 @@ def check(notes: Notes, sizes: list[int] = SIZES, *, warmup: int = 0) -> None:
     ("loop", "said"),
     [
         ("plain", "the student is Net, 16 x 5: the last such output"),
-        ("smoothing", "no other was seen"),
+        ("smoothing", "no other had a gradient"),
         ("simkd", "the student is SimKD (its output 1), 16 x 5: "),
         ("sobolev", "also seen: Other, 16 x 5 (no optimizer steps it)"),
         ("tiled", "the student is Net, 32 x 5"),
@@ -185,6 +188,7 @@ def test_the_student_can_be_named(loops: Loops, tmp_path: Path, student: str) ->
     output, notes = loops.run(tmp_path, "teacher_long", "--student", student)
     check(notes)
     assert f"Other is trained, which is not the --student {student}" in output
+    assert "If it is the student, stop here, and give --student Other (or its number, 1)" in output
     for epoch in (1, 2, 3):
         assert sorted(i for one in notes if one[:2] == ("teacher", epoch) for i in one[2]) == list(range(N))
 
@@ -243,7 +247,7 @@ def test_where_the_classes_are_not_known_either_it_stops_after_the_first_epoch(
     ("options", "said"),
     [
         (("--student", "0"), "student must be a class's name, or a number from 1, got '0'"),
-        (("--profile", "sskd", "--student", "Net"), "student names a model for the profile auto"),
+        (("--student", "Net", "--profile", "sskd"), "argument --profile: not allowed with argument --auto"),
     ],
 )
 def test_a_student_that_can_not_be_meant_is_refused(
@@ -251,6 +255,13 @@ def test_a_student_that_can_not_be_meant_is_refused(
 ) -> None:
     (tmp_path / "record").write_bytes(pickle.dumps([]))
     assert said in loops.run(tmp_path, "plain", *options, status=2)[0]
+
+
+def test_a_student_goes_with_the_profile_auto_alone() -> None:
+    with pytest.raises(
+        ValueError, match="student names a model for the profile auto, and no other takes it: add --auto"
+    ):
+        Settings(profile="sskd", student="Net")
 
 
 def test_a_profile_can_watch_in_a_way_of_its_own(loops: Loops, tmp_path: Path) -> None:

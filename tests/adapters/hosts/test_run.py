@@ -542,12 +542,18 @@ def test_unknown_repositories_and_scripts_are_refused(tmp_path: Path) -> None:
     (host.folder / "elsewhere").mkdir()
     (host.folder / "elsewhere" / "train.py").write_text("import sys; print('ran', sys.argv[1:])")
     output, _ = host.kcd("elsewhere/train.py", ok=False)
-    assert "elsewhere/train.py is not a script that trains a student in SSKD" in output
+    assert "elsewhere/train.py is not known to train a student. The repository is known (SSKD)" in output
     assert "kcd run student.py ...   (it is SSKD's)" in output
     output, _ = host.kcd("teacher.py", ok=False)
-    assert "teacher.py is not a script that trains a student in SSKD" in output
+    assert "teacher.py is not known to train a student. The repository is known (SSKD)" in output
     output, _ = host.kcd("missing.py", ok=False)
     assert "there is no script missing.py" in output
+    output, _ = host.kcd("elsewhere", ok=False)
+    assert "elsewhere is a folder: name the script (kcd patch --check elsewhere lists those" in output
+    output, _ = host.kcd("python", "student.py", ok=False)
+    assert "leave out python: kcd run [options] student.py" in output
+    output, _ = host.kcd("--epochs", "3", "student.py", ok=False)
+    assert "--epochs is no option of kcd run; one of the script's goes after the script" in output
     output, _ = host.kcd("--profile", "sskd", "elsewhere/train.py", "--", "x", "--ratio", "3")
     assert "ran ['--', 'x', '--ratio', '3']" in output
     assert "utils was never imported; no loader could be followed: no DataLoader was iterated" in output

@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -46,6 +47,16 @@ class Script:
                 self.engine.observe(self.model(x), y)
             if steps:
                 self.engine.unobserved.stepped()
+
+
+def test_where_no_loader_was_followed_nothing_is_said_of_models() -> None:
+    engine = Engine(Settings(profile="auto"), find(Path("train.py"), "auto"), [])
+    assert engine.unobserved.why() == "no loader could be followed: no DataLoader was iterated"
+    data = TensorDataset(torch.zeros(4))
+    engine.hosted(DataLoader(data))
+    assert engine.unobserved.why() == "no loader could be followed: the loader does not shuffle (1 x)"
+    engine.hosted(DataLoader(data, shuffle=True))
+    assert engine.unobserved.why() == "no model returned [B, C] with a gradient before backward()"
 
 
 def test_training_that_is_not_observed_stops_with_the_second_epochs_first_step(

@@ -138,7 +138,7 @@ def test_a_family_without_a_script_that_trains(mlld: Path, capsys: Capture) -> N
         in output
     )
     output = kcd(capsys, "patch", "tools/eval.py", status=2)
-    assert "tools/eval.py is not a script that trains a student in mdistiller" in output
+    assert "tools/eval.py is not known to train a student. The repository is known (mdistiller" in output
     assert output.endswith("If it trains one in a way of its own: kcd patch --auto tools/eval.py\n")
     (mlld / "go.py").write_text("import os\n")
     shutil.rmtree(mlld / "mdistiller")
