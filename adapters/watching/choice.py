@@ -38,6 +38,8 @@ class Candidate:
         Whether the loss depends on its prediction.
     compared : bool
         Whether a loss was given its prediction beside the batch's labels.
+    unclear : list of Path
+        Which of its outputs may be the prediction as well, where no loss tells.
     reached : list of tensor
         The parameters that its prediction's gradient reaches, and its own.
     """
@@ -52,12 +54,22 @@ class Candidate:
     inner: bool
     used: bool
     compared: bool
+    unclear: list[Path]
     reached: list[torch.Tensor]
 
     def __str__(self) -> str:
         rows, classes = self.shape
         where = f" (its output {named(self.path)})" if self.path else ""
         return f"{self.name}{where}, {rows} x {classes}"
+
+    def several(self) -> str:
+        """What is unclear about it."""
+        rows, classes = self.shape
+        outputs = " and ".join(map(named, self.unclear))
+        return (
+            f"{self.name} returns several tensors of {rows} x {classes}, {outputs}, and no loss is given one of them as it "
+            "is beside the labels"
+        )
 
 
 def candidates(steps: Iterable[Step], stepped: Mapping[int, str], dataset: object) -> list[Candidate]:
@@ -84,6 +96,7 @@ def candidates(steps: Iterable[Step], stepped: Mapping[int, str], dataset: objec
                 output.inner,
                 output.used,
                 step.compared(output, path),
+                output.unclear(widths),
                 [*output.reached, *own],
             )
     return list(found.values())

@@ -68,10 +68,18 @@ class Output:
 
         What a loss was given beside the batch's labels, which are those of ``source``; or else beside any; or else the last.
         """
-        fit = [path for path, one in self.tensors.items() if one.shape[1] in widths]
+        fit = self._fit(widths)
         given = [path for path in fit if path in self.given]
         beside = [path for path in given if source in self.given[path]]
         return next(iter((beside or given or fit)[::-1]), None)
+
+    def unclear(self, widths: set[int]) -> list[Path]:
+        """Those of these ``widths`` where there are several, and a loss was given none of them as it is."""
+        fit = self._fit(widths)
+        return [] if len(fit) == 1 or any(path in self.given for path in fit) else fit
+
+    def _fit(self, widths: set[int]) -> list[Path]:
+        return [path for path, one in self.tensors.items() if one.shape[1] in widths]
 
 
 @dataclass(frozen=True, eq=False)

@@ -249,6 +249,8 @@ class Watcher:
             raise RuntimeError(
                 f"two models are trained at once, {other} and {chosen}: say which one is the student, with {' or '.join(ways)}"
             )
+        if chosen.unclear:
+            raise RuntimeError(f"{chosen.several()}, so it is not known which is the prediction. {WAY}")
         self._take(chosen, found)
 
     def _pass_over(self, found: list[Candidate], trained: list[Candidate]) -> None:

@@ -219,6 +219,7 @@ def test_a_head_that_learns_the_labels_beside_the_student_is_not_taken_for_it(
 @pytest.mark.parametrize(
     ("loop", "said", "steps"),
     [
+        ("wide_feature", "Wide returns several tensors of 16 x 5, 0 and 1, and no loss is given one", 1),
         ("many_rows", "Net, 32 x 5 gives 2 rows for each of the 16 samples of a batch", 1),
         ("mixup", "cross_entropy is given two orders of the batch's labels: images are mixed", 0),
         ("mixup_soft", "cross_entropy is given labels of two classes each: images are mixed", 0),

@@ -149,6 +149,25 @@ def auxiliary(epochs):
             note("train", epoch, x, logits)
 
 
+def wide_feature(epochs):
+    """A feature as wide as there are classes, after the logits, which the loss is given divided by a temperature."""
+
+    class Wide(Net):
+        def forward(self, x):
+            feature = self.body(x[:, 1:])
+            return self.fc(feature), feature
+
+    model, data = Wide(CLASSES), loader()
+    optimizer = sgd(model)
+    for epoch in range(1, epochs + 1):
+        for x, y in data:
+            logits, _ = model(x)
+            optimizer.zero_grad()
+            F.cross_entropy(logits / 2, y).backward()
+            optimizer.step()
+            note("train", epoch, x, logits)
+
+
 def sobolev(epochs):
     """The teacher comes last, and what it returns has a gradient."""
     student, teacher = Net(), Other()
