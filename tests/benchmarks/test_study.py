@@ -205,7 +205,7 @@ def test_a_gates_loss_on_all_rows_is_the_papers(study, material):
 def test_kd_at_equal_samples_ends_in_no_stray_batch(study, material, monkeypatch, batch):
     """At 0.3, 1,275 samples of 300 are 4 epochs and 75 samples."""
     sizes = []
-    monkeypatch.setattr(sys.modules["_study.arms"], "step", lambda *args: sizes.append(len(args[3])))
+    monkeypatch.setattr(sys.modules["_study.arms"], "step", lambda *args: sizes.append(len(args[3])) or 0)
     done = study.run(study.Job("kd-equal", 0.3, "small", 0, epochs=6, batch=batch), material)
     assert sum(sizes) == done["drawn"] == 1275
     assert done["drawn_by_epoch"] == ([300] * 3 + [375] if batch > 75 else [300] * 4 + [75])
