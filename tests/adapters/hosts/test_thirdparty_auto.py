@@ -76,6 +76,7 @@ sys.modules["nni"] = nni
 """
 DML = "main.py --epochs 3 --batch_size 64 --model_num 2 --use_tensorboard False --num_workers 0"
 ZOO_CASE = Case("AberHu+Knowledge-Distillation-Zoo", ZOO, ("train_kd.py", "train", STEP), ("out_s", "target"))
+FRSKD = "classification/main.py --data_dir data --data CIFAR100 --epoch 3 --batch_size 16"
 OKDDIP = "--model resnet32 --dataset CIFAR100 --num_epochs 3 --batch_size 64 --num_workers 1"
 CASES = {
     "knowledge_distillation": Case(
@@ -162,6 +163,31 @@ CASES = {
         ("outputs[0]", "labels"),
         options=("--student", "1"),
     ),
+    "okddip-dml-first": Case(  # a branch is a slice of [B, C, branches]
+        "DefangChen+OKDDip-AAAI2020",
+        f"train_DML.py {OKDDIP} --num_branches 2",
+        ("train_DML.py", "train", STEP),
+        ("output_batch[:, :, 0]", "labels_batch"),
+        size=96,
+        options=("--student", "1"),
+    ),
+    "frskd-student": Case(  # a second head behind the student learns the labels, too
+        "MingiJi+FRSKD",
+        FRSKD,
+        ("utils.py", "train", STEP),
+        ("outputs", "targets"),
+        size=32,
+        options=("--student", "CIFAR_ResNet"),
+    ),
+    "frskd": Case(
+        "MingiJi+FRSKD",
+        FRSKD,
+        ("utils.py", "train", STEP),
+        ("outputs", "targets"),
+        size=32,
+        told="two models are trained at once",
+        status=1,
+    ),
     "dml": Case(
         "chxy95+Deep-Mutual-Learning",
         DML,
@@ -170,7 +196,7 @@ CASES = {
         told="two models are trained at once",
         status=1,
     ),
-    "okddip-dml": Case(  # a branch is a slice of [B, C, branches]
+    "okddip-dml": Case(
         "DefangChen+OKDDip-AAAI2020",
         f"train_DML.py {OKDDIP} --num_branches 2",
         ("train_DML.py", "train", STEP),
