@@ -110,7 +110,7 @@ class RunState:
             "version": STATE_VERSION,
             **self.layout.identity(),
             **copy.deepcopy(self._own),
-            "schedule": self.schedule.state_dict(),
+            "schedule": self.schedule.state_dict() or None,  # None is what the user gave
             "schedule_type": type(self.schedule).__qualname__,
             "alpha": self.alpha,
             "min_weight": self.min_weight,

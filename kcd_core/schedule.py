@@ -89,6 +89,57 @@ class CondensationSchedule:
             raise ValueError(f"ratio must be in (0, 1], the share that is kept in the end, got {ratio}")
         object.__setattr__(self, "ratio", ratio)
 
+    @classmethod
+    def for_epochs(cls, epochs: int, ratio: float, stages: int = 6) -> CondensationSchedule:
+        """The schedule for a run of a given number of epochs.
+
+        Its period is the one that leaves, after the last stage that shrinks the set, about as many epochs as a stage
+        has; at least one. They are trained on the final ratio. (The published setting, ``period=40`` in 240 epochs,
+        leaves none.)
+
+        Parameters
+        ----------
+        epochs : int, more than ``stages``
+            Epochs of the whole run.
+        ratio : float, in (0, 1]
+            Share of the samples that is kept in the end.
+        stages : int, at least 1
+            Number of stages in which the set shrinks.
+
+        Returns
+        -------
+        CondensationSchedule
+            Of two periods that are equally near, the shorter one.
+
+        Raises
+        ------
+        ValueError
+            If ``epochs`` is not more than ``stages``, so that no epoch would be trained on the final ratio, or a number is
+            outside its range.
+        TypeError
+            If ``epochs`` or ``stages`` is not an integer, or ``ratio`` is not a number.
+
+        Examples
+        --------
+        >>> schedule = CondensationSchedule.for_epochs(100, ratio=0.7)
+        >>> schedule.period
+        14
+        >>> [schedule.size(50000, epoch) for epoch in (14, 15, 84, 85, 100)]
+        [50000, 47500, 37500, 35000, 35000]
+        """
+        epochs, stages = checked_int(epochs, "epochs", 1), checked_int(stages, "stages", 1)
+        if epochs <= stages:
+            raise ValueError(
+                f"epochs must be more than stages = {stages}, or no epoch is trained on the final ratio, got {epochs}. "
+                "Use fewer stages, or train for longer"
+            )
+        shorter = max(
+            1, epochs // (stages + 1)
+        )  # stages + 1 equal parts, as nearly as whole epochs make them
+        periods = (period for period in (shorter, shorter + 1) if stages * period < epochs)
+        nearest = min(periods, key=lambda period: abs(epochs - (stages + 1) * period))
+        return cls(ratio=ratio, stages=stages, period=nearest)
+
     def due(self, epoch: int) -> bool:
         """Whether a stage ends with ``epoch`` (from 1).
 
@@ -252,6 +303,10 @@ class NoStages(CondensationSchedule):
     def size_from(self, num_samples: int, epoch: int, *, current: int, current_epoch: int) -> int:
         """``current``, whatever the epoch."""
         return current
+
+    def state_dict(self) -> dict[str, Any]:
+        """None of the settings: nobody gave them."""
+        return {}
 
 
 def _checked_sizes(num_samples: int, size: int, name: str) -> tuple[int, int]:

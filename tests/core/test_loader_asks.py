@@ -219,6 +219,18 @@ def test_what_is_wrong_is_named(options: dict[str, Any], error: type, message: s
         kcd.wrap_loader(DataLoader(Plain(N), batch_size=4, shuffle=True), schedule=None, **options)
 
 
+def test_a_state_of_another_schedule_is_refused_in_the_words_of_the_call() -> None:
+    condensing, asking = (
+        kcd.wrap_loader(DataLoader(Plain(N), batch_size=4, shuffle=True), schedule=schedule, ask=0.5, seed=0)
+        for schedule in (HALVES, None)
+    )
+    with pytest.raises(ValueError, match=r"saved with schedule = \{'ratio': 0\.5, .*\}, here it is None"):
+        asking.load_state_dict(condensing.state_dict())
+    with pytest.raises(ValueError, match=r"saved with schedule = None, here it is \{'ratio': 0\.5, "):
+        condensing.load_state_dict(asking.state_dict())
+    asking.load_state_dict(asking.state_dict())
+
+
 def test_too_few_samples_for_the_share_are_warned_of() -> None:
     ask = kcd.CondensationSchedule(0.9, stages=30, period=1)
     with pytest.warns(UserWarning, match="the schedule will drop nothing of 40 samples"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 import itertools
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kcd_core as kcd
+from kcd_core import schedule as schedule_module
 
 RATIOS = st.integers(1, 1000).map(lambda parts: f"{parts / 1000:.3f}")
 
@@ -225,6 +227,61 @@ def test_bounds(n: int, ratio: float, stages: int) -> None:
     assert all(1 <= b <= a for a, b in itertools.pairwise(sizes))
     steps = {a - b for a, b in itertools.pairwise(sizes)}
     assert len(steps - {0, max(steps)}) <= 1  # equal steps, but for the last one
+
+
+@given(epochs=st.integers(2, 400), stages=st.integers(1, 20), ratio=RATIOS.map(float))
+def test_the_period_for_a_number_of_epochs(epochs: int, stages: int, ratio: float) -> None:
+    """Against every period that leaves an epoch: as many are left as a stage has, as nearly as can be."""
+    stages = min(stages, epochs - 1)
+    schedule = kcd.CondensationSchedule.for_epochs(epochs, ratio, stages)
+    assert (schedule.ratio, schedule.stages, schedule.warmup) == (ratio, stages, 0)
+    left = {}
+    for period in range(1, epochs + 1):
+        last_stage = [epoch for epoch in range(1, epochs * stages + 1) if epoch % period == 0][stages - 1]
+        if last_stage < epochs:
+            left[period] = epochs - last_stage
+    off = {period: abs(epochs_left - period) for period, epochs_left in left.items()}
+    assert schedule.period in off
+    assert off[schedule.period] == min(off.values())
+    assert schedule.period == min(period for period in off if off[period] == min(off.values()))
+    n = 1000 * stages  # divides evenly, so that no floor makes the last stage a later one
+    assert schedule.size(n, epochs) == max(1, n * round(ratio * 1000) // 1000)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "stages", "period", "left"),
+    [
+        (100, 6, 14, 16),
+        (240, 6, 34, 36),
+        (24, 6, 3, 6),
+        (30, 6, 4, 6),
+        (7, 6, 1, 1),
+        (11, 6, 1, 5),
+        (10, 3, 2, 4),
+    ],
+)
+def test_the_period_for_runs_that_people_make(epochs: int, stages: int, period: int, left: int) -> None:
+    schedule = kcd.CondensationSchedule.for_epochs(epochs, ratio=0.7, stages=stages)
+    assert (schedule.period, epochs - stages * schedule.period) == (period, left)
+    assert schedule.size(100 * stages, epochs) == 70 * stages
+    assert schedule.size(100 * stages, epochs - left) > 70 * stages
+
+
+def test_no_schedule_for_too_few_epochs() -> None:
+    with pytest.raises(ValueError, match=r"epochs must be more than stages = 6, .*got 6\. Use fewer stages"):
+        kcd.CondensationSchedule.for_epochs(6, 0.7)
+    with pytest.raises(TypeError, match="epochs must be an integer"):
+        kcd.CondensationSchedule.for_epochs(10.0, 0.7)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="stages must be at least 1"):
+        kcd.CondensationSchedule.for_epochs(10, 0.7, 0)
+    with pytest.raises(ValueError, match=r"ratio must be in \(0, 1\]"):
+        kcd.CondensationSchedule.for_epochs(10, 70)
+
+
+def test_the_examples_of_the_docstrings() -> None:
+    done = doctest.testmod(schedule_module)
+    assert done.attempted >= 6
+    assert not done.failed
 
 
 def test_warmup_does_not_shift_the_grid() -> None:
