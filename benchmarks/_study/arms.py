@@ -1,15 +1,14 @@
-"""The arms of the study: which samples an epoch draws, what is learnt from them, and one run of it all."""
+"""The arms of the study: how they choose, what they learn, and one run of it all."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -17,185 +16,22 @@ import kcd_core as kcd
 from kcd_adapters.demo.command import random_drop
 from kcd_adapters.demo.models import accuracy, build
 
-from .losses import Loss, Material, distilled, labels, loss_of, student_of
-
-STAGES = 6
-Indices = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run. ``epochs`` are those of an arm that is not stopped early."""
-
-    arm: str
-    ratio: float
-    student: str
-    seed: int
-    epochs: int
-    batch: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.arm}-{self.ratio:g}-{self.student}-{self.seed}"
-
-
-class Everything:
-    """All samples, every epoch: plain distillation. The other arms are what differs from this.
-
-    Its order is `kcd.CondensedSampler`'s, so that before their first choice all arms see the same batches.
-    """
-
-    def __init__(self, job: Job, material: Material, schedule: kcd.CondensationSchedule) -> None:
-        self.job, self.material, self.schedule = job, material, schedule
-        self.size = len(material.targets)
-        self.sampler = kcd.CondensedSampler(self.size, seed=job.seed, mixing=None)
-        self.normalisation: Mapping[str, Any] = {}
-
-    def draw(self, epoch: int) -> Indices:
-        """The samples of an epoch, in order."""
-        self.sampler.set_epoch(epoch)
-        return np.fromiter(self.sampler, np.int64, len(self.sampler))
-
-    def weights(self, indices: Indices) -> torch.Tensor | None:
-        """What the samples' losses are multiplied by; None is 1."""
-        return None
-
-    def asked(self, indices: Indices) -> Indices | None:
-        """The rows of a batch for which the teacher is asked; None is all."""
-        return None
-
-    def record(self, indices: Indices, logits: torch.Tensor, losses: torch.Tensor) -> None:
-        """Take note of a batch."""
-
-    def end_epoch(self, epoch: int) -> None:
-        """Choose anew, if it is time."""
-
-
-class Condensed(Everything):
-    """KCD by hand. What is mixed is mixed once a stage, and seen by the teacher then.
-
-    With ``ask``, the teacher is asked for that share of all samples: those of highest value, or ``by_chance`` others in
-    every epoch. Mixed ones are asked for in any case. ``normalisation`` is that of `kcd.gated_loss`.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        alpha: float = 0.03,
-        mixing: str | None = None,
-        select: Any = None,
-        value: str = "entropy",
-        floors: bool = False,
-        full_end: float = 0.0,
-        ask: float = 0.0,
-        by_chance: bool = False,
-        normalisation: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(*args)
-        self.sampler = kcd.CondensedSampler(self.size, seed=self.job.seed, mixing=mixing)
-        self.tracker = kcd.KnowledgeValueTracker(self.size, value=value)
-        self.alpha, self.select = alpha, self.with_floors if floors else select
-        self.last_stage = self.job.epochs - math.ceil(full_end * self.job.epochs)
-        self.original = self.material
-        self.ask = kcd.CondensationSchedule(ask, stages=1, period=1) if ask else None
-        self.gate, self.by_chance = kcd.TeacherGate(self.size), by_chance
-        self.normalisation = normalisation or {}
-
-    def asked(self, indices: Indices) -> Indices | None:
-        if self.ask is None:
-            return None
-        return np.flatnonzero(self.gate.asked(indices, mixed=self.sampler.recipes.contains(indices)))
-
-    def record(self, indices: Indices, logits: torch.Tensor, losses: torch.Tensor) -> None:
-        self.tracker.update(
-            indices,
-            logits,
-            teacher_logits=self.material.logits[indices],
-            targets=self.material.targets[indices],
-        )
-
-    def end_epoch(self, epoch: int) -> None:
-        if epoch == self.last_stage < self.job.epochs:
-            self.sampler.install(kcd.CondensedSet(np.arange(self.size), self.size, self.sampler.stage + 1))
-            self.material = self.original
-        elif epoch < self.last_stage and self.schedule.due(epoch):
-            kcd.condense_step(self.tracker, self.sampler, self.schedule, alpha=self.alpha, select=self.select)
-            mixed = np.unique(self.sampler.recipes.target)
-            if len(mixed):
-                self.material = self.original.mixed(mixed, self.sampler)
-        if self.ask is not None:
-            select = self.others if self.by_chance else None
-            kcd.condense_step(self.tracker, self.gate, self.ask, alpha=self.alpha, select=select)
-
-    def others(self, value: Any, count: Any, kept: Any, target: int, generator: Any) -> kcd.CondensedSet:
-        """As many samples by chance, whichever they were before."""
-        order = np.random.default_rng([self.job.seed, self.gate.stage]).permutation(self.size)
-        return kcd.CondensedSet(np.sort(order[:target]), self.size)
-
-    def with_floors(self, value: Any, count: Any, kept: Any, target: int, generator: Any) -> kcd.CondensedSet:
-        """The ranking, but of each class at least half of what its share of the data would be."""
-        ranking, targets = np.argsort(-value, kind="stable"), self.material.targets.numpy()
-        first = []
-        for label in range(self.material.classes):
-            own = ranking[targets[ranking] == label]
-            first.append(own[: int(0.5 * target * len(own) / len(ranking))])
-        floor = np.concatenate(first)
-        rest = ranking[~np.isin(ranking, floor)]
-        return kcd.CondensedSet(np.sort(np.concatenate([floor, rest[: target - len(floor)]])), self.size)
-
-
-class ByChance(Condensed):
-    """As many samples as KCD draws, chosen anew every epoch, with chances in proportion to V."""
-
-    def draw(self, epoch: int) -> Indices:
-        self.sampler.set_epoch(epoch)
-        order = np.fromiter(self.sampler, np.int64, self.size)
-        size = self.schedule.size(self.size, epoch)
-        if size == self.size:
-            return order
-        # The highest of log chance + Gumbel noise: drawing without replacement.
-        noise = np.random.default_rng([self.job.seed, epoch]).gumbel(size=self.size)
-        score = np.log(np.maximum(self.tracker.value, 1e-12)) + noise
-        return order[np.isin(order, np.argpartition(-score, size)[:size])]
-
-    def end_epoch(self, epoch: int) -> None:
-        pass
-
-
-class FreshRandom(Everything):
-    """As many samples as KCD draws, a new random subset every epoch (RS2; Okanovic et al., ICLR 2024)."""
-
-    def draw(self, epoch: int) -> Indices:
-        return super().draw(epoch)[: self.schedule.size(self.size, epoch)]
-
-
-class InfoBatch(Everything):
-    """InfoBatch's rule (Qin et al., ICLR 2024) on this loss, from its published description.
-
-    Every epoch, half of the samples whose last loss is below the mean are left out at random, and those
-    of them that stay count twice; the last 12.5 % of the epochs use all samples.
-    """
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.scores = torch.ones(self.size)
-        self.factor = torch.ones(self.size)
-
-    def draw(self, epoch: int) -> Indices:
-        order = super().draw(epoch)
-        self.factor.fill_(1)
-        if epoch > math.floor(0.875 * self.job.epochs):
-            return order
-        low = (self.scores < self.scores.mean()).numpy()
-        left_out = low & (np.random.default_rng([self.job.seed, epoch]).random(self.size) < 0.5)
-        self.factor[torch.from_numpy(low)] = 2
-        return order[~left_out[order]]
-
-    def weights(self, indices: Indices) -> torch.Tensor | None:
-        return self.factor[indices]
-
-    def record(self, indices: Indices, logits: torch.Tensor, losses: torch.Tensor) -> None:
-        self.scores[indices] = losses.detach()
+from .choosers import (
+    STAGES,
+    ByBatchRank,
+    ByChance,
+    Condensed,
+    Everything,
+    FreshRandom,
+    Indices,
+    InfoBatch,
+    Job,
+    Nobody,
+)
+from .data import student_of
+from .losses import Loss, distilled, labels, loss_of
+from .material import Material, View
+from .standins import STAND_INS
 
 
 @dataclass(frozen=True)
@@ -210,6 +46,25 @@ class Arm:
     equal: bool = False  # stopped at the number of samples that KCD draws
     refresh: bool = False  # BatchNorm's statistics are those of all images in the end
     free: bool = False  # of the ratio: all samples are drawn, or as many as the arm's own rule says
+
+
+SHARES = {"half": 1 / 2, "quarter": 1 / 4}
+
+
+def in_repositories(standin: str, title: str, loss: str = "kd") -> dict[str, Arm]:
+    """Gates where the loss is a repository's own, on all rows: by value and by chance, with a stand-in for the teacher."""
+    return {
+        standin + ("-chance" if by_chance else "") + f"-{share}" + loss.removeprefix("kd"): Arm(
+            f"{title}, {'chance ' if by_chance else ''}{share}",
+            Condensed,
+            {"ask": size, "by_chance": by_chance, "standin": STAND_INS[standin]},
+            loss=loss,
+            base=loss,
+            free=True,
+        )
+        for share, size in SHARES.items()
+        for by_chance in (False, True)
+    }
 
 
 ARMS = {
@@ -232,7 +87,7 @@ ARMS = {
     ),
     "by-chance": Arm("chances in proportion to V", ByChance),
     # The teacher is asked for some samples.
-    "labels": Arm("labels alone", loss="labels", free=True),
+    "labels": Arm("labels alone", Nobody, free=True),
     "gate-half": Arm("gate by V, half", Condensed, {"ask": 1 / 2}, free=True),
     "gate-quarter": Arm("gate by V, quarter", Condensed, {"ask": 1 / 4}, free=True),
     "gate-eighth": Arm("gate by V, eighth", Condensed, {"ask": 1 / 8}, free=True),
@@ -251,9 +106,16 @@ ARMS = {
         {"ask": 1 / 4, "normalisation": {"divide_by": "asked"}},
         free=True,
     ),
+    "gate-batch-quarter": Arm("by batch rank, quarter", ByBatchRank, {"ask": 1 / 4}, free=True),
     "kc-gate-quarter": Arm("KC-KD v2, gate quarter", Condensed, {"ask": 1 / 4}),
     "kc-gate-eighth": Arm("KC-KD v2, gate eighth", Condensed, {"ask": 1 / 8}),
     "kc-gate-mixed": Arm("KC-KD v3, gate quarter", Condensed, {"ask": 1 / 4, "mixing": "cumulative"}),
+    **in_repositories("own", "own logits"),
+    **in_repositories("soft", "soft label"),
+    **in_repositories("mean", "class mean"),
+    "kd-ce1": Arm("KD, CE 1", loss="kd-ce1", base="kd-ce1", free=True),
+    **in_repositories("own", "own, CE 1", "kd-ce1"),
+    **in_repositories("mean", "mean, CE 1", "kd-ce1"),
     # Other losses.
     "pkt": Arm("PKT", loss="pkt", base="pkt", free=True),
     "kc-pkt": Arm("KC-PKT", Condensed, {"mixing": "cumulative"}, loss="pkt", base="pkt"),
@@ -277,7 +139,8 @@ def run(job: Job, material: Material) -> dict[str, Any]:
         epochs, (whole, rest) = total / size, divmod(total, size)
         last = whole + (rest >= job.batch)  # a smaller rest joins the last whole epoch, see below
     chooser = arm.chooser(job, material, schedule, **arm.options)
-    student: Any = build(student_of(job.student), material.classes, job.seed)
+    model = student_of(material.data, job.student, material.train.data.shape[1:])
+    student: Any = build(model, material.classes, job.seed)
     loss = loss_of(arm.loss, material, student[-1].in_features, job.seed)
     learning = [*student.parameters(), *(loss.parameters() if isinstance(loss, nn.Module) else ())]
     # The paper's, its batch of 64 and its 240 epochs scaled.
@@ -304,7 +167,7 @@ def run(job: Job, material: Material) -> dict[str, Any]:
         **job.__dict__,
         "drawn": sum(drawn),
         "drawn_by_epoch": drawn,
-        "asked": 0 if arm.loss == "labels" else asked,
+        "asked": asked,
         "seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
         "accuracy": accuracy(student, material.test, torch.device("cpu")),
@@ -330,18 +193,23 @@ def step(
     loss: Loss,
 ) -> int:
     """One batch: forward, loss, backward, update, record. For how many samples the teacher was asked."""
-    features = student[:-1](chooser.material.inputs[indices])
-    logits = student[-1](features)
-    rows, weights = chooser.asked(indices), chooser.weights(indices)
-    if rows is None:
-        losses = loss(logits, features, chooser.material, indices)
+    material, targets = chooser.material, chooser.material.targets[indices]
+    features = student[:-1](material.inputs[indices])
+    view = View(features, student[-1](features))
+    rows, weights = chooser.asked(indices, view.logits.detach()), chooser.weights(indices)
+    asked = indices if rows is None else indices[rows]
+    teacher = material.taught(asked)
+    if rows is None or chooser.standin:
+        if rows is not None:
+            teacher = chooser.completed(teacher, rows, view.logits.detach(), targets)
+        losses = loss(view, teacher, targets, indices)
         together = (losses if weights is None else losses * weights).mean()
     else:
-        losses = labels(logits, features, chooser.material, indices)
-        of_teacher = distilled(logits[rows], chooser.material, indices[rows])
+        losses = labels(view.logits, targets)
+        of_teacher = distilled(view.logits[rows], teacher.logits)
         together = kcd.gated_loss(losses, of_teacher, torch.from_numpy(rows), **chooser.normalisation)
     optimizer.zero_grad()
     together.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    chooser.record(indices, logits, losses)
-    return len(indices if rows is None else rows)
+    chooser.record(indices, view.logits, losses)
+    return len(asked)

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .arms import ARMS, Job, ratio_of
-from .losses import STUDENTS
-
-TEACHER_EPOCHS = {"digits": 60, "fashion-mnist": 10}
+from .data import DATA, STUDENTS
 
 
 class StudyError(Exception):
@@ -28,12 +26,14 @@ class Setting:
     batch: int
     teacher_epochs: int
     out: Path
+    live: bool = False  # the teacher runs in every step, and what it said is not kept
 
     @property
     def name(self) -> str:
         batch = "" if self.batch == 128 else f"-b{self.batch}"
-        teacher = "" if self.teacher_epochs == TEACHER_EPOCHS[self.data] else f"-t{self.teacher_epochs}"
-        return f"study-{self.data}-{self.samples}x{self.epochs}{batch}{teacher}"
+        teacher = "" if self.teacher_epochs == DATA[self.data].teacher_epochs else f"-t{self.teacher_epochs}"
+        live = "-live" if self.live else ""
+        return f"study-{self.data}-{self.samples}x{self.epochs}{batch}{teacher}{live}"
 
     @property
     def runs(self) -> Path:

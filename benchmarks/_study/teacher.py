@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from kcd_adapters.demo.datasets import LOADERS, Images, Split
+from kcd_adapters.demo.datasets import Images, Split
 from kcd_adapters.demo.models import accuracy, build
 from kcd_core.base.files import write_whole
 
-from .losses import Material, look, teacher_of
+from .data import DATA, teacher_of
+from .material import Material, look
 from .runs import Setting, StudyError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def split_of(setting: Setting) -> Split:
     """All images; a StudyError if they can't be read or are too few."""
     try:
-        split = LOADERS[setting.data](setting.folder)
+        split = DATA[setting.data].read(setting.folder)
     except (ValueError, OSError) as error:
         raise StudyError(str(error)) from error
     if setting.samples > len(split.train):
@@ -51,18 +52,18 @@ def train_teacher(setting: Setting, progress: Progress) -> None:
         return
     split = split_of(setting)
     images, targets = tensors(split.train)
-    teacher: Any = build(teacher_of(split.train.data.shape[1]), len(split.classes), seed=0)
+    teacher: Any = build(teacher_of(setting.data, split.train.data.shape[1:]), len(split.classes), seed=0)
     steps = -(-len(images) // 128)
-    optimizer = torch.optim.SGD(teacher.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = DATA[setting.data].optimizer(teacher.parameters())
     rates = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=0.1, epochs=setting.teacher_epochs, steps_per_epoch=steps
+        optimizer, max_lr=optimizer.defaults["lr"], epochs=setting.teacher_epochs, steps_per_epoch=steps
     )
     generator = torch.Generator().manual_seed(0)
     task = progress.add_task("teacher", total=setting.teacher_epochs * steps)
     for _ in range(setting.teacher_epochs):
         for indices in torch.randperm(len(images), generator=generator).tensor_split(steps):
             batch = images[indices]
-            if setting.data != "digits":  # 2 and 5, mirrored, are other digits
+            if DATA[setting.data].mirrored:
                 batch = flipped_and_shifted(batch, generator)
             loss = F.cross_entropy(teacher(batch), targets[indices])
             optimizer.zero_grad()
@@ -90,7 +91,7 @@ def train_teacher(setting: Setting, progress: Progress) -> None:
 def kept_teacher(setting: Setting) -> tuple[Any, dict[str, Any]]:
     """The teacher and what was kept with it; a StudyError if it can't be read or is of other images."""
     split, path = split_of(setting), setting.teacher
-    teacher: Any = build(teacher_of(split.train.data.shape[1]), len(split.classes), seed=0)
+    teacher: Any = build(teacher_of(setting.data, split.train.data.shape[1:]), len(split.classes), seed=0)
     try:
         kept: dict[str, Any] = torch.load(path, weights_only=True)
         teacher.load_state_dict(kept["model"])
@@ -126,6 +127,16 @@ def material_of(setting: Setting) -> tuple[Material, float]:
     """The first ``samples`` training images with what the teacher says; and its test accuracy."""
     split, (teacher, kept) = split_of(setting), kept_teacher(setting)
     n, whole = setting.samples, split.train
-    train = Images(whole.data[:n], whole.targets[:n], whole.mean, whole.std)
-    views = (*tensors(train), kept["logits"][:n].clone(), kept["features"][:n].clone())
-    return Material(train, split.test, len(split.classes), teacher, *views), kept["accuracy"]
+    train = type(whole)(whole.data[:n], whole.targets[:n], whole.mean, whole.std)
+    material = Material(
+        setting.data,
+        train,
+        split.test,
+        len(split.classes),
+        teacher,
+        setting.live,
+        *tensors(train),
+        kept["features"][:n].clone(),
+        kept["logits"][:n].clone(),
+    )
+    return material, kept["accuracy"]

@@ -160,6 +160,8 @@ def test_arms_of_one_ratio_draw_alike(study, material, arm):
     [
         ("gate-half", 1 / 2, 1.0),
         ("chance-eighth", 1 / 8, 1.0),
+        ("mean-quarter", 1 / 4, 1.0),
+        ("own-chance-half-ce1", 1 / 2, 1.0),
         ("kc-gate-quarter", 1 / 4, 0.3),
         ("labels", 0, 1.0),
     ],
@@ -187,18 +189,99 @@ def test_a_gate_by_chance_asks_for_others_in_every_epoch(study, material):
     sets = []
     for epoch in (1, 2):
         chooser.end_epoch(epoch)
-        sets.append(set(chooser.asked(np.arange(N)).tolist()))
+        sets.append(set(chooser.asked(np.arange(N), torch.empty(0)).tolist()))
     assert [len(asked) for asked in sets] == [N // 2] * 2
     assert N / 8 < len(sets[0] & sets[1]) < 3 * N / 8
     assert len([i for i in sets[0] if i < N / 2]) > N / 8
 
 
 def test_a_gates_loss_on_all_rows_is_the_papers(study, material):
-    losses = sys.modules["_study.losses"]
+    losses, view = sys.modules["_study.losses"], sys.modules["_study.material"].View
     logits, some = torch.randn(9, 10), np.arange(9)
-    parts = losses.labels(logits, logits, material, some), losses.distilled(logits, material, some)
+    teacher, targets = material.taught(some), material.targets[some]
+    parts = losses.labels(logits, targets), losses.distilled(logits, teacher.logits)
     together = kcd.gated_loss(*parts, torch.arange(9)).item()
-    assert together == pytest.approx(losses.kd(logits, logits, material, some).mean().item(), rel=1e-6)
+    assert together == pytest.approx(
+        losses.kd(view(logits, logits), teacher, targets, some).mean().item(), rel=1e-6
+    )
+
+
+def test_a_gate_by_batch_rank_asks_for_the_least_certain_of_a_batch(study, material):
+    """UNIX's choice: those of highest entropy under the student's own prediction, found here one by one."""
+    arm = study.ARMS["gate-batch-quarter"]
+    job = study.Job("gate-batch-quarter", 1.0, "small", 0, epochs=6, batch=128)
+    chooser = arm.chooser(job, material, kcd.CondensationSchedule(1.0, stages=6, period=1), **arm.options)
+    logits = torch.from_numpy(np.random.default_rng(0).normal(size=(42, 10)) * 3)
+    assert chooser.asked(np.arange(42), logits) is None, "all in the first epoch, as with the other gates"
+    chooser.end_epoch(1)
+    entropies = []
+    for row in logits.numpy():
+        chances = np.exp(row) / np.exp(row).sum()
+        entropies.append(-(chances * np.log(chances)).sum())
+    least_certain = sorted(range(42), key=entropies.__getitem__)[-10:]  # a quarter of 42, rounded
+    assert chooser.asked(np.arange(100, 142), logits).tolist() == sorted(least_certain)
+
+
+def test_batch_rank_asks_for_as_many_as_by_value(study, material):
+    done = [study.run(study.Job(arm, 1.0, "small", 0, epochs=6, batch=100), material)["asked"]
+            for arm in ("gate-batch-quarter", "gate-quarter")]  # fmt: skip
+    assert done == [N + 5 * N // 4] * 2
+
+
+def test_stand_ins_for_the_teacher(study, material):
+    """Read by index, in float64: own logits, the label at the teacher's mean height, the class's mean logits."""
+    stand_ins = sys.modules["_study.standins"].STAND_INS
+    mine = {name: made(10) for name, made in stand_ins.items()}
+    for part in np.array_split(np.arange(N), 4):
+        for standin in mine.values():
+            standin.see(material.logits[part], material.targets[part])
+    logits, targets = torch.randn(5, 10), torch.tensor([3, 0, 3, 9, 1])
+    filled = {name: standin.fill(logits, targets).numpy() for name, standin in mine.items()}
+    teacher, labels = material.logits.numpy().astype(float), material.targets.numpy()
+    np.testing.assert_array_equal(filled["own"], logits.numpy())
+    height = np.mean([z[y] - np.delete(z, y).mean() for z, y in zip(teacher, labels, strict=True)])
+    for row, target in enumerate(targets.tolist()):
+        mean = teacher[labels == target].mean(0)
+        np.testing.assert_allclose(filled["mean"][row], mean, rtol=1e-4, atol=1e-5)
+        assert filled["soft"][row, target] == pytest.approx(height, rel=1e-5)
+        assert np.count_nonzero(filled["soft"][row]) == 1
+
+
+@pytest.mark.parametrize("standin", ["own", "mean"])
+def test_a_stand_in_has_no_say_on_rows_asked(study, material, standin):
+    """From the second epoch on; in the first the teacher is asked for all."""
+    name = f"{standin}-half"
+    arm, view = study.ARMS[name], sys.modules["_study.material"].View
+    job = study.Job(name, 1.0, "small", 0, epochs=6, batch=128)
+    chooser = arm.chooser(job, material, kcd.CondensationSchedule(1.0, stages=6, period=1), **arm.options)
+    own, targets = torch.randn(N, 10), material.targets
+    everything = material.taught(np.arange(N))
+    assert chooser.completed(everything, np.arange(N), own, targets) is everything
+    chooser.tracker.record(np.arange(N), np.arange(N) / N)
+    chooser.end_epoch(1)
+    some = np.arange(N)[::-1].copy()
+    rows = chooser.asked(some, own)
+    assert sorted(some[rows]) == list(range(N // 2, N))
+    given = view(material.features[some[rows]], material.logits[some[rows]])
+    filled = chooser.completed(given, rows, own, targets[some]).logits
+    for row, index in enumerate(some):
+        expected = (
+            material.logits[index] if index >= N // 2 else chooser.standin.fill(own, targets[some])[row]
+        )
+        assert torch.equal(filled[row], expected)
+
+
+def test_a_live_teacher_says_what_a_kept_one_said(study, finished, material):
+    _, setting = study.parse([*finished[1], "--live"])
+    assert setting.name == f"{NAME}-live"
+    live = study.material_of(setting)[0]
+    some = np.array([5, 299, 17])
+    kept = material.taught(some)
+    for said, before in zip(live.taught(some), kept, strict=True):
+        torch.testing.assert_close(said, before)
+    assert live.taught(np.empty(0, np.int64)).logits.shape == (0, 10)
+    job = study.Job("kc-kd-v3", 0.3, "small", 0, epochs=6, batch=128)
+    assert study.run(job, live)["drawn"] == study.run(job, material)["drawn"]
 
 
 @pytest.mark.parametrize("batch", [16, 75, 76, 128])
