@@ -17,6 +17,7 @@ from typing import Any
 
 from kcd_core import CondensationSchedule
 from kcd_core.condense import check_settings
+from kcd_core.mixing import Mixer, resolve_mixing
 from kcd_core.recipes import Mixing
 from kcd_core.values import ValueName
 
@@ -50,7 +51,7 @@ class Settings:
         See `kcd_core.CondensationSchedule`.
     alpha, min_weight
         See `kcd_core.condense`.
-    mixing : {"cumulative", "fresh", "none"}
+    mixing : {"auto", "cumulative", "fresh", "none"}
         See `kcd_core.wrap_loader`.
     value : str
         See `kcd_core.KnowledgeValueTracker`.
@@ -84,7 +85,7 @@ class Settings:
     warmup: int = 0
     alpha: float = 0.03
     min_weight: float = 0.7
-    mixing: str = "cumulative"
+    mixing: str = "auto"
     value: ValueName = "entropy"
     negatives: str = "kept"
     profile: str | None = None
@@ -117,11 +118,9 @@ class Settings:
             if name not in (*SHIMS, "all"):
                 raise ValueError(f"there is no shim {name!r}; there are {', '.join(SHIMS)}")
 
-    @property
-    def recipes(self) -> Mixing:
-        """``mixing``, as a sampler takes it."""
-        known: dict[str, Mixing] = {"cumulative": "cumulative", "fresh": "fresh", "none": None}
-        return known[self.mixing]
+    def recipes(self, mixer: Mixer) -> Mixing:
+        """``mixing``, as a sampler takes it, where samples are mixed by ``mixer``."""
+        return resolve_mixing(None if self.mixing == "none" else self.mixing, mixer)
 
     def schedule(self) -> CondensationSchedule:
         return CondensationSchedule(self.ratio, self.stages, self.period, self.warmup)
@@ -192,7 +191,8 @@ class Settings:
             value = getattr(default, name.replace("-", "_"))
             parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
         texts = {
-            "mixing": "mix dropped samples into barely kept ones: mixtures of mixtures, from the originals, or not",
+            "mixing": "mix dropped samples into barely kept ones: mixtures of mixtures, from the originals, or not; auto is "
+            "cumulative where raw images are mixed, and fresh elsewhere",
             "value": "what a sample is worth",
             "negatives": "where CRD draws negatives from",
             "if-unobserved": "what to do after an epoch of training in which no prediction was observed",
@@ -258,7 +258,7 @@ def number(count: int, what: str) -> str:
 
 
 CHOICES = {
-    "mixing": ("cumulative", "fresh", "none"),
+    "mixing": ("auto", "cumulative", "fresh", "none"),
     "value": ("entropy", "cross_entropy", "margin"),
     "negatives": ("kept", "full"),
     "if_unobserved": ("stop", "warn"),

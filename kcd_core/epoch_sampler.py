@@ -15,7 +15,7 @@ from .base import distributed
 from .base.arguments import check_kind, checked_bool, checked_choice
 from .base.arrays import checked_int, state_array, to_numpy
 from .base.states import check_same, state_int
-from .recipes import MODES, Mixing, MixRecipes, Steps
+from .recipes import MODES, Mixing, MixRecipes, Steps, adopted_mixing
 
 __all__ = [
     "Blocks",
@@ -47,11 +47,12 @@ class EpochSampler(ABC):
     ----------
     share_given : bool
         Whether ``num_replicas`` or ``rank`` was given, and so a share of everything is what was asked for.
-    adopts_seed : bool
-        Whether a state's seed is taken over: where the user gave none. False unless it is set.
+    adopts_seed, adopts_mixing : bool
+        Whether a state's seed is taken over, and whether its mixing is, cumulative or fresh: where the user gave none.
+        False unless it is set.
     """
 
-    #: A named tuple with ``epoch``, ``stage``, ``recipes``, ``seed``, and the set.
+    #: A named tuple with ``epoch``, ``stage``, ``recipes``, ``seed``, ``mixing``, and the set.
     in_force: Any
 
     def __init__(
@@ -72,19 +73,24 @@ class EpochSampler(ABC):
             raise ValueError(f"seed must be below 2**64, got {seed}")
         self.num_replicas, self.rank = distributed.share_of(num_replicas, rank)
         self.share_given = num_replicas is not None or rank is not None
-        self.adopts_seed = False
+        self.adopts_seed = self.adopts_mixing = False
         self.drop_last = checked_bool(drop_last, "drop_last")
-        self.mixing: Mixing = checked_choice(mixing, "mixing", MODES)
-        self.in_force = self.everything(seed)
+        self.in_force = self.everything(seed, checked_choice(mixing, "mixing", MODES))
 
     @abstractmethod
-    def everything(self, seed: int) -> Any:
+    def everything(self, seed: int, mixing: Mixing) -> Any:
         """What is in force before the first stage."""
 
     @property
     def seed(self) -> int:
         """Of the order."""
         return int(self.in_force.seed)
+
+    @property
+    def mixing(self) -> Mixing:
+        """Which mixtures recipes are kept for."""
+        mixing: Mixing = self.in_force.mixing
+        return mixing
 
     @property
     def num_samples(self) -> int:
@@ -233,16 +239,20 @@ class EpochSampler(ABC):
     def check_state(self, state: Mapping[str, Any]) -> Any:
         """What `load_state_dict` would put in force. Changes nothing, and raises as it does."""
 
-    def checked_seed(self, state: Mapping[str, Any], owner: str, *, needs: tuple[str, ...]) -> int:
-        """The seed of a state, which is refused if it was saved with other settings or lacks what it ``needs``."""
+    def checked_seed(
+        self, state: Mapping[str, Any], owner: str, *, needs: tuple[str, ...]
+    ) -> tuple[int, Mixing]:
+        """Seed and mixing of a state, which is refused if it was saved with other settings or lacks what it ``needs``."""
         mine = self.identity()
         if self.adopts_seed:
             del mine["seed"]
+        if self.adopts_mixing:
+            mine["mixing"] = adopted_mixing(state, self.mixing)
         check_same(state, mine, owner, needs=("seed", *needs))
         seed = state_int(state, "seed", 0, owner)
         if seed >= 2**64:
             raise ValueError(f"the {owner} state is damaged: seed must be below 2**64, got {seed}")
-        return seed
+        return seed, state["mixing"]
 
     def identity(self) -> dict[str, Any]:
         """The settings that a state must have been saved with."""

@@ -209,7 +209,8 @@ class WholeLayout:
     def moment(self, in_force: Any) -> dict[str, str]:
         if isinstance(in_force, str):
             return {"set": in_force}
-        return {"set": self.sampler.fingerprint(in_force), "seed": str(getattr(in_force, "seed", None))}
+        adopted = {name: str(getattr(in_force, name, None)) for name in ("seed", "mixing")}
+        return {"set": self.sampler.fingerprint(in_force), **adopted}
 
     def joined(
         self, parts: Sequence[tuple[TrackerState, Any]], within_epoch: bool

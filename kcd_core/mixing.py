@@ -7,7 +7,6 @@ It never writes to the data set, and keeps no copy of it.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from inspect import getattr_static
@@ -15,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from .base.arrays import dtype_name, is_floating, is_tensor, to_numpy
-from .recipes import Steps, carry_out
+from .base.arguments import checked_choice
+from .base.arrays import dtype_name, is_floating, to_numpy
+from .raw_images import RawImages, has_arrays, is_array, unwrap
+from .recipes import MODES, Mixing, Steps, carry_out
 
 __all__ = [
     "Mixer",
     "default_mixer",
     "field_of",
-    "has_arrays",
     "holds_pixels",
-    "is_array",
     "is_built_in",
     "mix_arrays",
     "mix_samples",
-    "unwrap",
+    "resolve_mixing",
 ]
 
 #: ``mixer(dataset, index, steps) -> sample``: the sample ``dataset[index]``, mixed as ``steps`` say.
@@ -67,25 +66,8 @@ def mix_arrays(dataset: Any, index: int, steps: Steps) -> Any:
     Mixed in float32 and truncated back to the images' dtype, which reproduces the authors' images to
     the bit.
     """
-    chain, base, locate = unwrap(dataset)
-    if not has_arrays(dataset):
-        raise TypeError(
-            "mix_arrays needs a data set with one image (floating point, or integers of at most 16 bits) per sample "
-            f"in .data, and {type(base).__name__} has none; use mixer=mix_samples, or mixing=None"
-        )
-    data = base.data
-    image = carry_out(index, steps, lambda i: _read(lambda j: data[locate(j)], i, index))
-    overlay = _Overlay(data, locate(index), image)
-    view = _clone_with(base, "data", overlay)
-    for subset in reversed(chain):
-        view = _clone_with(subset, "dataset", view)
-    sample = view[index]
-    if not overlay.was_read:
-        raise TypeError(
-            f"{type(base).__name__}.__getitem__ did not read its image as self.data[index] (has it a cache?), so the "
-            "mixed image was not used; use mixer=mix_samples, or mixing=None"
-        )
-    return sample
+    images = RawImages(dataset)
+    return images.sample(index, carry_out(index, steps, lambda i: _read(images.image, i, index)))
 
 
 def mix_samples(dataset: Any, index: int, steps: Steps, *, fields: Collection[Any] | None = None) -> Any:
@@ -184,19 +166,20 @@ def default_mixer(dataset: Any) -> Mixer:
     return mix_arrays if images else mix_samples
 
 
+def resolve_mixing(mixing: str | None, mixer: Mixer) -> Mixing:
+    """What ``mixing`` is short for: "auto" is "cumulative" where raw images are mixed, and "fresh" elsewhere.
+
+    Raw images are in memory. Everywhere else a mixture of mixtures is as many samples to fetch as went into it.
+    """
+    checked: Any = checked_choice(mixing, "mixing", ("auto", *MODES))
+    if checked == "auto":
+        return "cumulative" if mixer is mix_arrays else "fresh"
+    return checked  # type: ignore[no-any-return]
+
+
 def is_built_in(mixer: Mixer) -> bool:
     """Whether ``mixer`` is one of this module's, with or without fields."""
     return getattr(mixer, "func", mixer) in (mix_arrays, mix_samples)
-
-
-def has_arrays(dataset: Any) -> bool:
-    """Whether the data set (through ``Subset``, too) has one array or tensor entry per sample in ``.data``."""
-    base = unwrap(dataset)[1]
-    data: Any = getattr(base, "data", None)
-    if is_array(base) or not is_array(data) or data.ndim < 2 or not 0 < len(data) == len(base):
-        return False
-    # Wide integers are labels or tokens, which have no mixture.
-    return is_floating(data) or dtype_name(data) in {"uint8", "uint16", "int16"}
 
 
 def holds_pixels(images: Iterable[Any]) -> bool:
@@ -209,77 +192,6 @@ def holds_pixels(images: Iterable[Any]) -> bool:
     if len(levels) > 2:
         levels = levels[levels < 255]
     return bool((levels >= 32).any())
-
-
-class _Overlay:
-    """An image array in which one entry is another, for one ``__getitem__``."""
-
-    def __init__(self, data: Any, index: int, image: Any) -> None:
-        self._data, self._index, self._image = data, index, image
-        self.was_read = False
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, tuple) and key:
-            return self[key[0]][key[1:]]
-        if not isinstance(key, (int, np.integer)) and not (is_tensor(key) and key.ndim == 0):
-            raise TypeError(
-                f"mix_arrays needs a data set that reads one image as self.data[index], got self.data[{key!r}]; "
-                "use mixer=mix_samples"
-            )
-        key = int(key)
-        if key in (self._index, self._index - len(self._data)):
-            self.was_read = True
-            return self._image
-        return self._data[key]
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        raise TypeError(
-            "mix_arrays needs a data set that only reads its .data, and this one writes to it (a cache?); use "
-            "mixer=mix_samples, or mixing=None"
-        )
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # __array__ and its like would hand out unmixed images
-            raise AttributeError(name)
-        return getattr(self._data, name)
-
-
-def unwrap(dataset: Any) -> tuple[list[Any], Any, Callable[[int], int]]:
-    """The chain of subsets, the data set at its end, and where an index of the first lies in the last."""
-    utils = sys.modules.get("torch.utils.data")
-    chain: list[Any] = []
-    while utils is not None and isinstance(dataset, utils.Subset):
-        chain.append(dataset)
-        dataset = dataset.dataset
-
-    def locate(index: int) -> int:
-        for subset in chain:
-            index = int(subset.indices[index])
-        return index
-
-    return chain, dataset, locate
-
-
-def _clone_with(obj: Any, name: str, value: Any) -> Any:
-    """A shallow copy of ``obj`` in which one attribute is another."""
-    cls: Any = type(obj)
-    # By hand where that is all there is to it: copy.copy would go through the user's __getstate__.
-    if cls.__new__ is object.__new__ and not any(vars(c).get("__slots__") for c in cls.__mro__):
-        clone = object.__new__(cls)
-        clone.__dict__.update(obj.__dict__)
-    else:
-        clone = copy.copy(obj)
-    try:
-        setattr(clone, name, value)
-    except AttributeError:
-        raise TypeError(
-            f"mix_arrays needs to replace {type(obj).__name__}.{name} in a copy, and it can't be set; use "
-            "mixer=mix_samples, or mixing=None"
-        ) from None
-    return clone
 
 
 def _read(read: Callable[[int], Any], i: int, index: int) -> Any:
@@ -297,11 +209,6 @@ def _read(read: Callable[[int], Any], i: int, index: int) -> Any:
             "dataset[index] where a source is gone"
         ) from error
     return image
-
-
-def is_array(x: Any) -> bool:
-    """A NumPy array or a torch tensor."""
-    return isinstance(x, np.ndarray) or is_tensor(x)
 
 
 def _is_image(x: Any) -> bool:

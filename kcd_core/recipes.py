@@ -8,7 +8,7 @@ mix mixtures, so a recipe can have several steps; with fresh mixing it has at mo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .base.arrays import is_tensor
 
-__all__ = ["MODES", "MixRecipes", "Mixing", "Step", "Steps", "blend", "carry_out"]
+__all__ = ["MODES", "MixRecipes", "Mixing", "Step", "Steps", "adopted_mixing", "blend", "carry_out"]
 
 Step = tuple[int, int, float]
 Steps = tuple[Step, ...]
@@ -86,6 +86,12 @@ class MixRecipes:
             done[sample] = row
         rows.sort(key=lambda row: int(self.stage[row]))
         return tuple((int(self.target[r]), int(self.source[r]), float(self.weight[r])) for r in rows)
+
+
+def adopted_mixing(state: Any, own: Mixing) -> Mixing:
+    """The mixing of a state, for whoever was not told one and has its ``own``: cumulative or fresh, but not none."""
+    saved = state.get("mixing") if isinstance(state, Mapping) else None
+    return saved if isinstance(saved, str) and saved in ("cumulative", "fresh") else own  # type: ignore[return-value]
 
 
 def carry_out(index: int, steps: Steps, read: Callable[[int], Any]) -> Any:

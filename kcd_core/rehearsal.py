@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from .base.arrays import dtype_name, is_floating, to_numpy
-from .mixing import Mixer, field_of, holds_pixels, is_array, is_built_in, mix_arrays, mix_samples, unwrap
+from .mixing import Mixer, field_of, holds_pixels, is_built_in, mix_arrays, mix_samples
+from .raw_images import is_array, unwrap
 
 __all__ = ["check_fetching", "rehearse"]
 

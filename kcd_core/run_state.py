@@ -15,6 +15,7 @@ from .em_step import Select, check_select
 from .history import CondensationHistory
 from .layout import Layout, nothing_of
 from .progress import EpochProgress
+from .recipes import adopted_mixing
 from .saved import Saved, checked, gathered
 from .schedule import CondensationSchedule
 from .tracker import KnowledgeValueTracker
@@ -192,6 +193,9 @@ class RunState:
         mine = self.identity()
         if getattr(self.sampler, "adopts_seed", False):  # the sampler's own state brings it
             del mine["seed"]
+        if getattr(self.sampler, "adopts_mixing", False):
+            first = next(iter(state), None) if isinstance(state, (list, tuple)) else state
+            mine["mixing"] = adopted_mixing(first, mine["mixing"])
         return checked(state, self.layout, mine, needs=needs, within=within)
 
     def apply(self, saved: Saved) -> None:

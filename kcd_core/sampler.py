@@ -22,7 +22,7 @@ from .epoch_sampler import (
     recipe_state,
     spans,
 )
-from .recipes import MixRecipes
+from .recipes import Mixing, MixRecipes
 
 __all__ = ["CondensedSampler", "InForce"]
 
@@ -41,7 +41,8 @@ class InForce(NamedTuple):
         int64 where there are more than 2**31 samples. None is everything, without a list of it.
     recipes : MixRecipes
     seed : int
-        Changes where a state is loaded and its seed taken over.
+    mixing : {"cumulative", "fresh", None}
+        These two change where a state is loaded and they are taken over from it.
     """
 
     epoch: int = 1
@@ -49,6 +50,7 @@ class InForce(NamedTuple):
     kept: npt.NDArray[np.signedinteger[Any]] | None = None
     recipes: MixRecipes = MixRecipes()
     seed: int = 0
+    mixing: Mixing = "cumulative"
 
 
 class CondensedSampler(EpochSampler):
@@ -103,9 +105,9 @@ class CondensedSampler(EpochSampler):
 
     in_force: InForce
 
-    def everything(self, seed: int) -> InForce:
+    def everything(self, seed: int, mixing: Mixing) -> InForce:
         """What is in force before the first stage."""
-        return InForce(seed=seed)
+        return InForce(seed=seed, mixing=mixing)
 
     @property
     def kept(self) -> Indices:
@@ -164,12 +166,12 @@ class CondensedSampler(EpochSampler):
 
     def fingerprint(self, in_force: InForce | None = None) -> str:
         """A short name of set and recipes, by default those in force: equal on two ranks if these are."""
-        _, stage, kept, recipes, _ = in_force or self.in_force
+        _, stage, kept, recipes, *_ = in_force or self.in_force
         return fingerprint(stage, kept, recipes)
 
     def state_dict(self) -> dict[str, Any]:
         """Set, recipes and what defines the order, as plain numbers and tensors. Copies."""
-        epoch, stage, kept, recipes, _ = self.in_force
+        epoch, stage, kept, recipes, *_ = self.in_force
         return {
             **self.identity(),
             "epoch": epoch,
@@ -191,7 +193,7 @@ class CondensedSampler(EpochSampler):
 
     def check_state(self, state: Mapping[str, Any]) -> InForce:
         """What `load_state_dict` would put in force. Changes nothing, and raises as it does."""
-        seed = self.checked_seed(state, "sampler", needs=("epoch", "stage", "kept", *RECIPE_ARRAYS))
+        seed, mixing = self.checked_seed(state, "sampler", needs=("epoch", "stage", "kept", *RECIPE_ARRAYS))
         kept = checked_indices(state["kept"], self.num_samples, np.int32)
         if (kept[1:] <= kept[:-1]).any():
             raise ValueError("the sampler state is damaged: kept is not ascending")
@@ -202,4 +204,5 @@ class CondensedSampler(EpochSampler):
             kept=self._held(kept) if len(kept) else None,
             recipes=checked_recipes(state, self.num_samples, stage),
             seed=seed,
+            mixing=mixing,
         )

@@ -30,6 +30,7 @@ LAYERS = (
         "kcd_core.formulas",
         "kcd_core.history_plot",
         "kcd_core.logits",
+        "kcd_core.raw_images",
         "kcd_core.recipes",
         "kcd_core.schedule",
         "kcd_core.sums",

@@ -70,7 +70,9 @@ class HostedLoader:
 
     def _begin(self, loader: DataLoader[Any], batching: tuple[int, bool]) -> None:
         settings = self._settings
-        self.sampler = HostOrder(_order(loader), len(loader.dataset), mixing=settings.recipes)  # type: ignore[arg-type]
+        mixing = settings.recipes(self._mixer_of(loader.dataset))
+        self.sampler = HostOrder(_order(loader), len(loader.dataset), mixing=mixing)  # type: ignore[arg-type]
+        self.sampler.adopts_mixing = settings.mixing == "auto"
         self.about = dataset_identity(loader.dataset)
         layout = WholeLayout(
             self.sampler, KnowledgeValueTracker(self.sampler.num_samples, value=settings.value)
@@ -106,12 +108,16 @@ class HostedLoader:
         # Weakly: whether the host still has it tells whether it made another one instead.
         self._loader = weakref.ref(loader)
         self.dataset = loader.dataset
-        self.mixer: Mixer = default_mixer(loader.dataset)
-        if self.mixer is mix_samples and self._profile.fields is not None:
-            self.mixer = partial(mix_samples, fields=self._profile.fields)
+        self.mixer = self._mixer_of(loader.dataset)
         self.batches = KeyBatches(self.sampler, *batching)
         self.batches.rehearse = self.sampler.mixing is not None and self._settings.ratio < 1
         self._inner: DataLoader[Any] | None = None
+
+    def _mixer_of(self, dataset: Any) -> Mixer:
+        mixer = default_mixer(dataset)
+        if mixer is mix_samples and self._profile.fields is not None:
+            return partial(mix_samples, fields=self._profile.fields)
+        return mixer
 
     @property
     def loader(self) -> DataLoader[Any] | None:

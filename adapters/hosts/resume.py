@@ -10,6 +10,7 @@ from kcd_core import CondensationHistory, KnowledgeValueTracker
 from kcd_core.base import distributed
 from kcd_core.base.checkpoint import load_checkpoint, save_checkpoint
 from kcd_core.base.states import check_same, state_int
+from kcd_core.mixing import mix_arrays
 from kcd_core.sampler import CondensedSampler
 
 from ..profiles import Profile
@@ -133,7 +134,8 @@ class Checkpoints:
         num_samples, epochs = state["loader"]["num_samples"], counts["epochs"]
         tracker = KnowledgeValueTracker(num_samples, value=self._settings.value)
         tracker.load_state_dict(state["tracker"])
-        sampler = CondensedSampler(num_samples, mixing=self._settings.recipes)
+        sampler = CondensedSampler(num_samples, mixing=self._settings.recipes(mix_arrays))
+        sampler.adopts_mixing = self._settings.mixing == "auto"
         sampler.load_state_dict(state["sampler"])
         CondensationHistory.from_state(state["history"])
         wanted = self._schedule.size(num_samples, epochs + 1)
@@ -175,7 +177,7 @@ class Checkpoints:
             )
 
     def _identity(self) -> dict[str, Any]:
-        names = ("alpha", "min_weight", "mixing", "value", "negatives")
+        names = ("alpha", "min_weight", "value", "negatives")  # the sampler's state tells its mixing
         return {
             "version": VERSION,
             "repository": self._profile.name,

@@ -110,7 +110,7 @@ class KCDBatchSampler:
                 "KCDBatchSampler needs dataset_wrapper: {key: 'KCDDatasetWrapper', kwargs: {}} in the same "
                 f"train_data_loader, got a {type(dataset).__name__}"
             )
-        mixing = self.settings.recipes
+        mixing = self.settings.recipes(dataset.mixer)
         if mixing and any(hasattr(d, "cache_dir_path") for d in (dataset.inner, dataset.org_dataset)):
             raise ValueError(
                 "cached teacher outputs are wrong for mixed images: use mixing: 'none', or no cache"
@@ -118,6 +118,7 @@ class KCDBatchSampler:
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, bool(drop_last)
         self.dataset = dataset
         self.order = HostOrder(sampler, len(dataset), mixing=mixing)
+        self.order.adopts_mixing = self.settings.mixing == "auto"
         self.run = Condensation(
             self.order,
             schedule=self.schedule,
@@ -233,7 +234,7 @@ class KCDBatchSampler:
         save_checkpoint(self._state, state)
 
     def _identity(self) -> dict[str, Any]:
-        names = ("alpha", "min_weight", "mixing", "value", "negatives")
+        names = ("alpha", "min_weight", "value", "negatives")  # the sampler's state tells its mixing
         settings = {name: getattr(self.settings, name) for name in names}
         dataset = self.run.identity()["dataset"]
         return {

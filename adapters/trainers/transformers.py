@@ -47,7 +47,7 @@ class KCDTrainerMixin(Base):
     kcd_schedule : CondensationSchedule
     kcd_value, kcd_alpha, kcd_min_weight, kcd_mixer, kcd_select, kcd_on_nonfinite, kcd_device
         Of `wrap_loader`, under these names.
-    kcd_mixing : {None, "cumulative", "fresh"}
+    kcd_mixing : {None, "auto", "cumulative", "fresh"}
         Of `wrap_loader`, but None by default: a Trainer's samples are dicts, which are only mixed with a ``kcd_mixer`` that
         says which of their fields, ``functools.partial(mix_samples, fields=["pixel_values"])``; text can't be mixed.
     kcd_seed : int, optional

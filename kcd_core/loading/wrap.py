@@ -12,7 +12,7 @@ from ..base.dataset_identity import dataset_identity
 from ..base.states import value_name
 from ..em_step import Select
 from ..layout import Layout, WholeLayout
-from ..mixing import Mixer
+from ..mixing import Mixer, resolve_mixing
 from ..recipes import Mixing
 from ..run import Run
 from ..sampler import CondensedSampler
@@ -42,7 +42,7 @@ def wrap_loader(
     value: ValueName | Value = "entropy",
     alpha: float = 0.03,
     min_weight: float = 0.7,
-    mixing: Mixing = "cumulative",
+    mixing: Mixing | Literal["auto"] = "auto",
     mixer: Literal["auto", "arrays", "samples"] | Mixer = "auto",
     select: Select | None = None,
     return_index: bool = False,
@@ -78,9 +78,11 @@ def wrap_loader(
         See `KnowledgeValueTracker`.
     alpha, min_weight, select
         See `condense` and `condense_step`.
-    mixing : {"cumulative", "fresh", None}
+    mixing : {"auto", "cumulative", "fresh", None}
         Mix what is dropped into what is barely kept: images mixed at several stages one on top of the
-        other (the authors' behaviour), always from the originals, or not at all.
+        other (the authors' behaviour), always from the originals, or not at all. Auto is cumulative where raw images
+        are mixed, with ``mix_arrays``, and fresh elsewhere, where every image that goes into a mixture is one more sample
+        to fetch; a loaded state brings the one that it was saved with. See docs/mixing.md in the repository.
     mixer : {"auto", "arrays", "samples"} or callable
         ``mix_arrays`` (raw images, before the transform, as the paper does), ``mix_samples`` (after
         it), or your own ``mixer(dataset, index, steps) -> sample``. Auto takes the first where the
@@ -169,7 +171,9 @@ def wrap_loader(
         raise ValueError("ask needs the values of all samples in one place: not with sharded=True")
     num_samples = len(loader.dataset)  # type: ignore[arg-type]
     recording: dict[str, Any] = {"value": value, "on_nonfinite": on_nonfinite, "device": device}
-    drawn: dict[str, Any] = {"mixing": mixing, **order._asdict()}
+    mix = resolve_mixer(mixer, loader.dataset)
+    mode = resolve_mixing(mixing, mix)
+    drawn: dict[str, Any] = {"mixing": mode, **order._asdict()}
     del drawn["given"]
     layout: Layout
     sampler: CondensedSampler | ShardedSampler
@@ -181,9 +185,12 @@ def wrap_loader(
         sampler = CondensedSampler(num_samples, **drawn)
         layout = WholeLayout(sampler, KnowledgeValueTracker(num_samples, **recording), group)
         layout.what, layout.call = "loader", "loader.record(student_logits)"
-    sampler.share_given, sampler.adopts_seed = order.given, seed is None
+    sampler.share_given, sampler.adopts_seed, sampler.adopts_mixing = (
+        order.given,
+        seed is None,
+        mixing == "auto",
+    )
     batches = KeyBatches(sampler, *batching)
-    mix = resolve_mixer(mixer, loader.dataset)
     run = Run(
         layout,
         schedule,
@@ -192,7 +199,7 @@ def wrap_loader(
         select=select,
         own={
             "dataset": dataset_identity(loader.dataset),
-            "mixer": value_name(mix) if mixing else None,
+            "mixer": value_name(mix) if mode else None,
             "loader's drop_last": batches.drop_last,
         },
         what="loader",
@@ -203,7 +210,7 @@ def wrap_loader(
     if asking_schedule is not None:
         asking = Asking(layout, asking_schedule, run.alpha, ask_multiple)
         asking.run.warn_once("drops nothing", asking_schedule.why_idle(num_samples), stacklevel=3)
-    batches.rehearse = mixing is not None and schedule.drops(num_samples)
+    batches.rehearse = mode is not None and schedule.drops(num_samples)
     run.warn_once("drops nothing", schedule.why_idle(num_samples), stacklevel=3)
     run.warn_once("no batch ahead", _without_batch(schedule, batches, num_samples), stacklevel=3)
     inner = rebuild(loader, batches, mix)

@@ -102,14 +102,15 @@ class SliceLayout:
             rank=rank,
             mixing=self.sampler.mixing,
         )
-        saver.adopts_seed = self.sampler.adopts_seed
+        saver.adopts_seed, saver.adopts_mixing = self.sampler.adopts_seed, self.sampler.adopts_mixing
         tracker = KnowledgeValueTracker(saver.stop - saver.start, value=self.tracker.function)
         return tracker.check_state(state["tracker"]), saver.check_state(state["sampler"])
 
     def moment(self, in_force: Any) -> dict[str, str]:
         # With fresh mixing, a rank has the recipes of its own samples alone.
-        recipes = MixRecipes() if self.sampler.mixing == "fresh" else in_force.recipes
-        return {"set": fingerprint(in_force.stage, in_force.sizes, recipes), "seed": str(in_force.seed)}
+        recipes = MixRecipes() if in_force.mixing == "fresh" else in_force.recipes
+        adopted = {"seed": str(in_force.seed), "mixing": str(in_force.mixing)}
+        return {"set": fingerprint(in_force.stage, in_force.sizes, recipes), **adopted}
 
     def joined(
         self, parts: Sequence[tuple[TrackerState, Any]], within_epoch: bool

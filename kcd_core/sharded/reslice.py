@@ -54,7 +54,7 @@ def resliced(
     sizes = np.add.reduceat(np.concatenate(member), starts, dtype=np.int64)
     check_sizes(sizes)
     recipes = saved[0].recipes
-    if sampler.mixing == "fresh":  # else every rank has the recipes of all
+    if saved[0].mixing == "fresh":  # else every rank has the recipes of all
         target, source, weight, stage = (
             np.concatenate([getattr(s.recipes, name) for s in saved])
             for name in ("target", "source", "weight", "stage")

@@ -22,7 +22,7 @@ from ..epoch_sampler import (
     recipe_state,
     spans,
 )
-from ..recipes import MixRecipes
+from ..recipes import Mixing, MixRecipes
 from .slices import ShardedSet, bounds, check_sizes
 
 __all__ = ["ShardInForce", "ShardedSampler"]
@@ -42,7 +42,8 @@ class ShardInForce(NamedTuple):
         How many samples every rank keeps.
     recipes : MixRecipes
     seed : int
-        Changes where a state is loaded and its seed taken over.
+    mixing : {"cumulative", "fresh", None}
+        These two change where a state is loaded and they are taken over from it.
     """
 
     epoch: int
@@ -51,6 +52,7 @@ class ShardInForce(NamedTuple):
     sizes: Indices
     recipes: MixRecipes
     seed: int
+    mixing: Mixing
 
 
 class ShardedSampler(EpochSampler):
@@ -90,7 +92,7 @@ class ShardedSampler(EpochSampler):
 
     in_force: ShardInForce
 
-    def everything(self, seed: int) -> ShardInForce:
+    def everything(self, seed: int, mixing: Mixing) -> ShardInForce:
         """What is in force before the first stage."""
         num_samples = self.num_samples
         if num_samples < self.num_replicas:
@@ -100,7 +102,7 @@ class ShardedSampler(EpochSampler):
         self.start, self.stop = bounds(num_samples, self.rank, self.num_replicas)
         slices = [bounds(num_samples, rank, self.num_replicas) for rank in range(self.num_replicas)]
         sizes = np.array([stop - start for start, stop in slices], np.int64)
-        return ShardInForce(epoch=1, stage=0, members=None, sizes=sizes, recipes=MixRecipes(), seed=seed)
+        return ShardInForce(1, 0, members=None, sizes=sizes, recipes=MixRecipes(), seed=seed, mixing=mixing)
 
     @property
     def kept(self) -> Indices:
@@ -171,7 +173,7 @@ class ShardedSampler(EpochSampler):
         """See `EpochSampler.blocks`. ``start`` is a multiple of the number of ranks."""
         epoch = self.epoch if epoch is None else epoch
         # All state is read here, at the call, and not at the first next().
-        _, _, members, sizes, _, _ = self.in_force
+        _, _, members, sizes, *_ = self.in_force
         return self._blocks(members, self.length(int(sizes.sum())), epoch, start // self.num_replicas)
 
     def _blocks(self, members: Members | None, length: int, epoch: int, start: int) -> Blocks:
@@ -192,12 +194,12 @@ class ShardedSampler(EpochSampler):
 
     def fingerprint(self, in_force: ShardInForce | None = None) -> str:
         """A short name of what all ranks know of a set, by default that in force: equal on two ranks of one run."""
-        _, stage, _, sizes, recipes, _ = in_force or self.in_force
-        return fingerprint(stage, sizes, recipes if self.mixing == "cumulative" else MixRecipes())
+        _, stage, _, sizes, recipes, _, mixing = in_force or self.in_force
+        return fingerprint(stage, sizes, recipes if mixing == "cumulative" else MixRecipes())
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's part of the set, recipes and what defines the order, as plain numbers and tensors. Copies."""
-        epoch, stage, members, sizes, recipes, _ = self.in_force
+        epoch, stage, members, sizes, recipes, *_ = self.in_force
         bits = np.empty(0, np.uint8) if members is None else members.bits
         return {
             **self.identity(),
@@ -211,7 +213,7 @@ class ShardedSampler(EpochSampler):
     def check_state(self, state: Mapping[str, Any]) -> ShardInForce:
         """What `load_state_dict` would put in force. Changes nothing, and raises as it does."""
         needs = ("epoch", "stage", *RECIPE_ARRAYS, "bits", "sizes")
-        seed = self.checked_seed(state, "sharded sampler", needs=needs)
+        seed, mixing = self.checked_seed(state, "sharded sampler", needs=needs)
         bits, sizes = to_numpy(state["bits"]), to_numpy(state["sizes"])
         length = self.stop - self.start
         if bits.dtype != np.uint8 or bits.shape not in ((0,), (-(-length // 8),)):
@@ -235,6 +237,7 @@ class ShardedSampler(EpochSampler):
             sizes=sizes.copy(),
             recipes=checked_recipes(state, self.num_samples, stage),
             seed=seed,
+            mixing=mixing,
         )
 
     def identity(self) -> dict[str, Any]:

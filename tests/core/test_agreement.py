@@ -294,6 +294,7 @@ RUN: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
         {
             **SAMPLERS,
             **RUNS,
+            "mixing": {"mixing": "cumulative"},  # of these samples, fresh is the default
             **SELECTS,
             "batch_size": {"batch_size": 3},
             "drop_last": {"cut": True},
@@ -310,6 +311,7 @@ RUN: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
         {
             **SAMPLERS,
             **RUNS,
+            "mixing": {"mixing": "cumulative"},
             "batch_size": {"batch_size": 3},
             "drop_last": {"cut": True},
             "loader's drop_last": {"drop_last": True},

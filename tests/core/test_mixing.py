@@ -27,7 +27,8 @@ from hypothesis.extra import numpy as hnp
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 import kcd_core as kcd
-from kcd_core.mixing import default_mixer, has_arrays
+from kcd_core.mixing import default_mixer
+from kcd_core.raw_images import has_arrays
 from kcd_core.recipes import MixRecipes
 
 N = 40

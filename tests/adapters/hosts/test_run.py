@@ -259,7 +259,7 @@ def test_a_run_in_which_nothing_is_observed_says_why(host: Host, accuracy: str, 
 @on("repdistiller")
 def test_a_schedule_that_never_condenses_is_told(host: Host) -> None:
     output, _ = host.kcd("train_student.py", "--epochs", "1")
-    assert "kcd: ratio 0.7 in 6 stages of 40 epochs, value entropy, mixing cumulative" in output
+    assert "kcd: ratio 0.7 in 6 stages of 40 epochs, value entropy, mixing auto" in output
     early, _, late = output.partition("the student trains on")
     assert "WARNING: with 1 epoch this will be plain training: the first stage ends after epoch 40" in early
     assert "1 epoch, 0 stages, 98 samples drawn" in late
