@@ -119,6 +119,44 @@ def test_verdicts_are_those_of_the_study():
     assert set(verdicts.values()) == {"none"}
 
 
+def test_what_to_set_is_by_the_evidence():
+    text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    periods = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (.*?) \|$", text, re.MULTILINE)
+    assert len(periods) == 8
+    for *numbers, shares in periods:
+        epochs, period, left = map(int, numbers)
+        for ratio, share in zip((0.7, 0.5, 0.3), shares.split(" | "), strict=True):
+            schedule = kcd.CondensationSchedule.for_epochs(epochs, ratio)
+            assert (schedule.period, epochs - 6 * schedule.period) == (period, left)
+            drawn = sum(schedule.size(60_000, epoch) for epoch in range(1, epochs + 1))
+            assert share == f"{100 * drawn / (60_000 * epochs):.1f} %"
+    students, note = printed_study("fashion-mnist-20000x24")
+
+    def printed(student, arm, ratio, difference, share=""):
+        """Whether the study's line of an arm says this difference to KD."""
+        (line,) = (line for line in students[student][0] if line.startswith(f"{arm} {ratio} 10 "))
+        return f" {difference} " in f"{line} " and f" {share}" in line
+
+    both, mixed = "KC-KD v3: and mixing", "KC-KD v3, mixing fresh"
+    ratios = re.findall(r"^\| (0\.\d+) \| ([-+].*?) \| (.*?) ?\| ([\d.]+) % \|$", text, re.MULTILINE)
+    assert len(ratios) == 5
+    for ratio, small, large, share in ratios:
+        assert printed("small", both, ratio, small, f"{share}%")
+        assert not large or printed("large", both, ratio, large, f"{share}%")
+    for mixing, arm in (("None", "KC-KD v2: by V·F^0.03"), ('"fresh"', mixed), ('"cumulative"', both)):
+        told = re.search(rf"^\| `{mixing}` \| (.*) \|$", text, re.MULTILINE)[1].split(" | ")
+        for ratio, difference in zip((0.7, 0.5, 0.3), told, strict=True):
+            assert printed("small", arm, ratio, difference), (mixing, ratio)
+    prose = " ".join(text.split())
+    for sentence, arm, ratio in (
+        (r"without mixing it is (\S+ \S+ \S+) to KD", "KC-KD by KD divergence", 0.25),
+        (r"and entropy (\S+ \S+ \S+): no gain", "KC-KD v2: by V·F^0.03", 0.25),
+        (r"did not pay: (\S+ \S+ \S+) to KD at 0\.1", "KC-KD, all data at the end", 0.1),
+    ):
+        assert printed("small", arm, ratio, re.search(sentence, prose)[1]), arm
+    assert f"{re.search('Cumulative mixing adds (.*?) to the choice', prose)[1]} at 0.3" in note
+
+
 def test_by_hand_examples_run(capsys):
     names = {
         "torch": torch,
