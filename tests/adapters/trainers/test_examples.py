@@ -1,4 +1,4 @@
-"""The scripts of examples/ that are named after a trainer run, each where its library is installed, and print what was saved."""
+"""The scripts of examples/ that are named after a library run, each where it is installed, and print what was saved."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-TRAINERS = ("accelerate", "ignite", "lightning", "timm", "transformers", "trl")
-SCRIPTS = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem.partition("_")[0] in TRAINERS)
+LIBRARIES = ("accelerate", "ignite", "lightning", "tensorboard", "timm", "transformers", "trl", "wandb")
+SCRIPTS = sorted(
+    path for path in (ROOT / "examples").glob("*.py") if path.stem.partition("_")[0] in LIBRARIES
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
