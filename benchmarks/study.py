@@ -119,6 +119,11 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
     add("--ratios", nargs="+", type=float, default=[0.7], metavar="R", help="of the samples kept in the end")
     add("--students", nargs="+", choices=STUDENTS, default=["small"], metavar="S",
         help=" or ".join(STUDENTS))  # fmt: skip
+    add(
+        "--label",
+        metavar="WORD",
+        help="of a study apart from others of these settings, with a teacher of its own",
+    )
     add("--seeds", type=int, default=10, metavar="N", help="0 to N-1, each all arms")
     add("--epochs", type=int, default=24, metavar="N", help=f"a multiple of {STAGES}, the stages")
     add(
@@ -155,6 +160,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
         teacher_epochs=args.teacher_epochs or DATA[args.data].teacher_epochs,
         out=args.out,
         live=args.live,
+        label=f"-{args.label}" if args.label else "",
     )
     for ratio in args.ratios:
         try:

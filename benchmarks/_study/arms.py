@@ -113,6 +113,9 @@ ARMS = {
     **in_repositories("own", "own logits"),
     **in_repositories("soft", "soft label"),
     **in_repositories("mean", "class mean"),
+    **in_repositories("ce", "as CE at 1"),
+    # The teacher is asked in the first epoch, and then stood in for on all samples but one.
+    "mean-none": Arm("class mean alone", Condensed, {"ask": 1e-9, "standin": STAND_INS["mean"]}, free=True),
     "kd-ce1": Arm("KD, CE 1", loss="kd-ce1", base="kd-ce1", free=True),
     **in_repositories("own", "own, CE 1", "kd-ce1"),
     **in_repositories("mean", "mean, CE 1", "kd-ce1"),

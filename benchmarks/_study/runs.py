@@ -27,13 +27,14 @@ class Setting:
     teacher_epochs: int
     out: Path
     live: bool = False  # the teacher runs in every step, and what it said is not kept
+    label: str = ""  # of a study apart, with a teacher of its own
 
     @property
     def name(self) -> str:
         batch = "" if self.batch == 128 else f"-b{self.batch}"
         teacher = "" if self.teacher_epochs == DATA[self.data].teacher_epochs else f"-t{self.teacher_epochs}"
-        live = "-live" if self.live else ""
-        return f"study-{self.data}-{self.samples}x{self.epochs}{batch}{teacher}{live}"
+        kind = ("-live" if self.live else "") + self.label
+        return f"study-{self.data}-{self.samples}x{self.epochs}{batch}{teacher}{kind}"
 
     @property
     def runs(self) -> Path:
@@ -41,7 +42,7 @@ class Setting:
 
     @property
     def teacher(self) -> Path:
-        return self.out / f"study-{self.data}-teacher" / f"{self.teacher_epochs}-epochs.pt"
+        return self.out / f"study-{self.data}-teacher{self.label}" / f"{self.teacher_epochs}-epochs.pt"
 
 
 def runs_of(setting: Setting, digest: str | None = None) -> dict[str, dict[str, Any]]:
@@ -62,7 +63,7 @@ def runs_of(setting: Setting, digest: str | None = None) -> dict[str, dict[str, 
             if run.get(key, shared[key]) != shared[key]:
                 raise StudyError(
                     f"{setting.runs / name}.json is of other {what} ({key} {run[key]}, not {shared[key]}): "
-                    "give an --out of its own for each, or delete the runs of one"
+                    "give a --label or an --out of its own for each, or delete the runs of one"
                 )
     return runs
 

@@ -107,6 +107,10 @@ def test_a_report_is_not_replaced_by_one_with_fewer_runs(study, finished, tmp_pa
 def test_other_teachers_make_another_study(study):
     names = {study.parse([*SMALL, "--teacher-epochs", n])[1].name for n in ("2", "3", "60")}
     assert names == {"study-digits-300x6-t2", "study-digits-300x6-t3", "study-digits-300x6"}
+    apart, usual = (study.parse([*SMALL, "--live", *label])[1] for label in (["--label", "gate"], []))
+    assert (apart.name, usual.name) == (f"{NAME}-live-gate", f"{NAME}-live")
+    assert apart.teacher.parent.name == "study-digits-teacher-gate"
+    assert usual.teacher == study.parse(SMALL)[1].teacher
 
 
 @pytest.mark.parametrize(("missing", "options"), [("rich", []), ("matplotlib", []), ("rich", ["--help"])])
@@ -245,6 +249,18 @@ def test_stand_ins_for_the_teacher(study, material):
         np.testing.assert_allclose(filled["mean"][row], mean, rtol=1e-4, atol=1e-5)
         assert filled["soft"][row, target] == pytest.approx(height, rel=1e-5)
         assert np.count_nonzero(filled["soft"][row]) == 1
+
+
+def test_a_stand_in_gives_the_hosts_loss_the_gradient_of_the_labels(study):
+    """0.1 CE + 0.9 KL at 4 on all rows, as plain cross-entropy at weight 1."""
+    losses, view = sys.modules["_study.losses"], sys.modules["_study.material"].View
+    logits = torch.from_numpy(np.random.default_rng(1).normal(size=(6, 10)) * 2).requires_grad_()
+    targets = torch.arange(6)
+    filled = sys.modules["_study.standins"].STAND_INS["ce"](10).fill(logits.detach(), targets)
+    student, teacher = view(logits, logits), view(logits, filled)
+    (of_host,) = torch.autograd.grad(losses.kd(student, teacher, targets, None).sum(), logits)
+    (of_labels,) = torch.autograd.grad(losses.labels(logits, targets).sum(), logits)
+    torch.testing.assert_close(of_host, of_labels)
 
 
 @pytest.mark.parametrize("standin", ["own", "mean"])
