@@ -15,6 +15,7 @@ from importlib import import_module, util
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__ as __version__
+from .account import Account, Cost
 from .base import checkpoint as checkpoint
 from .base.checkpoint import load_checkpoint, save_checkpoint
 from .condense import CondensedSet, condense
@@ -31,6 +32,7 @@ from .tracker import KnowledgeValueTracker
 from .values import cross_entropy, entropy, kd_divergence, margin, sequence_entropy
 
 if TYPE_CHECKING:
+    from .flops import StepFlops, step_flops
     from .loading.loader import CondensedLoader
     from .loading.wrap import wrap_loader
     from .loss import CondensedLoss
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from .streaming.stream import CondensedStream
 
 __all__ = [
+    "Account",
     "Condensation",
     "CondensationHistory",
     "CondensationSchedule",
@@ -46,8 +49,10 @@ __all__ = [
     "CondensedSampler",
     "CondensedSet",
     "CondensedStream",
+    "Cost",
     "KnowledgeValueTracker",
     "ShardedSampler",
+    "StepFlops",
     "TeacherGate",
     "condense",
     "condense_sharded",
@@ -62,6 +67,7 @@ __all__ = [
     "mix_samples",
     "save_checkpoint",
     "sequence_entropy",
+    "step_flops",
     "wrap_loader",
 ]
 
@@ -71,6 +77,8 @@ _NEED_TORCH = {
     "CondensedLoss": "loss",
     "gated_loss": "row_losses",
     "CondensedStream": "streaming.stream",
+    "StepFlops": "flops",
+    "step_flops": "flops",
 }
 
 

@@ -170,6 +170,11 @@ class EpochSampler(ABC):
         """Number of indices a rank draws in an epoch on a set of ``size`` samples."""
         return size // self.num_replicas if self.drop_last else -(-size // self.num_replicas)
 
+    @property
+    def share(self) -> int:
+        """How many of all samples are this rank's."""
+        return len(range(self.rank, self.num_samples, self.num_replicas))
+
     def __len__(self) -> int:
         """Number of indices this rank draws in an epoch."""
         return self.length(self.num_kept)

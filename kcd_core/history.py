@@ -10,6 +10,7 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
+from .account import Account
 from .algorithms.ranks import rank_scores
 from .base.arguments import check_kind, checked_bool
 from .base.arrays import checked_int
@@ -62,6 +63,8 @@ class CondensationHistory:
     ----------
     num_samples : int
     schedule : CondensationSchedule or None
+    account : Account or None
+        What the epochs cost, of a history that is a run's: in its text and its JSON, not in `state_dict`.
     records : list of dict
         Each has ``stage``; ``epoch``, at whose end it was decided; ``kept``, ``dropped`` and ``mixed``, numbers
         of samples; ``cut``, the ranking score of the lowest-ranked kept sample, or None if that was never
@@ -74,6 +77,7 @@ class CondensationHistory:
         self.num_samples = checked_int(num_samples, "num_samples", 1)
         check_kind(schedule, "schedule", CondensationSchedule, type(None))
         self.schedule = schedule
+        self.account: Account | None = None
         self.records: list[dict[str, Any]] = []
 
     def append(
@@ -165,6 +169,9 @@ class CondensationHistory:
         return self.records[place]
 
     def __str__(self) -> str:
+        return f"{self._table()}\n{self.account}" if self.account else self._table()
+
+    def _table(self) -> str:
         if not self.records:
             first = "" if self.schedule is None else f"; the first is {self.schedule.next_stage(1)}"
             return f"no stage ended yet{first}"
@@ -178,7 +185,7 @@ class CondensationHistory:
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, copied."""
+        """Plain numbers and lists, copied. Not the account, which a run's state has as a part of its own."""
         return {"num_samples": self.num_samples, "records": [_copy(record) for record in self.records]}
 
     @classmethod
@@ -202,6 +209,8 @@ class CondensationHistory:
                 checked = _checked_record(record, history.num_samples, f"records[{place}]")
                 history._check_order(checked, f"records[{place}]")
                 history.records.append(checked)
+            if state.get("account") is not None:
+                history.account = Account.from_state(state["account"])
         except ValueError as error:
             raise ValueError(f"not a history state: {error}") from None
         return history
@@ -216,8 +225,9 @@ class CondensationHistory:
             )
 
     def to_json(self) -> str:
-        """The state as a JSON text."""
-        return json.dumps(self.state_dict())
+        """The state as a JSON text; with the account, where there is one."""
+        account = {"account": self.account.state_dict()} if self.account else {}
+        return json.dumps({**self.state_dict(), **account})
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the distribution of the ranking score stage by stage, parted by the cut.

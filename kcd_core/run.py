@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from .account import Account, Cost
 from .base import distributed
-from .base.arrays import is_tensor
+from .base.arrays import checked_int, is_tensor
 from .em_step import Decision, Select, check_share
 from .history import CondensationHistory
 from .layout import Layout, Undo
@@ -53,6 +54,9 @@ class Run(RunState):
     depth : int
         Of the user's call in which something is recorded: 4 for one that calls `record` itself, one more for each call
         between.
+    plain : callable, optional
+        ``plain()``: how many samples this rank would draw in an epoch of plain distillation. Whoever gives it counts in the
+        account what is drawn; else it is what is recorded.
     """
 
     def __init__(
@@ -68,10 +72,11 @@ class Run(RunState):
         alike: Mapping[str, Any] | None = None,
         tell: Tell | None = None,
         depth: int = 5,
+        plain: Callable[[], int] | None = None,
     ) -> None:
         settings: dict[str, Any] = {"alpha": alpha, "min_weight": min_weight, "select": select}
         super().__init__(layout, schedule, **settings, what=what, own=own, alike=alike)
-        self._tell, self._depth = tell, depth
+        self._tell, self._depth, self._plain = tell, depth, plain
         self._choose_device = layout.tracker.device is None
 
     # -- recording ---------------------------------------------------------------------------------
@@ -84,6 +89,7 @@ class Run(RunState):
         values: Any = None,
         teacher_logits: Any = None,
         targets: Any = None,
+        asked: int | None = None,
     ) -> int:
         """E-step: record the values of one batch.
 
@@ -97,6 +103,8 @@ class Run(RunState):
             Which samples these are. -1 is padding: its row is not recorded.
         teacher_logits, targets : optional
             For values that use them.
+        asked : int, optional
+            For how many of these rows the teacher was asked: for the `account`. Default: all.
 
         Returns
         -------
@@ -111,6 +119,8 @@ class Run(RunState):
             As `KnowledgeValueTracker.update` and `record` do. Nothing is recorded then.
         """
         given = one_of(student_logits, values)
+        if asked is not None:
+            asked = checked_int(asked, "asked", 0)
         if not self.progress.begun:
             self._begin_epoch(self._depth)
         if self._choose_device:
@@ -123,6 +133,9 @@ class Run(RunState):
         else:
             recorded = self.tracker.record(rows, given)
         self.progress = self.progress.with_batch(recorded)
+        self.account.touch()
+        if self._plain is None:
+            self.account.add(Cost(drawn=recorded, asked=recorded if asked is None else asked))
         return recorded
 
     # -- stages ------------------------------------------------------------------------------------
@@ -188,6 +201,7 @@ class Run(RunState):
 
     def decide_end(self) -> Ending:
         """What the epoch's end will change: all of it that may fail. Changes nothing."""
+        self.account.begin()
         self.agreement.check_moment()
         due = self.schedule.due(self.epoch)
         if due or self.agreement.missing:
@@ -246,17 +260,19 @@ class Run(RunState):
     def snapshot(self) -> Undo:
         """What puts back set, history and epoch, as they are now."""
         history, undo = self.history, self.layout.snapshot()
-        before = history.num_samples, history.records, self.epoch, self.progress
+        before = history.num_samples, history.records, self.epoch, self.progress, self.account.copy()
 
         def put_back() -> None:
             undo()
-            history.num_samples, history.records, self.epoch, self.progress = before
+            history.num_samples, history.records, self.epoch, self.progress, self.account = before
+            history.account = self.account
 
         return put_back
 
     def carry_out(self, ending: Ending) -> Any:
         """Change what an epoch's end changes; the set that was chosen, if there is one."""
         decision, history = ending.decision, self.history
+        self.account.end_epoch(self._plain_epoch())
         if decision is None or ending.entry is None:
             self.layout.install(None, self.epoch + 1)
         else:
@@ -267,6 +283,14 @@ class Run(RunState):
         self.epoch += 1
         self.progress = EpochProgress(self.tracker.batches)
         return None if decision is None else decision.chosen
+
+    def _plain_epoch(self) -> int:
+        """What plain distillation would have drawn in the epoch that ends."""
+        if self._plain is not None:
+            return self._plain()
+        if self.layout.num_kept == self.layout.num_samples:
+            return self.account.under_way.drawn
+        return self.account.epochs[-1].plain if self.account.epochs else 0
 
 
 def end_together(*runs: Run) -> list[Any]:
@@ -304,6 +328,11 @@ class RunOwner:
     def history(self) -> CondensationHistory:
         """What each stage did."""
         return self._run.history
+
+    @property
+    def account(self) -> Account:
+        """What the epochs cost: samples drawn, teacher queries, seconds."""
+        return self._run.account
 
     @property
     def epoch(self) -> int:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .account import Account
 from .agreement import Agreement, numbered
 from .base.arguments import check_kind
 from .base.states import value_name
@@ -42,6 +43,8 @@ class RunState:
     history : CondensationHistory
     progress : EpochProgress
         What was recorded in the epoch.
+    account : Account
+        What the epochs cost.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class RunState:
         self._own = dict(own or {})
         self.agreement = Agreement(layout, numbered(what, layout.num_samples) if what else "", alike or {})
         self.history = CondensationHistory(layout.num_samples, schedule)
+        self.account = self.history.account = Account()
         self.epoch = 1
         self.progress = EpochProgress(layout.tracker.batches)
         self._warned: set[str] = set()
@@ -131,11 +135,16 @@ class RunState:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Recordings, set in force, history and epoch, as plain numbers and tensors. Copies.
+        """Recordings, set in force, history, epoch and account, as plain numbers and tensors. Copies.
 
-        Under a process group every rank saves its own. Reads back under ``torch.load(weights_only=True)``.
+        Under a process group every rank saves its own. Reads back under ``torch.load(weights_only=True)``. All but
+        ``"account"`` is a function of what was drawn and recorded.
         """
-        return {**self.state_beside_recordings(), "tracker": self.tracker.state_dict()}
+        return {
+            **self.state_beside_recordings(),
+            "tracker": self.tracker.state_dict(),
+            "account": self.account.state_dict(),
+        }
 
     def gather_state_dict(self) -> list[dict[str, Any]]:
         """What `state_dict` returns on every rank, in the order of ranks, on each of them: for trainers that save on one.
@@ -203,13 +212,22 @@ class RunState:
         self.layout.apply(saved.recorded, saved.in_force)
         self.history, self.epoch = saved.history, saved.epoch
         self.history.schedule = self.schedule
+        self.account = self.history.account = saved.account or Account(saved.epoch)
         self.progress = EpochProgress(self.tracker.batches, seen_before=saved.seen)
         self.agreement.loaded(saved.moment)
 
     def restore(
-        self, *, epoch: int, seen: bool, tracker: Any, sampler: Any, history: Any, summed: bool = False
+        self,
+        *,
+        epoch: int,
+        seen: bool,
+        tracker: Any,
+        sampler: Any,
+        history: Any,
+        account: Any = None,
+        summed: bool = False,
     ) -> None:
-        """Go on from parts that were saved within another's state: those of `tracker`, `sampler` and `history`.
+        """Go on from parts that were saved within another's state: those of `tracker`, `sampler`, `history` and `account`.
 
         ``summed``: the recordings are those of all ranks, which the first takes over.
 
@@ -224,7 +242,8 @@ class RunState:
         recorded, in_force = layout.check_state(parts, done, layout.rank, layout.ranks)
         if summed and layout.rank > 0:
             recorded = nothing_of(recorded)
-        self.apply(Saved(epoch, seen, recorded, in_force, done, also={}))
+        spent = None if account is None else Account.from_state(account)
+        self.apply(Saved(epoch, seen, recorded, in_force, done, also={}, account=spent))
 
     def __getstate__(self) -> dict[str, Any]:
         if self.group is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .account import Account, joined
 from .base import distributed
 from .base.dataset_identity import told_apart
 from .base.resumption import await_all
@@ -39,6 +40,8 @@ class Saved(NamedTuple):
         What else was asked for.
     moment : dict of str, optional
         What all ranks of a run have alike where it was saved.
+    account : Account, optional
+        None of a state that was saved without one.
     """
 
     epoch: int
@@ -48,6 +51,7 @@ class Saved(NamedTuple):
     history: CondensationHistory
     also: dict[str, int]
     moment: dict[str, str] | None = None
+    account: Account | None = None
 
 
 def gathered(state_dict: Callable[[], dict[str, Any]], group: Any) -> list[dict[str, Any]]:
@@ -99,7 +103,8 @@ def checked(
     parts = [(each.recorded, each.in_force) for each in ordered]
     recorded, in_force = layout.joined(parts, bool(first.also.get(within)))
     moment = _moment(first, layout, within)
-    return first._replace(seen=seen, recorded=recorded, in_force=in_force, moment=moment)
+    account = joined([each.account for each in ordered], layout.rank, layout.ranks, first.epoch)
+    return first._replace(seen=seen, recorded=recorded, in_force=in_force, moment=moment, account=account)
 
 
 def _one(
@@ -122,6 +127,7 @@ def _one(
         in_force=in_force,
         history=history,
         also={name: state_int(state, name, 0, what) for name in needs},
+        account=Account.from_state(state["account"]) if "account" in state else None,
     )
 
 

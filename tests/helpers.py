@@ -141,12 +141,13 @@ def same(a, b):
 
 
 def identical_state(a, b):
+    """In all but what a run cost: no two take the same time."""
     return same(flat(a), flat(b))
 
 
 def flat(state):
     if isinstance(state, dict):
-        return {k: flat(v) for k, v in state.items()}
+        return {k: flat(v) for k, v in state.items() if k != "account"}
     return state.clone() if isinstance(state, torch.Tensor) else state
 
 

@@ -26,6 +26,7 @@ LAYERS = (
     ("kcd_core._version",),
     ("kcd_core.algorithms", "kcd_core.base"),
     (
+        "kcd_core.account",
         "kcd_core.condense",
         "kcd_core.formulas",
         "kcd_core.history_plot",
@@ -39,6 +40,7 @@ LAYERS = (
     ("kcd_core.values",),
     (
         "kcd_core.epoch_sampler",
+        "kcd_core.flops",
         "kcd_core.gate",
         "kcd_core.row_losses",
         "kcd_core.history",

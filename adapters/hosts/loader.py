@@ -192,8 +192,7 @@ class HostedLoader:
         What only pads is none of them, and neither is what does not fill a batch, or is left over by the ranks, where that
         is dropped.
         """
-        sampler, batches = self.sampler, self.batches
-        most = min(sampler.length(size), batches.steps(size) * batches.batch_size)
+        sampler, most = self.sampler, self.batches.most(size)
         return sum(
             min(most, len(range(rank, size, sampler.num_replicas))) for rank in range(sampler.num_replicas)
         )

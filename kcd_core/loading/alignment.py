@@ -195,6 +195,8 @@ class Place:
         Up to which it is recorded.
     last : int64 array [B] or None
         The indices of the batch yielded last.
+    asked : bool array [B] or None
+        For which of its rows the teacher is asked.
     current, recording : Pass or None
         The pass that yielded last, and that which recorded last.
     """
@@ -204,6 +206,7 @@ class Place:
         self._resumed = position
         self._told = False
         self.last: Any = None
+        self.asked: Any = None
         self.current: Pass | None = None
         self.recording: Pass | None = None
 

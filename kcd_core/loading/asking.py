@@ -11,7 +11,6 @@ import torch
 
 from ..base.arguments import check_kind
 from ..base.arrays import checked_int
-from ..base.padding import PADDING
 from ..gate import TeacherGate
 from ..history import CondensationHistory
 from ..layout import Layout, WholeLayout, check_same_size
@@ -109,14 +108,8 @@ class Asker:
 
     _asking: Asking | None
 
-    @property
-    def sampler(self) -> Any:
-        """What the samples are drawn by."""
-        raise NotImplementedError
-
-    @property
-    def indices(self) -> torch.Tensor | None:
-        """Of the batch yielded last."""
+    def _asked(self) -> npt.NDArray[np.bool_] | None:
+        """For which rows of the batch yielded last the teacher is asked."""
         raise NotImplementedError
 
     @property
@@ -142,7 +135,7 @@ class Asker:
             As for `indices`.
         """
         asked = self._asked()
-        return None if asked is None else _on_host(asked)
+        return None if asked is None else _on_host(asked.copy())
 
     @property
     def asked_rows(self) -> torch.Tensor | None:
@@ -153,16 +146,6 @@ class Asker:
         """
         asked = self._asked()
         return None if asked is None else _on_host(np.flatnonzero(asked))
-
-    def _asked(self) -> npt.NDArray[np.bool_] | None:
-        last = self.indices
-        if last is None:
-            return None
-        indices: npt.NDArray[np.int64] = last.numpy()
-        if self._asking is None:
-            samples: npt.NDArray[np.bool_] = indices != PADDING
-            return samples
-        return self._asking.asked(indices, self.sampler.recipes)
 
 
 def check_asking(state: Mapping[str, Any] | Sequence[Mapping[str, Any]], asks: bool) -> None:

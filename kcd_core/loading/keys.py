@@ -133,6 +133,14 @@ class KeyBatches:
         length = self.sampler.length(size)
         return length // self.batch_size if self.drop_last else -(-length // self.batch_size)
 
+    def most(self, size: int) -> int:
+        """The most samples that a rank draws in an epoch on ``size``: what fills no batch is left out, where that is dropped."""
+        return min(self.sampler.length(size), self.steps(size) * self.batch_size)
+
+    def plain(self) -> int:
+        """How many samples this rank draws in an epoch on all of them, without what only pads."""
+        return min(self.most(self.sampler.num_samples), self.sampler.share)
+
     def why_none(self, size: int) -> str:
         """Why an epoch on ``size`` samples has no batch; empty if it has one."""
         if self.steps(size):

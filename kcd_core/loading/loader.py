@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
@@ -55,7 +57,7 @@ class CondensedLoader(RunOwner, Planned, Asker, Generic[Batch]):
         asking: Asking | None = None,
     ) -> None:
         self._run, self._asking = run, asking
-        self._reader = Reader(run, batches, inner, dataset, return_index, prefetch)
+        self._reader = Reader(run, batches, inner, dataset, return_index, prefetch, asking)
         self._planned = False
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -128,6 +130,10 @@ class CondensedLoader(RunOwner, Planned, Asker, Generic[Batch]):
         return self._reader.inner.num_workers
 
     # -- recording ---------------------------------------------------------------------------------
+
+    def _asked(self) -> npt.NDArray[np.bool_] | None:
+        asked: npt.NDArray[np.bool_] | None = self._reader.asked
+        return asked
 
     @property
     def indices(self) -> torch.Tensor | None:

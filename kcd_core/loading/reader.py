@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from ..account import Cost
 from ..base.arrays import is_tensor, to_numpy
 from ..base.padding import PADDING
 from ..run import Run
 from .alignment import Drawn, Pass, Place
+from .asking import Asking
 from .keys import Fetched, KeyBatches
 from .prefetch import Prefetch, Prefetched
 from .row_order import REORDERED
@@ -39,6 +41,8 @@ class Reader:
         Whether to yield (indices, batch).
     prefetch : callable, optional
         What looks ahead between ``inner`` and the loop.
+    asking : Asking, optional
+        Which rows the teacher is asked for.
 
     Attributes
     ----------
@@ -56,7 +60,9 @@ class Reader:
         dataset: Any,
         with_indices: bool,
         prefetch: Prefetch | None = None,
+        asking: Asking | None = None,
     ) -> None:
+        self._asking = asking
         self.batches, self.inner, self.dataset = batches, inner, dataset
         self._run, self._with_indices, self._prefetch = run, with_indices, prefetch
         self._main = copy.copy(
@@ -98,6 +104,7 @@ class Reader:
                 "is of one data set. Wrap a DataLoader over the one of now with wrap_loader()"
             )
         self._run.begin_pass()
+        self._run.account.begin()
         now = Pass(self.place)
         self.batches.start, self.batches.epoch = now.end, self._run.epoch
         under_way = any(not one.exhausted for one in self._held())
@@ -109,10 +116,30 @@ class Reader:
         with self.lock:
             self._reordered |= fetched.reordered
             now.note_batch(fetched.indices, fetched.drawn * self._run.sampler.num_replicas, fetched.batch)
+            self._count(now.place, fetched.indices)
         if not self._with_indices:
             return fetched.batch
         self._check_order()
         return torch.from_numpy(fetched.indices.copy()), fetched.batch  # the caller's own
+
+    def _count(self, place: Place, indices: Any) -> None:
+        """What a batch costs, and which of its rows the teacher is asked for."""
+        samples = indices != PADDING
+        asking, recipes = self._asking, self._run.sampler.recipes
+        place.asked = samples if asking is None else asking.asked(indices, recipes)
+        self._run.account.touch()
+        self._run.account.add(Cost(int(np.count_nonzero(samples)), int(np.count_nonzero(place.asked))))
+
+    def end_pass(self, now: Pass) -> None:
+        """A pass has yielded all of its batches."""
+        now.exhausted = True
+        self._run.account.touch()
+
+    @property
+    def asked(self) -> Any:
+        """For which rows of the batch yielded last in this epoch the teacher is asked: bool [B]."""
+        self._check_order()
+        return self.place.asked
 
     @property
     def indices(self) -> torch.Tensor | None:
@@ -265,7 +292,7 @@ class PassIterator:
         try:
             fetched = next(self._batches)
         except StopIteration:
-            current.exhausted = True
+            reader.end_pass(current)
             raise
         except Exception as error:
             if not str(error).startswith("DataLoader timed out"):  # then, the batch comes with the next call

@@ -205,6 +205,7 @@ def wrap_loader(
         what="loader",
         alike={"batch_size": batches.batch_size, "ask": asking_schedule and asking_schedule.state_dict()},
         tell=batches.tell,
+        plain=batches.plain,
     )
     asking = None
     if asking_schedule is not None:

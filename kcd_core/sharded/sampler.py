@@ -111,6 +111,11 @@ class ShardedSampler(EpochSampler):
         return np.arange(self.start, self.stop) if members is None else self.start + members.indices()
 
     @property
+    def share(self) -> int:
+        """How many of all samples are this rank's."""
+        return self.stop - self.start
+
+    @property
     def sizes(self) -> Indices:
         """How many samples every rank keeps: int64 [ranks]."""
         sizes: Indices = self.in_force.sizes.copy()

@@ -419,7 +419,7 @@ def test_runs_that_agree_end_in_one_set(ranks: Ranks, kind: str) -> None:
         for _ in range(3):
             record(run, rank)
             run.end_epoch()
-        return run.epoch, run.history.to_json()
+        return run.epoch, run.history.state_dict()
 
     one, other = ranks.each(work)
     assert one == other

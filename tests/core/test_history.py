@@ -82,7 +82,8 @@ def test_of_very_many_samples_every_kth_is_looked_at():
 
 
 def test_text(loader):
-    lines = str(loader.history).splitlines()
+    *lines, cost = str(loader.history).splitlines()
+    assert cost == str(loader.account)
     assert len(lines) == 6
     assert lines[0].split() == ["stage", "epoch", "kept", "share", "dropped", "mixed", "cut"]
     assert lines[2].split()[:6] == ["2", "2", "28", "70.0%", "6", "6"]
@@ -93,12 +94,16 @@ def test_text(loader):
 def test_state_goes_through_json_and_torch(loader):
     state = loader.history.state_dict()
     assert identical_state(json.loads(loader.history.to_json()), state)
+    assert json.loads(loader.history.to_json())["account"] == loader.account.state_dict()
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
     again = kcd.CondensationHistory.from_state(torch.load(file, weights_only=True))
     assert again.state_dict() == state
-    assert str(again) == str(loader.history)
+    assert str(again) == str(loader.history).rpartition("\n")[0]  # the account is in to_json
+    assert str(kcd.CondensationHistory.from_state(json.loads(loader.history.to_json()))) == str(
+        loader.history
+    )
     again.records.pop()
     assert len(loader.history) == 5
 

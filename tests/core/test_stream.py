@@ -642,7 +642,8 @@ def test_resumed_runs_end_in_the_same_set(shards, tmp_path):
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for _ in range(2):
         assert sorted(run_epoch(resumed, resumed_loader)) == sorted(run_epoch(stream, loader))
-    assert resumed.history.to_json() == stream.history.to_json()
+    assert resumed.history.state_dict() == stream.history.state_dict()
+    assert resumed.account.total[:3] == stream.account.total[:3]
     assert (resumed.tracker.value == stream.tracker.value)[resumed.tracker.count > 0].all()
 
 
