@@ -41,13 +41,12 @@ class Cost(NamedTuple):
         return Cost(int(drawn), int(asked), int(plain), seconds)
 
     def __str__(self) -> str:
-        def of_plain(number: int) -> str:
-            return f" ({number / self.plain:.1%} of plain distillation's)" if self.plain else ""
-
-        return (
-            f"{self.drawn:,} samples drawn and student passes{of_plain(self.drawn)}, "
-            f"{self.asked:,} teacher queries{of_plain(self.asked)}, {self.seconds:,.1f} s"
+        drawn, asked = (
+            (f" ({self.drawn / self.plain:.1%} of plain distillation's)", f" ({self.asked / self.plain:.1%})")
+            if self.plain
+            else ("", "")
         )
+        return f"{self.drawn:,} samples drawn{drawn}, {self.asked:,} teacher queries{asked}, {self.seconds:,.1f} s"
 
 
 class Account:

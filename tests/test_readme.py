@@ -225,6 +225,23 @@ def test_gate_runs():
     )
 
 
+def test_account_runs(capsys):
+    images, targets = torch.randn(1000, 8), torch.arange(1000) % 5
+    dataset = torch.utils.data.TensorDataset(images, targets)
+    names = {
+        "loader": torch.utils.data.DataLoader(dataset, batch_size=100, shuffle=True),
+        "student": torch.nn.Linear(8, 5),
+        "teacher": torch.nn.Linear(8, 50),
+    }
+    for block in python_blocks(ROOT / "docs" / "account.md"):
+        exec(compile(block, "account.md", "exec"), names)
+    cost, step = names["cost"], names["step"]
+    said = (ROOT / "docs" / "account.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out.splitlines()[-1].partition(" teacher")[0].rpartition(",")[0] in said
+    assert step.of(cost) == 3 * 80 * cost.drawn + 800 * cost.asked
+    assert step.of_plain(cost) == 12 * 1000 * (3 * 80 + 800)
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -217,7 +217,7 @@ def test_a_state_of_before_begins_an_account() -> None:
     loader.end_epoch()
     drawn = SCHEDULE.size(20, 4)
     assert counts(loader.account) == [(drawn, drawn, 20)]
-    text = f"epochs 4 to 4: {drawn} samples drawn and student passes ({drawn / 20:.1%} of plain distillation's), "
+    text = f"epochs 4 to 4: {drawn} samples drawn ({drawn / 20:.1%} of plain distillation's), "
     assert str(loader.history).splitlines()[-1].startswith(text)
 
 
@@ -357,8 +357,8 @@ def test_text() -> None:
         account.add(kcd.Cost(drawn, asked, seconds=2.5))
         account.end_epoch(1000)
     assert str(account) == (
-        "epochs 1 to 2: 1,750 samples drawn and student passes (87.5% of plain distillation's), 1,250 teacher queries "
-        "(62.5% of plain distillation's), 5.0 s"
+        "epochs 1 to 2: 1,750 samples drawn (87.5% of plain distillation's), 1,250 teacher queries "
+        "(62.5%), 5.0 s"
     )
     assert repr(account) == f"Account({account})"
 
