@@ -67,7 +67,7 @@ def mix_arrays(dataset: Any, index: int, steps: Steps) -> Any:
     the bit.
     """
     images = RawImages(dataset)
-    return images.sample(index, carry_out(index, steps, lambda i: _read(images.image, i, index)))
+    return images.view().sample(index, carry_out(index, steps, lambda i: _read(images.image, i, index)))
 
 
 def mix_samples(dataset: Any, index: int, steps: Steps, *, fields: Collection[Any] | None = None) -> Any:

@@ -57,6 +57,21 @@ class RawImages:
             return data.detach()[sys.modules["torch"].from_numpy(places)]
         return np.asarray(data[places])
 
+    def view(self) -> View:
+        """The data set as it is now, to fetch samples with other images."""
+        overlay = _Overlay(self._base.data)
+        view = _clone_with(self._base, "data", overlay, self._plain)
+        for subset, name, plain in self._links:
+            view = _clone_with(subset, name, view, plain)
+        return View(view, overlay, self._locate, type(self._base).__name__)
+
+
+class View:
+    """A shallow copy of a data set, whose samples have the images that they are given. `RawImages.view` makes it."""
+
+    def __init__(self, dataset: Any, overlay: _Overlay, locate: Callable[[int], int], name: str) -> None:
+        self._dataset, self._overlay, self._locate, self._name = dataset, overlay, locate, name
+
     def sample(self, index: int, image: Any) -> Any:
         """What ``dataset[index]`` returns where this is its image.
 
@@ -65,15 +80,12 @@ class RawImages:
         TypeError
             If ``__getitem__`` did not read its image from ``data``, or writes to it.
         """
-        base = self._base
-        overlay = _Overlay(base.data, self._locate(index), image)
-        view = _clone_with(base, "data", overlay, self._plain)
-        for subset, name, plain in self._links:
-            view = _clone_with(subset, name, view, plain)
-        sample = view[index]
+        overlay = self._overlay
+        overlay.index, overlay.image, overlay.was_read = self._locate(index), image, False
+        sample = self._dataset[index]
         if not overlay.was_read:
             raise TypeError(
-                f"{type(base).__name__}.__getitem__ did not read its image as self.data[index] (has it a cache?), so the "
+                f"{self._name}.__getitem__ did not read its image as self.data[index] (has it a cache?), so the "
                 "mixed image was not used; use mixer=mix_samples, or mixing=None"
             )
         return sample
@@ -111,13 +123,16 @@ def unwrap(dataset: Any) -> tuple[list[Any], Any, Callable[[int], int]]:
 
 
 class _Overlay:
-    """An image array in which one entry is another, for one ``__getitem__``."""
+    """An image array in which one entry, ``index``, is another."""
 
-    __slots__ = ("_data", "_image", "_index", "was_read")
-
-    def __init__(self, data: Any, index: int, image: Any) -> None:
-        self._data, self._index, self._image = data, index, image
-        self.was_read = False
+    def __init__(self, data: Any) -> None:
+        self._data, self._size = data, len(data)
+        self.ndim, self.shape, self.dtype = (
+            data.ndim,
+            data.shape,
+            data.dtype,
+        )  # faster than through __getattr__
+        self.index, self.image, self.was_read = -1, None, False
 
     def __getitem__(self, key: Any) -> Any:
         if type(key) is not int:
@@ -129,9 +144,9 @@ class _Overlay:
                     "use mixer=mix_samples"
                 )
             key = int(key)
-        if key == self._index or key == self._index - len(self._data):
+        if key == self.index or key == self.index - self._size:
             self.was_read = True
-            return self._image
+            return self.image
         return self._data[key]
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -141,7 +156,7 @@ class _Overlay:
         )
 
     def __len__(self) -> int:
-        return len(self._data)
+        return self._size
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # __array__ and its like would hand out unmixed images

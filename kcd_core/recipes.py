@@ -16,7 +16,17 @@ import numpy.typing as npt
 
 from .base.arrays import is_tensor
 
-__all__ = ["MODES", "MixRecipes", "Mixing", "Step", "Steps", "adopted_mixing", "blend", "carry_out"]
+__all__ = [
+    "MODES",
+    "MixRecipes",
+    "Mixing",
+    "Step",
+    "Steps",
+    "adopted_mixing",
+    "blend",
+    "carry_out",
+    "carry_out_all",
+]
 
 Step = tuple[int, int, float]
 Steps = tuple[Step, ...]
@@ -56,6 +66,20 @@ class MixRecipes:
             np.concatenate([self.weight, weight]),
             np.concatenate([self.stage, np.full(len(target), stage, np.int64)]),
         )
+
+    def reaching(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The rows that these samples are made by: their own, and those of all that goes into them."""
+        seen = np.zeros(0, np.int64)
+        found = [np.zeros(0, np.int64)]
+        while len(samples):
+            seen = np.union1d(seen, samples)
+            first, last = (np.searchsorted(self.target, samples, side) for side in ("left", "right"))
+            length = last - first
+            # The rows first .. last - 1 of each sample, one after the other.
+            rows = np.arange(length.sum()) + np.repeat(first - np.cumsum(length) + length, length)
+            found.append(rows)
+            samples = np.setdiff1d(self.source[rows], seen)
+        return np.concatenate(found)
 
     def contains(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of ``indices`` are mixed."""
@@ -124,12 +148,47 @@ def carry_out(index: int, steps: Steps, read: Callable[[int], Any]) -> Any:
     return images[index] if index in images else read(index)
 
 
-def blend(a: Any, b: Any, weight: float) -> Any:
-    """``weight * a + (1 - weight) * b`` in at least float32, truncated back to the dtype of ``a``."""
+def carry_out_all(
+    indices: npt.NDArray[np.int64], recipes: MixRecipes, read: Callable[[npt.NDArray[np.int64]], Any]
+) -> Any:
+    """The images of all ``indices``, as `carry_out` makes each, as one array or tensor.
+
+    Parameters
+    ----------
+    indices : int64 [n]
+        None twice.
+    recipes : MixRecipes
+    read : callable
+        Gives the unmixed images of many indices, in an array of its own.
+    """
+    rows = recipes.reaching(indices)
+    samples = np.unique(np.concatenate([indices, recipes.target[rows], recipes.source[rows]]))
+    images = read(samples)
+    for stage in np.unique(recipes.stage[rows]):
+        now = rows[recipes.stage[rows] == stage]
+        target, source = (np.searchsorted(samples, own[now]) for own in (recipes.target, recipes.source))
+        weight = recipes.weight[now].astype(np.float64).reshape(-1, *[1] * (images.ndim - 1))
+        # No image is both target and source within a stage.
+        images[target] = blend(images[target], images[source], weight)
+    return images[np.searchsorted(samples, indices)]
+
+
+def blend(a: Any, b: Any, weight: Any) -> Any:
+    """``weight * a + (1 - weight) * b`` in at least float32, truncated back to the dtype of ``a``.
+
+    ``weight`` is a number, or a float64 array that is broadcast with ``a``.
+    """
     if is_tensor(a):
         torch = sys.modules["torch"]
         wide = torch.promote_types(a.dtype, torch.float32)
-        return (a.to(wide) * weight + b.to(wide) * (1 - weight)).to(a.dtype)
+        rest = 1 - weight
+        if isinstance(weight, np.ndarray):
+            weight, rest = (torch.from_numpy(w).to(wide) for w in (weight, rest))
+        return (a.to(wide) * weight + b.to(wide) * rest).to(a.dtype)
     wide = np.result_type(a.dtype, np.float32)
-    mixed = a.astype(wide) * wide.type(weight) + b.astype(wide) * wide.type(1 - weight)
-    return mixed.astype(a.dtype)
+    rest = 1 - weight
+    if isinstance(weight, np.ndarray):
+        weight, rest = weight.astype(wide), rest.astype(wide)
+    else:
+        weight, rest = wide.type(weight), wide.type(rest)
+    return (a.astype(wide) * weight + b.astype(wide) * rest).astype(a.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from kcd_core.base.padding import PADDING
 from kcd_core.loading.keys import Key, Keys
+from kcd_core.loading.mixed_images import MixedSamples
 from kcd_core.mixing import default_mixer
 from kcd_core.recipes import Steps
 from kcd_core.rehearsal import rehearse
@@ -42,13 +43,17 @@ class KCDDatasetWrapper(Dataset[Any]):
             self.inner = make(org_dataset, *(wrapper.get("args") or ()), **(wrapper.get("kwargs") or {}))
         self.view = self.inner  # with CRD's negatives restricted to what is kept
         self.mixer = default_mixer(org_dataset)
+        self._made = MixedSamples(org_dataset)
 
     def __getitem__(self, key: Key) -> tuple[Any, Any, dict[str, Any]]:
+        return self._sample(key)
+
+    def _sample(self, key: Key, mixed: Callable[[int], Any] | None = None) -> tuple[Any, Any, dict[str, Any]]:
         index, steps, padding = (key, (), False) if isinstance(key, int) else key
         view = self.view
-        if steps:  # the wrapper inside sees the mixed sample where it would see the plain one
+        if steps != ():  # the wrapper inside sees the mixed sample where it would see the plain one
             view = copy.copy(view)
-            view.org_dataset = _Mixed(self.org_dataset, index, self._mixed(index, steps))
+            view.org_dataset = _Mixed(self.org_dataset, index, self._mixed(index, steps, mixed))
         sample, target, supplement = view[index]
         return sample, target, {**supplement, INDEX: PADDING if padding else index}
 
@@ -59,10 +64,13 @@ class KCDDatasetWrapper(Dataset[Any]):
                 rehearse(
                     self.mixer, self.org_dataset, {index: self.org_dataset[index] for index in drawn[:2]}
                 )
-        return [self[key] for key in keys]
+        mixed = self._made.of(keys.images, keys.slots())
+        return [self._sample(key, mixed) for key in keys]
 
-    def _mixed(self, index: int, steps: Steps) -> Any:
+    def _mixed(self, index: int, steps: Steps | int, mixed: Any) -> Any:
         with _told():
+            if isinstance(steps, int):  # it was mixed before
+                return mixed(index)
             return self.mixer(self.org_dataset, index, steps)
 
     def __len__(self) -> int:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["check_callable", "check_kind", "checked_bool", "checked_choice", "checked_length"]
+__all__ = [
+    "check_callable",
+    "check_kind",
+    "checked_bool",
+    "checked_bytes",
+    "checked_choice",
+    "checked_length",
+]
 
 
 def checked_bool(value: Any, name: str) -> bool:
@@ -16,6 +24,31 @@ def checked_bool(value: Any, name: str) -> bool:
     if isinstance(value, (bool, np.bool_)) or (isinstance(value, (int, np.integer)) and value in (0, 1)):
         return bool(value)
     raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
+
+
+UNITS = {
+    f"{prefix}{unit}": (1024 if unit == "iB" else 1000) ** power
+    for unit in ("B", "iB")
+    for power, prefix in enumerate(("", "k", "M", "G", "T"))
+    if prefix or unit == "B"
+}
+
+
+def checked_bytes(value: Any, name: str) -> int:
+    """A number of bytes: an integer, or a text such as "1 GB" or "512 MiB"; None is 0."""
+    if value is None:
+        return 0
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value, re.IGNORECASE)
+        units = {unit.lower(): size for unit, size in UNITS.items()} | {"": 1}
+        if found and found[2].lower() in units:
+            return int(float(found[1]) * units[found[2].lower()])
+    elif isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0:
+        return int(value)
+    kind = (
+        ValueError if isinstance(value, (str, int, np.integer)) and not isinstance(value, bool) else TypeError
+    )
+    raise kind(f'{name} must be a number of bytes, at least 0, or a text such as "1 GB", got {value!r}')
 
 
 def checked_choice(value: Any, name: str, choices: Sequence[str | None], *others: str) -> Any:

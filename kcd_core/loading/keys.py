@@ -8,7 +8,7 @@ worker errors, with `fork` and `spawn`, since nothing is remembered on the side.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +20,15 @@ from ..epoch_sampler import Blocks, EpochSampler
 from ..mixing import Mixer, is_built_in
 from ..recipes import MixRecipes, Steps
 from ..rehearsal import check_fetching, rehearse
+from .array_file import ArrayPlace
+from .mixed_images import MixedImages, MixedSamples, MixingCache
 from .row_order import fields_of, reordered
 
 __all__ = ["Fetched", "IndexedCollate", "Key", "KeyBatches", "KeyedDataset", "Keys"]
 
-Key = int | tuple[int, Steps, bool]
+#: An index; or index, how it is mixed, and whether it only pads. The second is a recipe, or the image's place among
+#: those that are mixed already.
+Key = int | tuple[int, Steps | int, bool]
 Indices = npt.NDArray[np.int64]
 
 
@@ -33,15 +37,21 @@ class Keys(list[Key]):
 
     The indices stay an array on their way through the workers and back: neither a list nor a tensor, which
     would be made anew for each batch, and would travel in shared memory of its own. ``rehearse`` is whether
-    mixing is tried on the samples, once they are fetched.
+    mixing is tried on the samples, once they are fetched; ``images``, where those lie that are mixed already.
     """
 
-    def __init__(self, keys: Iterable[Key], indices: Indices, rehearse: bool = False) -> None:
+    def __init__(
+        self, keys: Iterable[Key], indices: Indices, rehearse: bool = False, images: ArrayPlace | None = None
+    ) -> None:
         super().__init__(keys)
-        self.indices, self.rehearse = indices, rehearse
+        self.indices, self.rehearse, self.images = indices, rehearse, images
 
     def __reduce__(self) -> Any:
-        return Keys, (list(self), self.indices, self.rehearse)
+        return Keys, (list(self), self.indices, self.rehearse, self.images)
+
+    def slots(self) -> list[int]:
+        """Which of ``images`` are asked for, in order."""
+        return [key[1] for key in self if type(key) is tuple and type(key[1]) is int]
 
     def without_padding(self, samples: Iterable[Any]) -> dict[int, Any]:
         """Index to sample."""
@@ -60,32 +70,39 @@ class KeyBatches:
         # can't be mixed is found now, and not in epoch 41. Not in the middle of an epoch: a run that is resumed
         # there fetches what the first one did, and a data set's own random numbers are the same.
         self.rehearse = False
+        self.cache: MixingCache | None = None
 
     def __iter__(self) -> Iterator[Keys]:
         # torch calls this more than once per epoch: it changes nothing, and reads everything now.
         recipes = self.sampler.recipes
+        images = self.cache.of(recipes, self.sampler.kept) if self.cache and len(recipes) else None
         blocks = self.sampler.blocks(self.epoch, self.start)
-        batches = self._batches(recipes, blocks, self.rehearse and not self.start and not len(recipes))
-        return self._lending(batches) if self.lends else batches
+        rehearse = self.rehearse and not self.start and not len(recipes)
+        batches = self._batches(recipes, images, blocks, rehearse)
+        return _Holding(self._lending(batches) if self.lends else batches, images)
 
-    def _batches(self, recipes: MixRecipes, blocks: Blocks, rehearse: bool) -> Iterator[Keys]:
-        size = self.batch_size
+    def _batches(
+        self, recipes: MixRecipes, images: MixedImages | None, blocks: Blocks, rehearse: bool
+    ) -> Iterator[Keys]:
+        size, place_of = self.batch_size, images.place if images else None
         keys: list[Key] = []
         left: Indices = np.empty(0, np.int64)  # what does not fill a batch yet
         for indices, padding in blocks:
             new: list[Key] = indices.tolist()
-            for place in np.flatnonzero(recipes.contains(indices) | padding).tolist():
-                index = int(indices[place])
-                new[place] = (index, recipes.steps(index), bool(padding[place]))
+            slots = images.slots(indices) if images else np.full(len(indices), -1)
+            marked = np.flatnonzero(recipes.contains(indices) | padding)
+            about = (marked, indices[marked], slots[marked], padding[marked])
+            for place, index, slot, pads in zip(*(one.tolist() for one in about), strict=True):
+                new[place] = (index, recipes.steps(index) if slot < 0 else slot, pads)
             keys += new
             left = np.concatenate([left, np.where(padding, PADDING, indices)])
             full = len(keys) - len(keys) % size
             for at in range(0, full, size):
-                yield Keys(keys[at : at + size], left[at : at + size], rehearse)
+                yield Keys(keys[at : at + size], left[at : at + size], rehearse, place_of)
                 rehearse = False
             keys, left = keys[full:], left[full:]
         if keys and not self.drop_last:
-            yield Keys(keys, left, rehearse)
+            yield Keys(keys, left, rehearse, place_of)
 
     @staticmethod
     def _lending(batches: Iterator[Keys]) -> Iterator[Keys]:
@@ -95,7 +112,10 @@ class KeyBatches:
             assert before is not None
             if len(batch) == 1:
                 joined, indices = [*before, *batch], np.concatenate([before.indices, batch.indices])
-                before, batch = Keys(joined[:-2], indices[:-2]), Keys(joined[-2:], indices[-2:])
+                before, batch = (
+                    Keys(joined[part], indices[part], images=batch.images)
+                    for part in (slice(-2), slice(-2, None))
+                )
             yield before
             before = batch
         if before is not None:
@@ -155,14 +175,25 @@ class KeyBatches:
         return {"no batch": f"epoch {epoch} had no batch, so nothing was learned in it: {why}"} if why else {}
 
 
+class _Holding(Iterator[Keys]):
+    """The batches of a pass, which keep the images that its workers read: a DataLoader's iterator holds it to its end."""
+
+    def __init__(self, batches: Iterator[Keys], images: MixedImages | None) -> None:
+        self._batches, self._images = batches, images
+
+    def __next__(self) -> Keys:
+        return next(self._batches)
+
+
 class KeyedDataset:
     """Fetches by keys and returns (indices, samples). Looks like the user's data set in every other way."""
 
-    __slots__ = ("_kcd_dataset", "_kcd_mixer")
+    __slots__ = ("_kcd_dataset", "_kcd_mixed", "_kcd_mixer")
 
     def __init__(self, dataset: Any, mixer: Mixer) -> None:
         object.__setattr__(self, "_kcd_dataset", dataset)
         object.__setattr__(self, "_kcd_mixer", mixer)
+        object.__setattr__(self, "_kcd_mixed", MixedSamples(dataset))
 
     def __getitem__(self, index: Any) -> Any:
         return self._kcd_dataset[index]
@@ -177,9 +208,10 @@ class KeyedDataset:
 
     def _kcd_fetch_all(self, keys: Keys) -> list[Any]:
         dataset = self._kcd_dataset
+        mixed = self._kcd_mixed.of(keys.images, keys.slots())
         together = getattr(dataset, "__getitems__", None)
         if not together:
-            return [dataset[key] if type(key) is int else self._kcd_fetch(key) for key in keys]
+            return [dataset[key] if type(key) is int else self._kcd_fetch(key, mixed) for key in keys]
         # The data set's own batched fetch for what is not mixed; order restored afterwards.
         plain = {place: key for place, key in enumerate(keys) if type(key) is int}
         fetched = together(list(plain.values())) if plain else []
@@ -189,11 +221,16 @@ class KeyedDataset:
                 f"{type(fetched).__name__} of length {len(fetched)} for {len(plain)} indices"
             )
         samples = dict(zip(plain, fetched, strict=True))
-        return [samples[place] if place in plain else self._kcd_fetch(key) for place, key in enumerate(keys)]
+        return [
+            samples[place] if place in plain else self._kcd_fetch(key, mixed)
+            for place, key in enumerate(keys)
+        ]
 
-    def _kcd_fetch(self, key: Any) -> Any:
+    def _kcd_fetch(self, key: Any, mixed: Callable[[int], Any]) -> Any:
         """A sample by a key that says more than the index."""
         index, steps, _ = key
+        if type(steps) is int:
+            return mixed(index)
         if not steps:
             return self._kcd_dataset[index]
         try:

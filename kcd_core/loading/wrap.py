@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 from torch.utils.data import DataLoader
 
 from ..base import distributed
-from ..base.arguments import check_callable, checked_bool
+from ..base.arguments import check_callable, checked_bool, checked_bytes
 from ..base.dataset_identity import dataset_identity
 from ..base.states import value_name
 from ..em_step import Select
@@ -25,6 +25,7 @@ from ..values import Value, ValueName
 from .asking import Asking, ask_schedule
 from .keys import KeyBatches
 from .loader import CondensedLoader
+from .mixed_images import mixing_cache_of
 from .prefetch import Prefetch
 from .rebuild import order_of, rebuild, resolve_mixer, understand
 
@@ -44,6 +45,7 @@ def wrap_loader(
     min_weight: float = 0.7,
     mixing: Mixing | Literal["auto"] = "auto",
     mixer: Literal["auto", "arrays", "samples"] | Mixer = "auto",
+    mixing_cache: int | str | None = 0,
     select: Select | None = None,
     return_index: bool = False,
     prefetch: Prefetch | None = None,
@@ -96,6 +98,11 @@ def wrap_loader(
         which would stay those of the unmixed image (single numbers, integers and one-hot labels stay).
         Say what is mixed with ``functools.partial(mix_samples, fields=[...])``, which dicts always
         need, or use ``mixing=None``.
+    mixing_cache : int or str, optional
+        How many bytes mixed raw images may take, such as "1 GB": a stage's are made when its first pass begins, and then
+        read like any other, to the bit the same. Those for which there is no room are mixed whenever they are drawn, as
+        all are with 0. Each rank has its own, which its workers share; where persistent workers read the last stage's,
+        both are there while the next are made. Not saved, but made again. For ``mix_arrays`` alone.
     return_index : bool
         Yield ``(indices, batch)``, int64 [B] and your batch, instead of your batch alone. The index
         of a sample that only pads a rank's length is -1: pass it to ``record`` as it is. Without it, those of the
@@ -136,7 +143,7 @@ def wrap_loader(
         ``batch_size=None``, a custom sampler or batch sampler. If ``mixer`` can't be called as above, or ``group``
         is no process group.
     ValueError
-        If a setting is outside its range, or the data set is empty; if ``num_replicas`` or ``rank`` contradicts
+        If a setting is outside its range, or would not be used, or the data set is empty; if ``num_replicas`` or ``rank`` contradicts
         the loader's DistributedSampler, or ``rank`` is missing; or if this process is not in ``group``.
     RuntimeError
         If the loader has no DistributedSampler, there are several ranks, and neither ``num_replicas`` nor
@@ -191,6 +198,7 @@ def wrap_loader(
         mixing == "auto",
     )
     batches = KeyBatches(sampler, *batching)
+    batches.cache = mixing_cache_of(checked_bytes(mixing_cache, "mixing_cache"), mode, mix, loader.dataset)
     run = Run(
         layout,
         schedule,
