@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -15,15 +14,12 @@ import numpy.typing as npt
 import scipy.stats
 from _common.report import table_at, without_loss
 
+import kcd_core as kcd
 from kcd_core.base.files import write_whole
 
 from .arms import ARMS, ratio_of
-
-#: Of the arms, in their order.
-PALETTE = (
-    *("black", "grey", "tab:cyan", "tab:blue", "tab:red", "tab:pink", "tab:olive", "tab:green", "tab:orange"),
-    *("tab:purple", "tab:brown", "gold", "navy", "lime", "teal", "magenta", "salmon", "peru", "violet"),
-)
+from .flops import step_of
+from .picture import draw
 
 NOTE = """\
 Mean ± s.d. over seeds. Differences are paired by seed, in percentage points, with Student's t interval. The bootstrap's
@@ -35,7 +31,10 @@ one teacher, one set of training images and one of test images.
 The teacher learned from all training images, on other data than digits mirrored and shifted. The students' are not
 augmented, so the teacher sees each once, and once more when it is mixed: times are the student's, with all choosing,
 recording and mixing. Wall and CPU times depend on what else the machine did: rows made in one session compare.
-Arms over another loss (PKT, CRD+KD) are compared with that loss on all samples."""
+Arms over another loss (PKT, CRD+KD) are compared with that loss on all samples.
+A query is a sample for which the teacher is asked. FLOPs are those of a pass of the teacher for each, and of three of the
+student for each sample drawn (backward is two), by torch's counter; losses are not counted. Time is another matter: what
+this teacher says was kept, so only a live one's runs have its passes in their seconds."""
 
 #: Why arms may do the same.
 WHY = {
@@ -69,7 +68,11 @@ class Row:
     accuracy: float
     deviation: float | None
     drawn: float
+    asked: float  # samples, of the teacher
+    flops: float | None  # of the models' passes
     share: float | None  # of the samples that the arm it is compared with draws
+    asked_share: float | None
+    flops_share: float | None
     seconds: float
     cpu_seconds: float
     to_base: Difference | None
@@ -125,7 +128,7 @@ def row_of(key: Key, groups: Mapping[Key, Runs]) -> Row:
     kd = groups.get((base, ratio_of(base, ratio), student), {})
     equal = groups.get((f"{base}-equal", ratio, student), {})
     accuracy = 100 * column(own, "accuracy")
-    drawn = column(own, "drawn").mean()
+    cost, kd_cost, step = cost_of(own), cost_of(kd), step_of(own[min(own)].get("data", ""), student)
     return Row(
         student=student,
         ratio=ratio,
@@ -133,13 +136,23 @@ def row_of(key: Key, groups: Mapping[Key, Runs]) -> Row:
         seeds=len(own),
         accuracy=accuracy.mean(),
         deviation=accuracy.std(ddof=1) if len(own) > 1 else None,
-        drawn=drawn,
-        share=drawn / column(kd, "drawn").mean() if kd else None,
+        drawn=cost.drawn,
+        asked=cost.asked,
+        flops=step and step.of(cost),
+        share=cost.drawn / kd_cost.drawn if kd else None,
+        asked_share=cost.asked / kd_cost.asked if kd else None,
+        flops_share=step.of(cost) / step.of(kd_cost) if step and kd else None,
         seconds=column(own, "seconds").mean(),
         cpu_seconds=column(own, "cpu_seconds").mean(),
         to_base=difference(own, kd) if arm != base else None,
         to_equal=difference(own, equal) if arm not in (base, f"{base}-equal") else None,
     )
+
+
+def cost_of(runs: Runs) -> kcd.Cost:
+    """What a run costs on average. Those made before teacher queries were counted asked for all samples."""
+    counts = [(run["drawn"], run.get("asked", run["drawn"])) for run in runs.values()]
+    return kcd.Cost(*np.mean(counts or [(0, 0)], 0).tolist())
 
 
 def column(runs: Runs, name: str) -> npt.NDArray[np.float64]:
@@ -193,9 +206,9 @@ def text_of(
         f"{name}: the first {one['samples']:,} training images of {one['data']}, {one['epochs']} epochs, batch "
         f"{one['batch']}, all test images; teacher {one['teacher_accuracy']:.2%}",
         "",
-        f"{'':26}{'':7}{'':6}{'accuracy':>15}{'samples':>11}{'share':>8}{'wall':>7}{'CPU':>7}"
+        f"{'':26}{'':7}{'':6}{'accuracy':>15}{'samples':>11}{'share':>8}{'queries':>9}{'FLOPs':>8}{'wall':>7}{'CPU':>7}"
         f"{'difference to KD':>26}{'to KD at equal samples':>26}",
-        f"{'arm':26}{'ratio':>7}{'seeds':>6}{'%':>15}{'drawn':>11}{'of KD':>8}{'s':>7}{'s':>7}"
+        f"{'arm':26}{'ratio':>7}{'seeds':>6}{'%':>15}{'drawn':>11}{'of KD':>8}{'of KD':>9}{'of KD':>8}{'s':>7}{'s':>7}"
         f"{'[95 % interval]':>26}{'[95 % interval]':>26}",
     ]
     for student in dict.fromkeys(row.student for row in rows):
@@ -207,7 +220,6 @@ def text_of(
         "",
         *NOTE.splitlines(),
         *of_mixing(runs),
-        *queries(runs),
         *twins(runs),
         "",
     ]
@@ -258,20 +270,6 @@ def of_mixing(runs: Iterable[Mapping[str, Any]]) -> list[str]:
     return [f"kc-kd-v3 minus kc-kd-v2, {student} student: {'; '.join(at)}" for student, at in found.items()]
 
 
-def queries(runs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """For which share of the samples that KD draws the teacher is asked, a line for each student with such arms."""
-    groups, found = grouped(runs), defaultdict(list)
-    for (arm, ratio, student), own in groups.items():
-        base = ARMS[arm].base
-        kd = groups.get((base, ratio_of(base, ratio), student), {})
-        asked, drawn = (
-            np.mean([run.get(name, run["drawn"]) for run in own.values()]) for name in ("asked", "drawn")
-        )
-        if kd and asked != drawn:
-            found[student].append(f"{arm} {ratio:g} {asked / column(kd, 'drawn').mean():.1%}")
-    return [f"teacher queries, of KD's, {student} student: {', '.join(at)}" for student, at in found.items()]
-
-
 def twins(runs: Iterable[Mapping[str, Any]]) -> list[str]:
     """A line for every set of arms that gave one accuracy in every run at some ratio: they do the same here."""
     alike: dict[Any, list[str]] = defaultdict(list)
@@ -291,10 +289,12 @@ def twins(runs: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def line_of(row: Row) -> str:
     spread = "" if row.deviation is None else f" ± {row.deviation:.2f}"
-    share = "" if row.share is None else f"{row.share:.1%}"
+    share, asked, flops = (
+        "" if of_kd is None else f"{of_kd:.1%}" for of_kd in (row.share, row.asked_share, row.flops_share)
+    )
     return (
         f"{ARMS[row.arm].title:26}{row.ratio:7g}{row.seeds:6}{f'{row.accuracy:.2f}{spread}':>15}"
-        f"{row.drawn:11,.0f}{share:>8}{row.seconds:7.1f}{row.cpu_seconds:7.1f}"
+        f"{row.drawn:11,.0f}{share:>8}{asked:>9}{flops:>8}{row.seconds:7.1f}{row.cpu_seconds:7.1f}"
         f"{apart_of(row.to_base):>26}{apart_of(row.to_equal):>26}"
     ).rstrip()
 
@@ -304,43 +304,3 @@ def apart_of(difference: Difference | None) -> str:
         return ""
     interval = " [{:+.2f}, {:+.2f}]".format(*difference.interval) if difference.interval else ""
     return f"{difference.mean:+.2f}{interval}"
-
-
-def draw(rows: list[Row], path: Path) -> None:
-    """Accuracy against samples drawn, a panel for each student and loss.
-
-    The bars are standard errors; a line joins plain distillation at all its lengths. Arms that draw
-    equally many samples are set a little apart.
-    """
-    from matplotlib.figure import Figure
-
-    panels = list(dict.fromkeys((row.student, ARMS[row.arm].base) for row in rows))
-    figure = Figure(figsize=(4.6 * len(panels) + 2.4, 4.4), layout="constrained")
-    for axes, (student, base) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        own = [row for row in rows if (row.student, ARMS[row.arm].base) == (student, base)]
-        present = [arm for arm in ARMS if any(row.arm == arm for row in own)]
-        apart = 0.004 * max(row.drawn for row in own)
-        for arm in present:
-            points = [row for row in own if row.arm == arm]
-            places = [[r.arm for r in own if r.drawn == row.drawn].index(arm) for row in points]
-            axes.errorbar(
-                [(row.drawn + apart * place) / 1e3 for row, place in zip(points, places, strict=True)],
-                [row.accuracy for row in points],
-                [(row.deviation or 0) / row.seeds**0.5 for row in points],
-                fmt="*" if arm == base else "o",
-                color=PALETTE[list(ARMS).index(arm) % len(PALETTE)],
-                capsize=2,
-                label=ARMS[arm].title,
-            )
-        plain = [(row.drawn / 1e3, row.accuracy) for row in own if row.arm in (base, f"{base}-equal")]
-        if plain:
-            axes.plot(*zip(*sorted(plain), strict=True), color="grey", linewidth=0.8, zorder=0)
-        axes.set_title(f"{student} student, {ARMS[base].title}", fontsize=10)
-        axes.set_xlabel("thousand samples drawn")
-        axes.set_ylabel("test accuracy, %")
-    known = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
-    handles = {label: handle for panel in known for handle, label in panel}
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=130)
-    write_whole(path, image.getvalue())

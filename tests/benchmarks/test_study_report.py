@@ -9,7 +9,8 @@ import pytest
 import scipy.stats
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from _study import report
+from _study import flops, report
+from _study.data import DATA
 
 sys.path.pop(0)
 
@@ -118,3 +119,29 @@ def test_what_mixing_adds():
     assert report.of_mixing([*runs, *runs_of("kc-kd-v3", 0.7, alone, student="large")]) == [
         f"kc-kd-v3 minus kc-kd-v2, small student: +2.00 [{2 - half:+.2f}, {2 + half:+.2f}] at 0.7; +0.00 at 0.3"
     ]
+
+
+def test_teacher_queries_and_operations_beside_samples():
+    """Runs of before queries were counted asked for all; the operations, by the layers' formulas."""
+    kd = np.array([0.8, 0.81])
+    runs = [
+        *runs_of("kd", 1.0, kd),
+        *runs_of("kd-equal", 0.3, kd, drawn=70),
+        *runs_of("kc-gate-quarter", 0.3, kd, drawn=70),
+    ]
+    for seed, run in enumerate(runs[-2:]):
+        run["asked"] = 20 + 10 * seed
+    by_arm = {row.arm: row for row in report.rows_of([{"data": "letter"} | run for run in runs])}
+    assert {arm: (row.drawn, row.asked) for arm, row in by_arm.items()} == {
+        "kd": (100, 100), "kd-equal": (70, 70), "kc-gate-quarter": (70, 25)
+    }  # fmt: skip
+    student, teacher = 2 * (16 * 64 + 64 * 26), 2 * (16 * 256 + 256 * 256 + 256 * 26)
+    gated = by_arm["kc-gate-quarter"]
+    assert gated.flops == 3 * student * 70 + teacher * 25
+    assert by_arm["kd"].flops == 100 * (3 * student + teacher)
+    assert gated.flops_share == pytest.approx(gated.flops / by_arm["kd"].flops)
+    assert (gated.share, gated.asked_share) == (0.7, 0.25)
+    assert report.line_of(gated).split()[-7:-4] == ["70.0%", "25.0%", f"{gated.flops_share:.1%}"]
+    (unknown,) = report.rows_of(runs_of("rs2", 0.5, kd))
+    assert (unknown.flops, unknown.asked_share, unknown.flops_share) == (None, None, None)
+    assert set(flops.SAMPLES) == set(DATA)
