@@ -7,7 +7,7 @@ TRANSFORMERS_4 := $(TRAINERS)/transformers-4.57
 # Each of the tests' processes takes neighbours first, whose fixtures are the same, then what another has left.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo help test test-trainers lint check bench gpu mutants study paper-table dist clean
+.PHONY: demo help test test-trainers lint docs check bench gpu mutants study paper-table dist clean
 
 demo: $(VENV)/.done ## KD, KC-KD and random dropping on real images
 	$(BIN)/kcd demo
@@ -27,7 +27,12 @@ lint: $(VENV)/.done ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy kcd_core adapters
 
-check: lint test test-trainers dist ## all that has to pass before a change lands
+# Read from disk: build/docs/index.html. Warnings, dead links among them, are errors.
+docs: $(VENV)/.done ## the documentation as a site, into build/docs
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
+
+check: lint docs test test-trainers dist ## all that has to pass before a change lands
 
 bench: $(VENV)/.done ## what kcd costs, into benchmarks/results; needs 6 GB of memory
 	$(BIN)/python benchmarks/selection.py

@@ -115,7 +115,7 @@ def condense(
     min_weight: float = 0.7,
     stage: int = 1,
 ) -> CondensedSet:
-    r"""Rank all samples by :math:`V F^\alpha`, keep the highest, pair the tail with what was dropped.
+    """Rank all samples by ``V * F ** alpha``, keep the highest, pair the tail with what was dropped.
 
     Parameters
     ----------

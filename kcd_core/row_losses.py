@@ -23,14 +23,13 @@ def gated_loss(
     unasked_weight: float = 1.0,
     divide_by: Literal["batch", "asked"] = "batch",
 ) -> torch.Tensor:
-    r"""The loss of a batch whose rows all learn from their labels, and some from the teacher.
+    """The loss of a batch whose rows all learn from their labels, and some from the teacher.
 
-    With A the rows asked, :math:`l_i` a row's loss on its label, and :math:`d_i` the one on the teacher's output:
+    It is the sum of three terms, where D is B or the number of rows asked::
 
-    .. math:: \frac{1}{B} \Big( \sum_{i \notin A} u\, l_i + \sum_{i \in A} a\, l_i \Big)
-              + \frac{t}{D} \sum_{i \in A} d_i
-
-    where u is ``unasked_weight``, a is ``label_weight``, t is ``teacher_weight``, and D is B or the number of rows in A.
+        unasked_weight * label_losses[rows not asked].sum() / B
+        label_weight * label_losses[rows].sum() / B
+        teacher_weight * teacher_losses.sum() / D
 
     Parameters
     ----------

@@ -18,10 +18,9 @@ AHEAD = 1000  # epochs that are looked through where no formula says when a stag
 
 @dataclass(frozen=True)
 class CondensationSchedule:
-    r"""The paper's schedule: shrink by the same number of samples each stage, down to ``ratio``.
+    """The paper's schedule: shrink by the same number of samples each stage, down to ``ratio``.
 
-    With S stages and the final ratio :math:`\tau`, stage t keeps
-    :math:`n_t = \max(\lfloor \tau N \rfloor,\; n_{t-1} - \lfloor N (1-\tau) / S \rfloor)` samples
+    Of N samples, a stage that begins with n keeps ``max(floor(ratio * N), n - floor(N * (1 - ratio) / stages))``
     (KCD, ECCV 2022, section 3.3). A stage lasts ``period`` epochs; epochs count from 1.
 
     Parameters

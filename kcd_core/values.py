@@ -47,7 +47,7 @@ ValueName = Literal["entropy", "cross_entropy", "kd_divergence", "margin", "sequ
 
 
 def entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
-    r"""Entropy of the student's softmax at temperature 1, in nats: ``-sum_c p_c log p_c``.
+    """Entropy of the student's softmax at temperature 1, in nats: ``-sum_c p_c log p_c``.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = N
 
     Notes
     -----
-    With :math:`d_c = z_c - \max z`, :math:`\log \sum_c e^{d_c} - \sum_c e^{d_c} d_c / \sum_c e^{d_c}`: a
+    With ``d = z - max(z)`` it is ``log(sum(exp(d))) - sum(exp(d) * d) / sum(exp(d))``: a
     probability that underflows contributes 0, as it should. A logit of -inf makes ``0 * -inf = NaN``: it is
     caught with no pass over the data of its own.
     """
