@@ -39,6 +39,7 @@ bench: $(VENV)/.done ## what kcd costs, into benchmarks/results; needs 6 GB of m
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/streams.py
+	$(BIN)/python benchmarks/mixing.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/memory.py
 

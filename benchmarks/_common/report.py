@@ -213,14 +213,20 @@ class Report:
         ratio: float | None = None,
         at_most: float | None = None,
         at_least: float | None = None,
+        interval: tuple[float, float] | None = None,
         **data: Any,
     ) -> None:
-        """One line. ``ratio`` is compared with ``at_most`` or ``at_least``, as if it were exact."""
+        """One line. ``ratio`` is compared with ``at_most`` or ``at_least``: all of its ``interval``, or as if it were exact."""
         target = found = ""
         if ratio is not None and (at_most is not None or at_least is not None):
             target = f"<= {at_most:g}" if at_most is not None else f">= {at_least:g}"
-            found = verdict((ratio, ratio), at_most=at_most, at_least=at_least)
+            found = verdict(interval or (ratio, ratio), at_most=at_most, at_least=at_least)
         shown = "" if ratio is None else f"{ratio:.3g}"
+        if interval is not None:
+            shown, data = (
+                f"{shown} [{interval[0]:.3g}, {interval[1]:.3g}]",
+                {**data, "interval": list(interval)},
+            )
         row = dict(zip(self.HEAD, (what, kcd, reference, shown, target, found), strict=True))
         self.rows.append(row)
         self.data[what] = {**row, **data}
