@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kcd_core import CondensationSchedule
+from kcd_core.base.arguments import checked_bytes
 from kcd_core.condense import check_settings
 from kcd_core.mixing import Mixer, resolve_mixing
 from kcd_core.recipes import Mixing
@@ -53,6 +54,8 @@ class Settings:
         See `kcd_core.condense`.
     mixing : {"auto", "cumulative", "fresh", "none"}
         See `kcd_core.wrap_loader`.
+    mixing_cache : str or int
+        See `kcd_core.wrap_loader`.
     value : str
         See `kcd_core.KnowledgeValueTracker`.
     negatives : {"kept", "full"}
@@ -86,6 +89,7 @@ class Settings:
     alpha: float = 0.03
     min_weight: float = 0.7
     mixing: str = "auto"
+    mixing_cache: str | int = "0"
     value: ValueName = "entropy"
     negatives: str = "kept"
     profile: str | None = None
@@ -107,6 +111,8 @@ class Settings:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.cache_bytes and self.mixing == "none":
+            raise ValueError("mixing_cache would not be used: with mixing none nothing is mixed")
         if self.student is not None and self.profile != "auto":
             raise ValueError("student names a model for the profile auto, and no other takes it: add --auto")
         if self.student is not None and not (
@@ -121,6 +127,11 @@ class Settings:
     def recipes(self, mixer: Mixer) -> Mixing:
         """``mixing``, as a sampler takes it, where samples are mixed by ``mixer``."""
         return resolve_mixing(None if self.mixing == "none" else self.mixing, mixer)
+
+    @property
+    def cache_bytes(self) -> int:
+        """``mixing_cache`` as a number."""
+        return checked_bytes(self.mixing_cache, "mixing_cache")
 
     def schedule(self) -> CondensationSchedule:
         return CondensationSchedule(self.ratio, self.stages, self.period, self.warmup)
@@ -205,6 +216,12 @@ class Settings:
                 default=value,
                 help=f"{text} (default: {value})",
             )
+        parser.add_argument(
+            "--mixing-cache",
+            metavar="SIZE",
+            default=default.mixing_cache,
+            help="memory for mixed raw images, such as '1 GB': made once a stage, then read like any other (default: none)",
+        )
         how = parser.add_mutually_exclusive_group()
         how.add_argument(
             "--profile",

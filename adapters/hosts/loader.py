@@ -18,6 +18,7 @@ from kcd_core import CondensationHistory, KnowledgeValueTracker
 from kcd_core.base.dataset_identity import dataset_identity
 from kcd_core.layout import WholeLayout
 from kcd_core.loading.keys import KeyBatches
+from kcd_core.loading.mixed_images import mixing_cache_of
 from kcd_core.loading.rebuild import rebuild, understand
 from kcd_core.loading.row_order import REORDERED
 from kcd_core.mixing import Mixer, default_mixer, mix_samples
@@ -48,7 +49,7 @@ class HostedLoader:
     passes : list of Pass
         Those that are no epoch yet, in the order in which they began. As a rule, one.
     unmixable : Exception or None
-        Why its samples can't be mixed: an error if it turns out to be the student's loader.
+        Why its samples can't be mixed, or not as was asked for: an error if it turns out to be the student's loader.
     unlabelled : str
         Why the labels of its batches were not found; empty if they were.
     classes : Classes or None
@@ -111,6 +112,11 @@ class HostedLoader:
         self.mixer = self._mixer_of(loader.dataset)
         self.batches = KeyBatches(self.sampler, *batching)
         self.batches.rehearse = self.sampler.mixing is not None and self._settings.ratio < 1
+        try:
+            cached = self._settings.cache_bytes, self.sampler.mixing, self.mixer
+            self.batches.cache = mixing_cache_of(*cached, loader.dataset)
+        except ValueError as error:  # this may not be the student's loader
+            self.unmixable = ValueError(f"{error}. With kcd run and kcd patch: leave out --mixing-cache")
         self._inner: DataLoader[Any] | None = None
 
     def _mixer_of(self, dataset: Any) -> Mixer:

@@ -26,6 +26,7 @@ from kcd_core.base import distributed
 from kcd_core.base.files import check_writable, write_whole
 from kcd_core.base.states import check_same
 from kcd_core.loading.keys import KeyBatches
+from kcd_core.loading.mixed_images import mixing_cache_of
 
 from ..contrast import restrict
 from ..hosts.order import HostOrder
@@ -129,6 +130,9 @@ class KCDBatchSampler:
         )
         self.observed = 0  # samples of the present epoch
         self._batches = KeyBatches(self.order, self.batch_size, self.drop_last)
+        self._batches.cache = mixing_cache_of(
+            self.settings.cache_bytes, mixing, dataset.mixer, dataset.org_dataset
+        )
         self._batches.rehearse = mixing is not None and self.settings.ratio < 1
         self._begun = False
         self._passes = 0  # that began

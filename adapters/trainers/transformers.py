@@ -25,7 +25,18 @@ else:
 __all__ = ["INDICES", "KCDTrainerMixin"]
 
 FILE = "kcd.ckpt"  # in a checkpoint's folder
-SETTINGS = ("value", "alpha", "min_weight", "mixing", "mixer", "select", "on_nonfinite", "device", "seed")
+SETTINGS = (
+    "value",
+    "alpha",
+    "min_weight",
+    "mixing",
+    "mixer",
+    "mixing_cache",
+    "select",
+    "on_nonfinite",
+    "device",
+    "seed",
+)
 NO_GATE = (
     "the Trainer draws the batches of an accumulation group before it trains on the first of them, and asked_rows are those of "
     "the last one drawn: ask= is for kcd_adapters.trainers.accelerate.prepare, in a loop of your own"
@@ -45,7 +56,7 @@ class KCDTrainerMixin(Base):
     *args, **kwargs
         Of the Trainer.
     kcd_schedule : CondensationSchedule
-    kcd_value, kcd_alpha, kcd_min_weight, kcd_mixer, kcd_select, kcd_on_nonfinite, kcd_device
+    kcd_value, kcd_alpha, kcd_min_weight, kcd_mixer, kcd_mixing_cache, kcd_select, kcd_on_nonfinite, kcd_device
         Of `wrap_loader`, under these names.
     kcd_mixing : {None, "auto", "cumulative", "fresh"}
         Of `wrap_loader`, but None by default: a Trainer's samples are dicts, which are only mixed with a ``kcd_mixer`` that

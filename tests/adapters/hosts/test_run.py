@@ -174,6 +174,15 @@ def test_mixing_from_the_originals(host: Host) -> None:
 
 
 @on("repdistiller")
+def test_mixed_images_are_made_once_a_stage(host: Host) -> None:
+    script = ("train_student.py", "--epochs", "4")
+    check(host.kcd(*ONCE, "--mixing-cache", "1 MB", *script)[1], SIZES[:4])
+    output, _ = host.kcd(*ONCE, "--mixing-cache", "9", *script, ok=False)
+    assert "mixing_cache would not be used: it has room for no image" in output
+    assert "leave out --mixing-cache" in output
+
+
+@on("repdistiller")
 def test_a_phase_without_predictions_sees_everything_and_counts_no_epoch(host: Host) -> None:
     _, items = host.kcd(*ONCE, "train_student.py", "--distill", "abound", "--epochs", "3")
     for epoch in (1, 2):

@@ -1,0 +1,52 @@
+"""The settings of mixing, as commands and configurations give them."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from typing import Any
+
+import pytest
+
+import kcd_core as kcd
+from kcd_adapters.settings import Settings
+
+
+def parsed(*arguments: str) -> Settings:
+    parser = argparse.ArgumentParser()
+    Settings.add_arguments(parser)
+    return Settings.from_args(parser.parse_args(arguments))
+
+
+@pytest.mark.parametrize(
+    ("mixing", "raw", "after"),
+    [("auto", "cumulative", "fresh"), ("cumulative",) * 3, ("fresh",) * 3, ("none", None, None)],
+)
+def test_mixing(mixing: str, raw: Any, after: Any) -> None:
+    settings = parsed("--mixing", mixing)
+    assert settings.recipes(kcd.mix_arrays) == raw
+    assert (
+        settings.recipes(kcd.mix_samples) == settings.recipes(partial(kcd.mix_samples, fields=[0])) == after
+    )
+
+
+def test_the_cache_is_off_unless_it_is_asked_for() -> None:
+    assert parsed().cache_bytes == Settings.from_dict({}).cache_bytes == 0
+    assert parsed().to_dict() == {}
+    settings = parsed("--mixing-cache", "2 GB")
+    assert settings.cache_bytes == 2 * 10**9
+    assert Settings.from_json(settings.to_json()) == settings
+    assert Settings.from_dict({"mixing_cache": 512}).cache_bytes == 512
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"mixing_cache": "1 GB", "mixing": "none"}, "mixing_cache would not be used: with mixing none"),
+        ({"mixing_cache": "much"}, "mixing_cache must be a number of bytes"),
+        ({"mixing_cache": -1}, "mixing_cache must be a number of bytes"),
+    ],
+)
+def test_what_would_not_be_used_is_refused(given: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Settings.from_dict(given)
