@@ -66,7 +66,7 @@ def distil(
     optimizer, rates = recipe(student, epochs)
     student.train()
     teacher.eval()
-    clock, drawn, sets = Clock(), 0, []
+    clock, sets = Clock(), []
     start = perf_counter()
     for _ in range(epochs):
         for images, targets in condensed:
@@ -79,7 +79,6 @@ def distil(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            drawn += len(targets)
             with clock:
                 condensed.record(student_logits)  # 2
         with clock:
@@ -90,7 +89,7 @@ def distil(
         on_epoch()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return Run(condensed, sets, drawn, seconds=perf_counter() - start, kcd_seconds=clock.seconds)
+    return Run(condensed, sets, seconds=perf_counter() - start, kcd_seconds=clock.seconds)
 
 
 def kd_loss(
@@ -196,6 +195,8 @@ def compare(args: argparse.Namespace, split: Split, console: Any, out: Path) -> 
         train(teacher, plain_loader(0), epochs=epochs, device=device, on_epoch=progress.advance)
         teacher_accuracy = accuracy(teacher, split.test, device)
         progress.done(f"teacher: {teacher_accuracy:.2%}")
+        image = split.test.transform(torch.from_numpy(split.test.data[:1])).to(device)
+        step = kcd.step_flops(build(new_student, len(split.classes), seed=0).to(device), teacher, image)
         for seed in range(seeds):  # arms within seeds: what slows the machine down slows all arms down
             for name, options in ARMS.items():
                 progress.begin(f"{name}, seed {seed}")
@@ -216,7 +217,7 @@ def compare(args: argparse.Namespace, split: Split, console: Any, out: Path) -> 
                 progress.done(f"{name}, seed {seed}: {done.accuracy:.2%} in {done.seconds:.1f} s")
 
     title = f"{args.data}, {epochs} epochs, {seeds} seed(s); teacher {teacher_accuracy:.2%}"
-    print_table(console, title, results)
+    print_table(console, title, results, step)
     settings = {
         "data": args.data,
         "epochs": epochs,
@@ -226,7 +227,7 @@ def compare(args: argparse.Namespace, split: Split, console: Any, out: Path) -> 
         "device": device.type,
         "workers": args.workers,
     }
-    save_results(out / "results.json", settings, teacher_accuracy, results)
+    save_results(out / "results.json", settings, teacher_accuracy, results, step)
     shown = results[SHOWN][0]
     for path in [out / "results.json", *draw(out, split, shown.loader, shown.sets)]:
         console.print(f"written: {path}")

@@ -32,10 +32,14 @@ class Run:
 
     loader: kcd.CondensedLoader[Any]
     sets: list[kcd.CondensedSet]
-    drawn: int
     seconds: float
     kcd_seconds: float
     accuracy: float = float("nan")
+
+    @property
+    def cost(self) -> kcd.Cost:
+        """Samples drawn, each of them a pass of the student and a query of the teacher."""
+        return self.loader.account.total
 
 
 class Clock:
@@ -118,14 +122,16 @@ class Progress:
             self._console.print(text)
 
 
-def print_table(console: Any, title: str, results: Mapping[str, Sequence[Run]]) -> None:
+def print_table(console: Any, title: str, results: Mapping[str, Sequence[Run]], step: kcd.StepFlops) -> None:
     """The arms, one a row; the first is what the shares refer to."""
+    taken = ", ".join(f"{name} {step.of(runs[0].cost) / 1e9:,.1f}" for name, runs in results.items())
     table = need("rich.table").Table(
         title=title,
         caption="KC-KD is wrap_loader's default. ± is the s.d. over seeds. Time is that of one run, without testing. In kcd: record() and end_epoch(), and what fetching "
         "takes longer than with the plain DataLoader (measured afterwards on the last, most mixed set, "
         "in one process). Plain KD is recorded, too, at a ratio of 1. "
-        "Minus KD's: the mean difference, paired by seed, and its 95 % interval.",
+        "Minus KD's: the mean difference, paired by seed, and its 95 % interval. "
+        f"The teacher is asked for every sample drawn; its passes and the student's take {taken} GFLOP, by torch's counter.",
         title_justify="left",
         caption_justify="left",
         padding=(0, 1, 0, 0),
@@ -134,7 +140,7 @@ def print_table(console: Any, title: str, results: Mapping[str, Sequence[Run]]) 
     for name in ("accuracy\n%", "minus\nKD's, %", "samples\ndrawn", "share\nof KD's", "time\ns", "in kcd\ns"):
         table.add_column(name, justify="right")
     plain = next(iter(results.values()))
-    full = plain[0].drawn
+    full = plain[0].cost.drawn
     for name, runs in results.items():
         table.add_row(
             name,
@@ -142,8 +148,8 @@ def print_table(console: Any, title: str, results: Mapping[str, Sequence[Run]]) 
             ""
             if runs is plain
             else paired_interval([100 * (a.accuracy - b.accuracy) for a, b in zip(runs, plain, strict=True)]),
-            f"{runs[0].drawn:,}",
-            f"{runs[0].drawn / full:.1%}",
+            f"{runs[0].cost.drawn:,}",
+            f"{runs[0].cost.drawn / full:.1%}",
             f"{mean(run.seconds for run in runs):.2f}",
             f"{mean(run.kcd_seconds for run in runs):.2f}",
         )
@@ -183,7 +189,11 @@ def checked_folder(folder: Path) -> Path:
 
 
 def save_results(
-    path: Path, settings: Mapping[str, Any], teacher_accuracy: float, results: Mapping[str, Sequence[Run]]
+    path: Path,
+    settings: Mapping[str, Any],
+    teacher_accuracy: float,
+    results: Mapping[str, Sequence[Run]],
+    step: kcd.StepFlops,
 ) -> None:
     """Write all figures to ``path``, whole or not at all."""
     content = {
@@ -194,13 +204,16 @@ def save_results(
         },
         "settings": dict(settings),
         "teacher_accuracy": teacher_accuracy,
+        "flops_of_a_sample": step._asdict(),
         "arms": {
             name: {
                 "accuracy": [run.accuracy for run in runs],
-                "samples_drawn": [run.drawn for run in runs],
+                "samples_drawn": [run.cost.drawn for run in runs],
+                "teacher_queries": [run.cost.asked for run in runs],
+                "flops": [step.of(run.cost) for run in runs],
                 "seconds": [run.seconds for run in runs],
                 "kcd_seconds": [run.kcd_seconds for run in runs],
-                "history_of_first_run": runs[0].loader.history.state_dict(),
+                "history_of_first_run": json.loads(runs[0].loader.history.to_json()),
             }
             for name, runs in results.items()
         },

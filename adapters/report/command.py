@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     """``kcd report``."""
     for path in write_report(args.history, args.out, title=args.title, force=args.force):
         print(path)
+    if (cost := read(args.history).cost) is not None:
+        print(cost)
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 __all__ = ["as_run"]
 
 SHOWN = "KC-KD"  # the arm that is reported, where there is one of this name
+PLAIN = "KD"  # what it is compared with
 
 
 def as_run(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def as_run(content: Mapping[str, Any]) -> dict[str, Any]:
             "epochs": settings.get("epochs"),
             "accuracy": _accuracy(arms[name]),
             "teacher accuracy": _accuracy({"accuracy": [content.get("teacher_accuracy")]}),
+            **_flops(arms[name], _mapping(_mapping(content.get("arms")).get(PLAIN))),
         },
         "arms": {name: _told(arm) for name, arm in _mapping(content.get("arms")).items()},
         "versions": _mapping(content.get("versions")),
@@ -50,10 +52,17 @@ def _stages(arm: Any) -> bool:
     return bool(_mapping(_mapping(arm).get("history_of_first_run")).get("records"))
 
 
-def _numbers(given: Any) -> list[float]:
+def _numbers(given: Any, most: float = 1e15) -> list[float]:
     """Numbers of a list that are shares or counts."""
     some = given if isinstance(given, list) else []
-    return [float(x) for x in some if type(x) in (int, float) and 0 <= x < 1e15]
+    return [float(x) for x in some if type(x) in (int, float) and 0 <= x < most]
+
+
+def _flops(arm: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, float]:
+    """Of the first run, and of plain distillation's."""
+    names = ("flops", "flops of plain distillation")
+    both = [_numbers(one.get("flops"), 1e300) for one in (arm, plain)]
+    return {name: flops[0] for name, flops in zip(names, both, strict=True)} if all(both) else {}
 
 
 def _accuracy(arm: Mapping[str, Any]) -> str | None:

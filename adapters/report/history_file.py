@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kcd_core import CondensationHistory
+from kcd_core import CondensationHistory, Cost
 
 from .demo_results import as_run
 
@@ -56,6 +56,10 @@ class Recorded:
     account : (int, int), optional
         Samples that were not drawn, and those that would have been without condensation, where the run counted them:
         ``drop_last`` leaves out some that the sets have.
+    cost : Cost, optional
+        What one process counted: of the first, where there were several.
+    flops : (float, float), optional
+        Floating-point operations of the run, and of plain distillation.
     """
 
     history: CondensationHistory
@@ -63,6 +67,8 @@ class Recorded:
     tables: dict[str, dict[str, Any]]
     classes: tuple[ClassShares, ...] = ()
     account: tuple[int, int] | None = None
+    cost: Cost | None = None
+    flops: tuple[float, float] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -180,12 +186,37 @@ def parse(text: str) -> Recorded:
         for stage in checked:
             stage["mixed"] = 0  # records of older versions count what could be mixed
     epochs = [t["epochs"] for t in tables.values() if type(t.get("epochs")) is int]
+    spent = checked.account
+    if spent is not None:
+        epochs.append(spent.first + len(spent.epochs) - 1)
     last = max([checked[-1]["epoch"], *(e for e in epochs if e < 1 << 31)])
-    saved, full = (tables.get("summary", {}).get(name) for name in ("saved", "full"))
+    summary = tables.get("summary", {})
+    saved, full = (summary.get(name) for name in ("saved", "full"))
+    if spent and spent.first == 1 and spent.total.plain:
+        saved, full = spent.total.plain - spent.total.drawn, spent.total.plain
     account = None
     if type(saved) is int and type(full) is int and 0 <= saved < full <= last * checked.num_samples:
         account = (saved, full)
-    return Recorded(checked, last, tables, classes, account)
+    cost = spent.total if spent else _cost(summary, tables.get("settings", {}))
+    return Recorded(checked, last, tables, classes, account, cost, _flops(summary))
+
+
+def _cost(summary: dict[str, Any], settings: dict[str, Any]) -> Cost | None:
+    """What ``kcd run`` counted; nothing, where that is not what is there."""
+    names = ("drawn", "full", "processes")
+    drawn, full, processes = (x if type(x) is int and x > 0 else 0 for x in map(summary.get, names))
+    asked = summary.get("asked", drawn if settings.get("ask") is None else None)
+    seconds = summary.get("seconds", 0.0)
+    if not (drawn and processes) or type(asked) is not int or not 0 <= asked < 1 << 62:
+        return None
+    whole = type(seconds) in (int, float) and 0 <= seconds < 1e15
+    return Cost(drawn, asked, full // processes, float(seconds) if whole else 0.0)
+
+
+def _flops(summary: dict[str, Any]) -> tuple[float, float] | None:
+    told: list[Any] = [summary.get(name) for name in ("flops", "flops of plain distillation")]
+    found = [float(x) for x in told if type(x) in (int, float) and 0 < x < 1e300]
+    return (found[0], found[1]) if len(found) == 2 else None
 
 
 def _class_shares(given: list[Any]) -> tuple[ClassShares, ...]:

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 import kcd_core
+from kcd_core import Cost
 
 from .history_file import Recorded
 from .pictures import GENERATOR, PICTURES
@@ -79,6 +80,8 @@ def page(run: Recorded, pictures: Mapping[str, bytes], title: str) -> bytes:
             f"<section><h2>{_safe(caption)}</h2>"
             f'<img alt="{_safe(alternative)}" src="data:image/png;base64,{data}"></section>'
         )
+    if run.cost is not None:
+        parts.append(f"<section><h2>What it cost</h2>{_cost(run, run.cost)}</section>")
     parts.append(f"<section><h2>Every stage</h2>{_stages(run)}</section>")
     parts += [
         f"<section><h2>{_safe(_title(name))}</h2>{_names(table)}</section>"
@@ -125,6 +128,35 @@ def _tiles(run: Recorded) -> str:
         tiles.append((_cut(accuracy), "accuracy"))
     inside = "".join(f'<div class="tile"><b>{_safe(a)}</b><span>{_safe(b)}</span></div>' for a, b in tiles)
     return f'<div class="tiles">{inside}</div>'
+
+
+def _cost(run: Recorded, cost: Cost) -> str:
+    """A table of what the run took beside plain distillation, as far as both are known."""
+    counts: list[tuple[str, float, float]] = [
+        ("samples drawn, each a pass of the student", cost.drawn, cost.plain),
+        ("teacher queries", cost.asked, cost.plain),
+    ]
+    if run.flops is not None:
+        counts.append(("floating-point operations", *run.flops))
+    rows = [
+        (name, _number(own), _number(plain) if plain else "", f"{own / plain:.1%}" if plain else "")
+        for name, own, plain in counts
+    ]
+    if cost.seconds:
+        rows.append(("seconds of training", f"{cost.seconds:,.1f}", "", ""))
+    head = "".join(f"<th>{name}</th>" for name in ("", "this run", "plain distillation", "share"))
+    note = (
+        "Plain distillation draws all samples in as many epochs, and asks the teacher for each. Without a gate, it is taken "
+        "that this run asks for each sample that it draws. Of several processes, these are one's."
+    )
+    spent = run.history.account
+    if spent is not None and spent.first > 1:
+        note += f" Epochs before {spent.first} were not counted."
+    return f"<table><tr>{head}</tr>{''.join(map(_row, rows))}</table><p>{_safe(note)}</p>"
+
+
+def _number(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
 
 
 def _stages(run: Recorded) -> str:

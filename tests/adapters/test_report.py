@@ -89,6 +89,58 @@ def test_page_and_pictures(wrapped: Path, tmp_path: Path, capsys: pytest.Capture
         assert expected in text
 
 
+def test_what_a_run_cost_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the account in a history's own JSON: the page's table, the tiles and what is printed."""
+    pytest.importorskip("matplotlib")
+    record = history()
+    record.account = kcd.Account()
+    for _ in range(40):
+        record.account.add(kcd.Cost(drawn=700, asked=250, seconds=0.5))
+        record.account.end_epoch(plain=1000)
+    path = tmp_path / "h.json"
+    path.write_text(record.to_json())
+    assert main(["report", str(path), "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert printed.startswith(
+        "28,000 samples drawn (70.0% of plain distillation's), 10,000 teacher queries (25.0%), 20."
+    )
+    texts = Page((tmp_path / "out" / "report.html").read_text("utf-8")).texts
+    texts = [text.strip() for text in texts if text.strip()]
+    at = texts.index("What it cost")
+    assert texts[at + 1 : at + 12] == [
+        *("this run", "plain distillation", "share"),
+        *("samples drawn, each a pass of the student", "28,000", "40,000", "70.0%"),
+        *("teacher queries", "10,000", "40,000", "25.0%"),
+    ]
+    assert "30.0%" in texts  # saved
+    assert "40 epochs" in " ".join(texts)
+
+
+@pytest.mark.parametrize(
+    ("summary", "settings", "cost"),
+    [
+        ({}, {}, (900, 900, 1000, 2.5)),
+        ({"asked": 200}, {"ask": 0.25}, (900, 200, 1000, 2.5)),
+        ({"processes": 4, "full": 4000}, {}, (900, 900, 1000, 2.5)),
+        ({"seconds": "long"}, {}, (900, 900, 1000, 0.0)),
+        ({"asked": -1}, {}, None),
+        ({"drawn": True}, {}, None),
+        ({}, {"ask": 0.25}, None),
+    ],
+)
+def test_costs_that_kcd_run_counted(summary: Any, settings: Any, cost: Any) -> None:
+    counted = {"drawn": 900, "full": 1000, "processes": 1, "seconds": 2.5, **summary}
+    assert parse(json.dumps({"history": STATE, "summary": counted, "settings": settings})).cost == cost
+
+
+def test_operations_are_shown_where_they_were_counted() -> None:
+    told = {"drawn": 900, "full": 1000, "processes": 1, "flops": 3e9, "flops of plain distillation": 4e9}
+    text = page(parse(json.dumps({"history": STATE, "summary": told})), {}, "x").decode()
+    assert "<td>floating-point operations</td><td>3e+09</td><td>4e+09</td><td>75.0%</td>" in text
+    for wrong in (-1, "many", 1e301, None):
+        assert parse(json.dumps({"history": STATE, "summary": {**told, "flops": wrong}})).flops is None
+
+
 def test_samples_are_counted_by_hand() -> None:
     recorded = parse(json.dumps({"history": STATE, "epochs": 40}))
     assert [s["kept"] for s in recorded.stages] == [900, 800, 700]

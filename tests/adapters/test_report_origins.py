@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from test_report import EVIL, STATE, Page, history
 
+import kcd_core as kcd
 from kcd_adapters.cli import main
 from kcd_adapters.report.history_file import parse
 from kcd_adapters.report.page import page
@@ -142,14 +143,20 @@ def demo(path: Path) -> dict[str, Any]:
     from kcd_adapters.demo.results import Run, save_results
 
     def runs(name: str, accuracies: list[float]) -> list[Any]:
-        loader: Any = SimpleNamespace(history=history(1 if name == "KD" else 3))
-        return [Run(loader, [], 1000, 2.0, 0.1, accuracy) for accuracy in accuracies]
+        account = kcd.Account()
+        for _ in range(40):
+            account.add(kcd.Cost(1000, 1000) if name == "KD" else kcd.Cost(900, 900))
+            account.end_epoch(1000)
+        loader: Any = SimpleNamespace(history=history(1 if name == "KD" else 3), account=account)
+        loader.history.account = account
+        return [Run(loader, [], 2.0, 0.1, accuracy) for accuracy in accuracies]
 
     save_results(
         path,
         {"data": "digits", "epochs": 40, "ratio": 0.7},
         0.99,
         {"KD": runs("KD", [0.9, 0.92]), "KC-KD": runs("KC-KD", [0.9361, 0.9381])},
+        kcd.StepFlops(student=10.0, teacher=70.0),
     )
     content: dict[str, Any] = json.loads(path.read_text())
     return content
@@ -160,8 +167,9 @@ def test_the_demos_results_are_read(tmp_path: Path) -> None:
     assert "kcd demo, digits, KC-KD (its first run), ratio 0.7" in text
     mean, sd = 100 * np.mean([0.9361, 0.9381]), 100 * np.std([0.9361, 0.9381], ddof=1)
     assert f"{mean:.2f} % ± {sd:.2f} accuracy" in text
-    assert "accuracy 91.00 % ± 1.41, 1,000 samples drawn in a run" in text
+    assert "accuracy 91.00 % ± 1.41, 40,000 samples drawn in a run" in text
     assert "99.00 %" in text
+    assert "floating-point operations 3.6e+06 4e+06 90.0%" in " ".join(text.split())
     assert "40,000" in text  # 40 epochs, as its settings say
 
 

@@ -112,8 +112,24 @@ def test_the_table_says_what_the_results_say(finished):
             assert width == pytest.approx(half, abs=0.02)
         assert drawn == f"{arm['samples_drawn'][0]:,}"
         assert share == ("100.0%" if name == "KD" else "87.7%")
+        assert f"{name} {arm['flops'][0] / 1e9:,.1f}" in " ".join(text.split())
         assert float(whole) == pytest.approx(sum(arm["seconds"]) / 2, abs=0.006)
         assert float(own) == pytest.approx(sum(arm["kcd_seconds"]) / 2, abs=0.006)
+
+
+def test_operations_are_those_of_the_models(finished):
+    """By the formula: a teacher of 32 channels, a student of 4, on 8 by 8 images that are halved twice."""
+    results = json.loads((finished[0] / "results.json").read_text())
+
+    def forward(width):
+        convolutions = 9 * width * 64 + 9 * width * 2 * width * 16 + 9 * (2 * width) ** 2 * 4
+        return 2 * (convolutions + 2 * width * 10)
+
+    assert results["flops_of_a_sample"] == {"student": forward(4), "teacher": forward(32)}
+    for arm in results["arms"].values():
+        assert arm["teacher_queries"] == arm["samples_drawn"]
+        assert arm["flops"] == [(3 * forward(4) + forward(32)) * drawn for drawn in arm["samples_drawn"]]
+        assert arm["history_of_first_run"]["account"]["drawn"][-1] == 0  # all of its epochs have ended
 
 
 def test_output_that_is_no_terminal_is_lines_not_a_flood(finished):
