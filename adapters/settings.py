@@ -17,6 +17,7 @@ from typing import Any
 
 from kcd_core import CondensationSchedule
 from kcd_core.base.arguments import checked_bytes
+from kcd_core.base.arrays import checked_float, checked_int
 from kcd_core.condense import check_settings
 from kcd_core.mixing import Mixer, resolve_mixing
 from kcd_core.recipes import Mixing
@@ -58,6 +59,10 @@ class Settings:
         See `kcd_core.wrap_loader`.
     value : str
         See `kcd_core.KnowledgeValueTracker`.
+    ask : float, in (0, 1], optional
+        Share of the samples that the teacher is asked for, from the second epoch on. Default: it is asked for all.
+    ask_multiple : int, at least 1
+        The number of rows of a batch that it is asked for is rounded up to a multiple of it.
     negatives : {"kept", "full"}
         Where CRD draws its negatives from: the condensed set, or all data.
     profile : str, optional
@@ -91,6 +96,8 @@ class Settings:
     mixing: str = "auto"
     mixing_cache: str | int = "0"
     value: ValueName = "entropy"
+    ask: float | None = None
+    ask_multiple: int = 1
     negatives: str = "kept"
     profile: str | None = None
     student: str | None = None
@@ -103,6 +110,13 @@ class Settings:
     def __post_init__(self) -> None:
         self.schedule()  # raises where a number is outside its range
         check_settings(self.alpha, self.min_weight)
+        if self.ask is not None and not 0 < checked_float(self.ask, "ask", "a number in (0, 1]") <= 1:
+            raise ValueError(
+                f"ask must be in (0, 1], the share that the teacher is asked for, got {self.ask}"
+            )
+        checked_int(self.ask_multiple, "ask_multiple", 1)
+        if self.ask is None and self.ask_multiple != 1:
+            raise ValueError("ask_multiple is of the rows that the teacher is asked for: give ask, too")
         if self.value == "kd_divergence":
             raise ValueError(
                 "value can't be kd_divergence here: it needs the teacher's logits, and an adapter sees the student's "
@@ -141,6 +155,8 @@ class Settings:
         negatives = {"kept": "the kept set", "full": "all data"}[self.negatives]
         others = {"warmup": self.warmup, "alpha": self.alpha, "min_weight": self.min_weight}
         changed = "".join(f", {name} {value}" for name, value in others.items() if name in self.to_dict())
+        if self.ask is not None:
+            changed += f", teacher asked for {self.ask} from the second epoch on"
         return (
             f"ratio {self.ratio} in {number(self.stages, 'stage')} of {number(self.period, 'epoch')}, value {self.value}, "
             f"mixing {self.mixing}, negatives from {negatives}{changed}"
@@ -197,10 +213,21 @@ class Settings:
             ("warmup", int, "no stage ends before this epoch"),
             ("alpha", float, "weight of the recording count in the ranking"),
             ("min-weight", float, "least share of a kept sample in a mixture"),
+            ("ask", float, "share of the samples that the teacher is asked for, from the second epoch on"),
+            (
+                "ask-multiple",
+                int,
+                "the rows of a batch that it is asked for are rounded up to a multiple of this",
+            ),
         )
         for name, kind, text in numbers:
             value = getattr(default, name.replace("-", "_"))
-            parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
+            parser.add_argument(
+                f"--{name}",
+                type=kind,
+                default=value,
+                help=f"{text} (default: {'all' if value is None else value})",
+            )
         texts = {
             "mixing": "mix dropped samples into barely kept ones: mixtures of mixtures, from the originals, or not; auto is "
             "cumulative where raw images are mixed, and fresh elsewhere",

@@ -37,6 +37,8 @@ class Pass:
         Points of the set it draws.
     drawn, observed : int
         Samples.
+    asked : int
+        Rows that the teacher was called with, where it is asked for a part of them.
     pending : deque of (indices, fields)
         Of the batches that were drawn and not observed yet, oldest first. The fields are what may be their labels [B].
     exhausted : bool
@@ -48,6 +50,7 @@ class Pass:
     size: int
     drawn: int = 0
     observed: int = 0
+    asked: int = 0
     exhausted: bool = False
     iterator: Callable[[], Any] = _nothing
     pending: deque[tuple[Any, Tensors]] = field(default_factory=lambda: deque(maxlen=MOST_PENDING))
@@ -59,6 +62,22 @@ class Pass:
     def over(self) -> bool:
         """Whether nothing more will be drawn: the iterator is used up, or the host has let go of it."""
         return self.exhausted or self.iterator() is None
+
+    @property
+    def ahead(self) -> int | None:
+        """How many batches the host fetches before it uses one; None until that is known."""
+        return self._ahead
+
+    def due(self, ahead: int | None) -> tuple[Any, Tensors] | None:
+        """The pending batch that is used next by a host that fetches so many ``ahead``, as far as it is known."""
+        ahead = ahead if self._ahead is None else self._ahead
+        if ahead is None:
+            return None
+        place = self._place(ahead)
+        return self.pending[place] if 0 <= place < len(self.pending) else None
+
+    def _place(self, ahead: int) -> int:
+        return 0 if self.exhausted else len(self.pending) - 1 - ahead
 
     def match(self, rows: int, same: Callable[[Tensors], bool]) -> tuple[Any, Tensors] | None:
         """Take the pending batch that an observation of ``rows`` samples belongs to, or None.
@@ -95,7 +114,7 @@ class Pass:
             (self._ahead,) = self._possible
             place = last - self._ahead
         else:
-            place = 0 if self.exhausted else last - self._ahead
+            place = self._place(self._ahead)
         if not 0 <= place <= last or len(self.pending[place][0]) != rows:
             return None
         # What was fetched ahead waits at the end of the pass, and the place no longer tells a second call for a batch.

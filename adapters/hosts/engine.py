@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch.utils.data import DataLoader
 
+    from .asked_teacher import AskedTeacher
     from .loader import HostedLoader
 
 __all__ = ["Engine"]
@@ -42,6 +43,8 @@ class Engine:
     ----------
     train : HostedLoader or None
         The loader the student trains on, once it is known.
+    teacher : AskedTeacher or None
+        What comes between the host and its teacher, with ``--ask``.
     """
 
     def __init__(self, settings: Settings, profile: Profile, arguments: Sequence[str]) -> None:
@@ -56,6 +59,7 @@ class Engine:
         self._candidates: weakref.WeakSet[HostedLoader] = weakref.WeakSet()
         self._finder = Finder(profile.observed_at, self.journal, self.reasons)
         self._student = Student()
+        self.teacher: AskedTeacher | None = None
         self._length: int | None = None  # what the script was told between two epochs; -1 once that was said
         self._closed = self._plain = False
         self._agreed = False  # whether all ranks observe
@@ -150,12 +154,7 @@ class Engine:
         self._length = None
         if told != now:
             self._length = -1
-            self.journal.say(
-                f"the script asked for len(loader) between two epochs and was told {told}, the length of the one "
-                f"that had ended; the next has {now} batches. An average over the one that ended is right. What the "
-                "script plans with it for the next is not: the last step of accumulated gradients, or a learning rate by "
-                "the step (docs/adapters.md)"
-            )
+            self.journal.tell_length(told, now)
 
     def before_batch(self, action: Callable[[bool], None]) -> None:
         """Run ``action(first)`` before every batch. See `Running.before_batch`."""
@@ -169,6 +168,8 @@ class Engine:
         steps = self.unobserved.steps
         for batch in batches:
             self._see_length(hosted)
+            if self.teacher is not None:
+                self.teacher.drawn(batch)
             yield batch
             self._done_with_batch()
         if self.checkpoints.unconfirmed and hosted is self.train:
@@ -211,6 +212,8 @@ class Engine:
             self.checkpoints.refuse(batch.hosted)
             self.choose(batch.hosted)
         self.checkpoints.unconfirmed = False
+        if self.teacher is not None:
+            self.teacher.observed(batch)
         if batch.hosted.classes is not None:
             batch.hosted.classes.see(batch.indices, batch.own)
         batch.hosted.record(batch.one, batch.indices, prediction, batch.labels)
@@ -280,7 +283,7 @@ class Engine:
         )
         if last:  # a stage due now is left out, since nothing trains on it
             return
-        chosen = train.run.end_epoch()
+        chosen = train.end_epoch()
         if chosen is not None:
             train.renew()
             self.journal.tell_stage(train, chosen)

@@ -24,6 +24,7 @@ from ..profiles import Profile, find
 from ..running import Batch
 from ..settings import Settings, number
 from . import import_hooks, shims
+from .asked_teacher import AskedTeacher
 from .engine import Engine
 from .finder import Drawn
 
@@ -70,6 +71,9 @@ def install(
     refusal = profile.refuse(arguments)
     if refusal is not None:
         raise ValueError(f"{profile.title} can't run like this with KCD: {refusal}")
+    unaskable = None if settings.ask is None else profile.why_not_ask(arguments)
+    if unaskable is not None:
+        raise ValueError(f"{profile.title} can't run like this with --ask: {unaskable}")
     if _INSTALLED:
         raise ValueError(
             "KCD is installed in this process already (by kcd patch? then run the script itself)"
@@ -93,6 +97,8 @@ def install(
             f"WARNING: with {number(epochs, 'epoch')} this will be plain training: the first stage ends after epoch {first}, and nothing "
             "would train on its set. Lower kcd's --period (or --warmup)"
         )
+    if settings.ask is not None and epochs == 1:
+        say("WARNING: with 1 epoch the teacher is asked for all samples: --ask counts from the second on")
     shims.install(profile.shims, settings.no_shims, say)
     for name in profile.observes:
         hook = import_hooks.after_call if profile.returns(name) else import_hooks.before_call
@@ -102,6 +108,10 @@ def install(
             say if len(profile.observes) > 1 else None,
         )
     profile.prepare(_Running(engine, arguments))
+    if settings.ask is not None and profile.teacher is not None:
+        engine.teacher = AskedTeacher(profile.teacher, engine.followed)
+        engine.before_batch(engine.teacher.before_batch)
+        import_hooks.before_call(profile.teacher.given, engine.teacher.meet)
     if profile.checkpoint is not None:
         import_hooks.after_call(profile.checkpoint[0], engine.host_saved)
         import_hooks.after_call(profile.checkpoint[1], engine.host_loaded)

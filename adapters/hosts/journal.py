@@ -43,6 +43,8 @@ class Journal:
         Passes in which the student was observed, but for the present one.
     drawn, observed : int
         Samples of this process.
+    asked : int
+        Rows of this process that the teacher was called with, with ``--ask``.
     saved : int
         Samples of all processes that were not drawn, and would have been without KCD.
     path : Path or None
@@ -59,7 +61,7 @@ class Journal:
         seed = option(arguments, *SEEDS)
         self._about = about | ({"seed": seed} if seed else {})
         self.log = StageLog(settings, self._about, self.say)
-        self.epochs = self.drawn = self.observed = self.saved = 0
+        self.epochs = self.drawn = self.observed = self.asked = self.saved = 0
         # Absolute from the start: the host may change its working directory.
         self.path = Path(settings.history).absolute() if settings.history is not None else None
         self._classes: list[dict[str, Any]] = []  # what share of each class a stage kept
@@ -79,7 +81,7 @@ class Journal:
 
     def restart(self) -> None:
         """Forget the passes: another student is trained from now on."""
-        self.epochs = self.drawn = self.observed = self.saved = 0
+        self.epochs = self.drawn = self.observed = self.asked = self.saved = 0
         self._unseen.clear()
 
     def say(self, text: str) -> None:
@@ -101,9 +103,19 @@ class Journal:
         self.epochs += 1
         self.drawn += one.drawn
         self.observed += one.observed
+        self.asked += one.asked
         self.saved += train.drawn_of(train.sampler.num_samples) - train.drawn_of(one.size)
         if one.drawn > one.observed:
             self._unseen.note(unseen, times=one.drawn - one.observed)
+
+    def tell_length(self, told: int, now: int) -> None:
+        """Say that the script was ``told`` another length between two epochs than the next one has."""
+        self.say(
+            f"the script asked for len(loader) between two epochs and was told {told}, the length of the one "
+            f"that had ended; the next has {now} batches. An average over the one that ended is right. What the "
+            "script plans with it for the next is not: the last step of accumulated gradients, or a learning rate by "
+            "the step (docs/adapters.md)"
+        )
 
     def tell_stage(self, train: HostedLoader, chosen: CondensedSet) -> None:
         """Say what a stage chose, and write it."""
@@ -138,6 +150,12 @@ class Journal:
             f"{number(self.epochs, 'epoch')}, {number(done, 'stage')}, {self.drawn} samples drawn{share}, "
             f"{self.observed} of them observed, {self._savings(train)}"
         )
+        if self._settings.ask is not None:
+            plain = self._full(train) // processes
+            self.say(
+                f"the teacher was asked for {self.asked} samples{share}; plain distillation asks for {plain} "
+                f"({self.asked / max(1, plain):.1%})"
+            )
         if self._unseen:
             self.say(f"not observed: {self._unseen.leading()}")
         if not failed and done < self._settings.stages and self._settings.ratio < 1:
@@ -172,6 +190,7 @@ class Journal:
                 "epochs": self.epochs,
                 "drawn": self.drawn,
                 "observed": self.observed,
+                **({} if self._settings.ask is None else {"asked": self.asked}),
                 "saved": self.saved,
                 "full": self._full(train),
                 "processes": train.sampler.num_replicas,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
-from kcd_core import CondensationHistory, KnowledgeValueTracker
+from kcd_core import CondensationHistory, CondensedSet, KnowledgeValueTracker
 from kcd_core.base.dataset_identity import dataset_identity
 from kcd_core.layout import WholeLayout
 from kcd_core.loading.keys import KeyBatches
@@ -22,12 +22,13 @@ from kcd_core.loading.mixed_images import mixing_cache_of
 from kcd_core.loading.rebuild import rebuild, understand
 from kcd_core.loading.row_order import REORDERED
 from kcd_core.mixing import Mixer, default_mixer, mix_samples
-from kcd_core.run import Run
+from kcd_core.run import Run, end_together
 
 from ..profiles import Profile
 from ..settings import Settings
 from .alignment import Pass
 from .classes import Classes
+from .gate import HostGate
 from .order import HostOrder
 
 __all__ = ["HostedLoader", "OrderedError", "shuffles"]
@@ -54,6 +55,8 @@ class HostedLoader:
         Why the labels of its batches were not found; empty if they were.
     classes : Classes or None
         Those labels, where a history is written.
+    gate : HostGate or None
+        Which rows the teacher is asked for, with ``--ask``.
 
     Raises
     ------
@@ -87,6 +90,7 @@ class HostedLoader:
             select=None,
             own={"dataset": self.about},
         )
+        self.gate = None if settings.ask is None else HostGate(layout, settings)
         self.classes = None if settings.history is None else Classes(self.sampler.num_samples)
         self._attach(loader, batching)
 
@@ -157,6 +161,12 @@ class HostedLoader:
     def record(self, one: Pass, indices: Any, logits: torch.Tensor, targets: torch.Tensor) -> None:
         """Record the prediction for a batch of the pass ``one``."""
         one.observed += self.run.record(logits, indices=indices, targets=targets)
+
+    def end_epoch(self) -> CondensedSet | None:
+        """End the epoch: see `Run.end_epoch`."""
+        gates = () if self.gate is None else (self.gate.run,)
+        chosen: CondensedSet | None = end_together(self.run, *gates)[0]
+        return chosen
 
     def follow(self, loader: DataLoader[Any]) -> bool:
         """Go on with a loader that the host made in the place of the one it let go of, if it is over the same data.

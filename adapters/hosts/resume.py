@@ -10,6 +10,7 @@ from kcd_core import CondensationHistory, KnowledgeValueTracker
 from kcd_core.base import distributed
 from kcd_core.base.checkpoint import load_checkpoint, save_checkpoint
 from kcd_core.base.states import check_same, state_int
+from kcd_core.layout import WholeLayout
 from kcd_core.mixing import mix_arrays
 from kcd_core.sampler import CondensedSampler
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoints"]
 
-VERSION = 2
+VERSION = 3
 COUNTS = ("epochs", "drawn", "drawn_in_pass", "observed", "observed_in_pass", "saved")
 NEEDS = (*COUNTS, "checkpoint", "loader", "tracker", "sampler", "history")
 
@@ -76,6 +77,9 @@ class Checkpoints:
             "sampler": train.sampler.state_dict(),
             "history": train.history.state_dict(),
         }
+        if train.gate is not None:
+            in_pass = sum(one.asked for one in train.passes)
+            state |= {"gate": train.gate.state_dict(), "asked": journal.asked, "asked_in_pass": in_pass}
         save_checkpoint(f"{path}.kcd", state)
 
     def load(self, checkpoint: Any, path: Any, *, running: bool) -> bool:
@@ -143,6 +147,13 @@ class Checkpoints:
             raise ValueError(
                 f"it keeps {sampler.num_kept} samples after {epochs} epochs; the schedule, {wanted}"
             )
+        if self._settings.ask is not None:
+            from .gate import HostGate  # torch, which the host has imported by now
+
+            gate = HostGate(WholeLayout(sampler, tracker), self._settings)
+            gate.load_state_dict(state["gate"])
+            for name in ("asked", "asked_in_pass"):
+                state_int(state, name, 0, "run")
         if int(tracker.count.max()) > epochs + 1 or counts["observed"] > counts["drawn"]:
             raise ValueError("it is damaged: its counts contradict each other")
 
@@ -158,12 +169,16 @@ class Checkpoints:
             sampler=state["sampler"],
             history=state["history"],
         )
+        asked = 0
+        if hosted.gate is not None:
+            hosted.gate.load_state_dict(state["gate"])
+            journal.asked, asked = state["asked"], state["asked_in_pass"]
         hosted.renew()
         journal.epochs, journal.saved = state["epochs"], state["saved"]
         journal.drawn, journal.observed = state["drawn"], state["observed"]
         # The pass it was saved in ends when the next begins, as ever.
         drawn, observed = state["drawn_in_pass"], state["observed_in_pass"]
-        hosted.passes = [Pass(hosted.sampler.num_kept, drawn=drawn, observed=observed)]
+        hosted.passes = [Pass(hosted.sampler.num_kept, drawn=drawn, observed=observed, asked=asked)]
         self._state, self.unconfirmed = None, True
         return True
 
@@ -177,7 +192,8 @@ class Checkpoints:
             )
 
     def _identity(self) -> dict[str, Any]:
-        names = ("alpha", "min_weight", "value", "negatives")  # the sampler's state tells its mixing
+        # The sampler's state tells its mixing.
+        names = ("alpha", "min_weight", "value", "negatives", "ask", "ask_multiple")
         return {
             "version": VERSION,
             "repository": self._profile.name,

@@ -19,13 +19,17 @@ from kcd_core.base.distributed import rank_announced
 from .profile import Family, Kin, Profile, Running, option, whole
 from .recognition import Found, at, scripts_in
 from .refusal import listed, no_profile, no_repository, not_the_script
+from .teacher import Loss, Pair, Teacher
 
 __all__ = [
     "Family",
     "Found",
     "Kin",
+    "Loss",
+    "Pair",
     "Profile",
     "Running",
+    "Teacher",
     "at",
     "find",
     "listed",

@@ -10,15 +10,21 @@ import ast
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..contrast import restrict
 from .profile import Family, Kin, Profile, option, whole
 from .sources import calls, globals_of, imported, parsed, switches, taken
+from .teacher import Loss, Pair, Teacher
 from .yaml_file import read_yaml
 
 __all__ = ["PROFILE"]
 
 ENGINE = "mdistiller.engine"
+LOGITS = (
+    "KD",
+    "DKD",
+)  # distillers whose losses use the teacher's logits, sample by sample, and nothing else of it
 CHECKPOINT = ("save_checkpoint", "load_checkpoint")
 
 
@@ -28,14 +34,34 @@ def method(arguments: Sequence[str], variants: Collection[str] = ()) -> str:
     folders = config.with_suffix("").parts
     known = folders.index("configs") + 1 if "configs" in folders[:-1] else max(0, len(folders) - 2)
     name = "/".join(folders[known:])
-    kind = option(arguments, "DISTILLER.TYPE", default=_kind(config))
+    kind = kind_of(arguments)
     given = [argument for argument in arguments if argument in variants]
     return " ".join([f"{kind} ({name})" if kind else name, *given])
 
 
-def _kind(config: Path) -> str:
-    distiller = read_yaml(str(config)).get("DISTILLER")
-    return str(distiller.get("TYPE", "")) if isinstance(distiller, dict) else ""
+def unaskable(arguments: Sequence[str]) -> str | None:
+    """Why the teacher's logits are not all that a distiller uses of it; None if they are."""
+    kind = kind_of(arguments)
+    known = " and ".join(LOGITS)
+    return (
+        None
+        if kind in LOGITS
+        else f"of the distillers, {known} use nothing but its logits; this is {kind or 'not known'}"
+    )
+
+
+def _pair(distiller: Any, *_: Any, **__: Any) -> Pair:
+    """Of DKD, whose divergence is another, no temperature is told: its labels have weight 1."""
+    labels, kind = distiller.ce_loss_weight, type(distiller).__name__
+    weighs = (distiller.kd_loss_weight, distiller.temperature) if kind == "KD" else (distiller.alpha, None)
+    return Pair(distiller.student, distiller.teacher, Loss(labels, *weighs))
+
+
+def kind_of(arguments: Sequence[str]) -> str:
+    """The distiller: that of the YAML file, or what the command line has in its place."""
+    distiller = read_yaml(option(arguments, "--cfg", default="?")).get("DISTILLER")
+    given = str(distiller.get("TYPE", "")) if isinstance(distiller, dict) else ""
+    return option(arguments, "DISTILLER.TYPE", default=given)
 
 
 def kin(root: Path, script: ast.Module) -> Kin | None:
@@ -102,6 +128,7 @@ PROFILE = Profile(
     method=method,
     shims=("wandb", "mdistiller_ragged_lists", "accuracy_view"),
     condensed=restrict,
+    teacher=Teacher("mdistiller.distillers._base:Distiller.forward", _pair, unaskable, logits=(0,)),
     epochs=epochs,
     checkpoint=(f"{ENGINE}.trainer.save_checkpoint", f"{ENGINE}.trainer.load_checkpoint"),
 )

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..running import Running
 from ..settings import SHIMS
+from .teacher import Teacher
 
 __all__ = ["Family", "Kin", "Profile", "Running", "option", "whole"]
 
@@ -145,6 +146,8 @@ class Profile:
     plans : bool
         Whether ``len(loader)``, read between two epochs, is for the one that begins: then it is that one's already.
         Default: it is that of the one before, as scripts need it that average over what they have done.
+    teacher : Teacher, optional
+        Where the teacher is, for ``--ask``, which is refused without.
     family : Family, optional
         What makes a script of another name, or another repository, one of this codebase's. It takes the place of
         ``script``.
@@ -180,6 +183,7 @@ class Profile:
     epochs: Callable[[Arguments], int | None] = _epochs
     plans: bool = False
     prepare: Callable[[Running], None] = _unprepared
+    teacher: Teacher | None = None
     family: Family | None = None
     covers: str = ""
 
@@ -212,6 +216,15 @@ class Profile:
     def observed_at(self) -> str:
         """The same, for people to read."""
         return " or ".join(self.observes) or "its output, once it is found"
+
+    def why_not_ask(self, arguments: Arguments) -> str | None:
+        """Why the teacher can't be asked for a part of the samples; None if it can."""
+        if self.teacher is None:
+            return (
+                f"profile {self.name} does not say where the teacher is (`teacher`, docs/adapters.md); those of RepDistiller, "
+                "mdistiller and timm do"
+            )
+        return self.teacher.refuse(arguments)
 
     def predicts(self, name: str) -> Prediction:
         """``prediction`` for one of ``observe``."""

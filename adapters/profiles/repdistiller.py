@@ -14,6 +14,7 @@ from typing import Any
 from ..contrast import restrict
 from .profile import Family, Kin, Profile, option, whole
 from .sources import calls, globals_of, imported, literal_default, parsed, taken
+from .teacher import Loss, Pair, Teacher
 
 __all__ = ["FAMILY", "PROFILE", "epochs", "method"]
 
@@ -33,6 +34,35 @@ def before(arguments: Sequence[str], default: int = 30) -> int:
 
 def epochs(arguments: Sequence[str], default: int | None = 240) -> int | None:
     return whole(arguments, "--epochs", default=default)
+
+
+def unaskable(arguments: Sequence[str], default: str = "kd") -> str | None:
+    """Why the teacher's logits are not all that a method uses of it; None if they are."""
+    name = method(arguments, default)
+    return (
+        None
+        if name == "kd"
+        else f"--distill {name} uses the teacher's features; only kd uses nothing but its logits"
+    )
+
+
+#: What a loop has that trains one student by one teacher, with the loss of RepDistiller's.
+LOOP = (
+    "def train_distill(epoch, train_loader, module_list, criterion_list, optimizer, opt)",
+    "model_t = module_list[-1]",
+    "loss_div = criterion_div(logit_s, logit_t)",
+    "loss = opt.gamma * loss_cls + opt.alpha * loss_div + opt.beta * loss_kd",
+)
+
+
+def _is_the_loop(function: ast.AST) -> bool:
+    """Whether a loop has RepDistiller's modules and loss, and calls the teacher in one place."""
+    text = ast.unparse(function)
+    return all(line in text for line in LOOP) and text.count("model_t(") == 1
+
+
+def _pair(epoch: Any, loader: Any, modules: Any, criteria: Any, optimizer: Any, opt: Any) -> Pair:
+    return Pair(modules[0], modules[-1], Loss(opt.gamma, opt.alpha, criteria[1].T))
 
 
 def kin(root: Path, script: ast.Module) -> Kin | None:
@@ -62,6 +92,9 @@ def kin(root: Path, script: ast.Module) -> Kin | None:
                 "before": partial(before, default=default("--init_epochs", 0)),
                 "epochs": partial(epochs, default=default("--epochs", None)),
             }
+            if len(used) == 1 and _is_the_loop(defined[used[0]]):
+                refuse = partial(unaskable, default=default("--distill", "its only method"))
+                changes["teacher"] = Teacher(f"{module}.{used[0]}", _pair, refuse, logits=(1,))
             if any(_judges_heads(defined[name]) for name in used):
                 changes["prediction"] = _last
             if taken(script, module, {"update_dataset_strategy"}):

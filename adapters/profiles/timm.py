@@ -11,6 +11,7 @@ from typing import Any
 
 from .options import Options
 from .profile import Profile, Running
+from .teacher import Loss, Pair, Teacher
 
 __all__ = ["PROFILE"]
 
@@ -51,6 +52,26 @@ def method(arguments: Sequence[str]) -> str:
     if not options.text("kd-model-name"):
         return "without a teacher"
     return f"{options.text('kd-distill-type', default='logit')} distillation"
+
+
+def unaskable(arguments: Sequence[str]) -> str | None:
+    """Why the teacher's logits are not all that a task uses of it; None if they are."""
+    options = Options(arguments)
+    kind = options.text("kd-distill-type", default="logit")
+    if not options.text("kd-model-name"):
+        return "there is no teacher without --kd-model-name"
+    weight, smoothing = (
+        options.text("task-loss-weight", default="1"),
+        options.text("smoothing", default="0.1"),
+    )
+    if float(weight) != 1 and float(smoothing):
+        return "with --task-loss-weight, the labels must not be smoothed: add --smoothing 0"
+    return None if kind == "logit" else f"it is for logit distillation, and this is {kind} distillation"
+
+
+def pair(task: Any, *_: Any, **__: Any) -> Pair:
+    loss = Loss(task.task_loss_weight, task.distill_loss_weight, task.temperature)
+    return Pair(task.trainable_module, task.teacher, loss)
 
 
 def epochs(arguments: Sequence[str]) -> int | None:
@@ -109,13 +130,15 @@ WITH_OPTIMIZER = {
     "optimizer": None
 }  # a checkpoint to resume from: what is in it besides is nobody's business here
 
+OBSERVED = "timm.task.task:TrainingTask.__call__"
+
 PROFILE = Profile(
     name="timm",
     title="timm",
     covers="train.py: training with and without a teacher, logit, feature and token distillation",
     script="train.py",
     marks=("validate.py", "timm/task/distillation.py", "timm/data/loader.py"),
-    observe="timm.task.task:TrainingTask.__call__",
+    observe=OBSERVED,
     method=method,
     prediction=prediction,
     returned=True,
@@ -129,4 +152,10 @@ PROFILE = Profile(
     epochs=epochs,
     plans=True,
     prepare=prepare,
+    teacher=Teacher(
+        OBSERVED,
+        pair,
+        unaskable,
+        same_images=False,  # its prefetcher makes them of the loader's, and the teacher may have other statistics
+    ),
 )

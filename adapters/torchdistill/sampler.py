@@ -89,6 +89,10 @@ class KCDBatchSampler:
                 f"KCDBatchSampler's batch_size must be an integer of at least 1, got {batch_size!r}"
             )
         self.settings = Settings.from_dict(settings)
+        if self.settings.ask is not None:
+            raise ValueError(
+                "KCDBatchSampler takes no ask: torchdistill calls its teacher with whole batches"
+            )
         self._state = None if state is None else Path(state)
         for name, given in (("state", state), ("history", self.settings.history)):
             if given is not None:

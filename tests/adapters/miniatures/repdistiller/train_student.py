@@ -13,15 +13,34 @@ from helper.pretrain import init
 from torch.utils.data import DataLoader
 
 
+def features_first(features, logits):
+    return [features], logits
+
+
+class DistillKL(torch.nn.Module):
+    def __init__(self, T):
+        super().__init__()
+        self.T = T
+
+    def forward(self, y_s, y_t):
+        return mini.distilled(y_s, y_t, self.T)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--distill", default="kd")
     parser.add_argument("--mode", default="exact")
+    parser.add_argument("-r", "--gamma", type=float, default=0.1)
+    parser.add_argument("-a", "--alpha", type=float, default=0.9)
+    parser.add_argument("-b", "--beta", type=float, default=1)
+    parser.add_argument("--kd_T", type=float, default=4)
+    parser.add_argument("--smoothing", type=float, default=0)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--init_epochs", type=int, default=2)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--num_workers", type=int, default=0)
     parser.add_argument("--anew", default="", choices=["", "loader", "data", "beside"])
+    parser.add_argument("--teacher", default="eval", choices=["eval", "train"])
     parser.add_argument("--accuracy", default="hard", choices=["hard", "soft", "never"])
     opt = parser.parse_args()
     mini.seed()
@@ -34,12 +53,12 @@ def main():
         train_loader, val_loader, n_data = get_cifar100_dataloaders(
             batch_size=opt.batch_size, num_workers=opt.num_workers, is_instance=True
         )
-    model_s, model_t = mini.model(), mini.model()
+    model_s, model_t = mini.Student(features_first), mini.on_device(mini.Teacher(features_first))
     criterion_kd = CRDLoss(n_data) if opt.distill == "crd" else None
     if opt.distill == "abound":
         init(model_s, model_t, None, None, train_loader, logger, opt)
     optimizer = mini.optimizer(model_s)
-    criteria = [torch.nn.CrossEntropyLoss(), torch.nn.KLDivLoss(reduction="batchmean"), criterion_kd]
+    criteria = [torch.nn.CrossEntropyLoss(label_smoothing=opt.smoothing), DistillKL(opt.kd_T), criterion_kd]
     loaders = []
     for epoch in range(1, opt.epochs + 1):
         if opt.anew == "loader":

@@ -53,6 +53,47 @@ def model():
     return on_device(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, CLASSES)))
 
 
+def distilled(student, teacher, temperature):
+    """The squared temperature times KL, averaged over a batch."""
+    p, q = (torch.log_softmax(logits / temperature, 1) for logits in (student, teacher))
+    return (q.exp() * (q - p)).sum(1).mean() * temperature**2
+
+
+class Student(torch.nn.Sequential):
+    """The same as `model`; returns what ``gives(features, logits)`` makes of them."""
+
+    def __init__(self, gives):
+        super().__init__(*model())
+        self.gives = gives
+
+    def forward(self, images, is_feat=True):
+        logits = super().forward(images)
+        return self.gives(images, logits) if is_feat else logits
+
+
+class Teacher(torch.nn.Module):
+    """Returns what ``gives(features, logits)`` makes of them, and counts the rows that it is called with."""
+
+    def __init__(self, gives=lambda features, logits: logits):
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 8), torch.nn.BatchNorm1d(8))
+        self.head = torch.nn.Linear(8, CLASSES)
+        self.gives, self.rows = gives, 0
+
+    def forward(self, images, **_):
+        self.rows += len(images)
+        return self.gives(*self.answer(images))
+
+    def answer(self, images):
+        features = self.body(images)
+        return features, self.head(features)
+
+    def told(self, images, logits):
+        """For the record: the logits that the host has for these images, those of all of them, and rows since the last."""
+        rows, self.rows = self.rows, 0
+        return {"taught": logits.detach(), "whole": self.answer(images)[1].detach(), "rows": rows}
+
+
 def on_device(x):
     """A model or a tensor, moved as ``.cuda()`` does."""
     return x if DEVICE is None else x.to(DEVICE)
@@ -91,6 +132,7 @@ def record(phase, epoch, index, image, logits=None, **more):
             _RECORD[-1] |= {"device": logits.device.type, "dtype": str(logits.dtype).removeprefix("torch.")}
         _WAITED.clear()
         return
+    more = {name: x.double().numpy() if isinstance(x, torch.Tensor) else x for name, x in more.items()}
     item = {"phase": phase, "epoch": epoch, "index": torch.as_tensor(index).tolist(), **more}
     item["image"] = (image.detach() * 255).round().numpy().astype(np.uint8)
     item["logits"] = None if logits is None else logits.detach().double().numpy()

@@ -24,6 +24,7 @@ parser.add_argument("--smoothing", type=float, default=0.1)
 def train_one_epoch(epoch, loader, dataset, optimizer, args, task, scheduler):
     accumulate = args.grad_accum_steps
     updates = -(-len(loader) // accumulate)
+    task.train()
     done, last = epoch * updates, len(loader) - 1
     total = 0.0
     optimizer.zero_grad()
@@ -33,7 +34,7 @@ def train_one_epoch(epoch, loader, dataset, optimizer, args, task, scheduler):
         result = task(images, target)
         (result["loss"] / accumulate).backward()
         total += result["loss"].item()
-        mini.record("train", epoch + 1, index, image, result["output"])
+        mini.record("train", epoch + 1, index, image, result["output"], **result["told"])
         if batch != last and (batch + 1) % accumulate:
             continue
         optimizer.step()
@@ -52,7 +53,9 @@ def main():
     loader = create_loader(dataset, 16, use_prefetcher=not args.no_prefetcher)
     student = mini.model()
     kind = {"logit": LogitDistillationTask, "token": TokenDistillationTask}[args.kd_distill_type]
-    task = kind(student, mini.model(), torch.nn.CrossEntropyLoss(label_smoothing=args.smoothing))
+    task = kind(
+        student, mini.on_device(mini.Teacher()), torch.nn.CrossEntropyLoss(label_smoothing=args.smoothing)
+    )
     optimizer = mini.optimizer(student)
     start = resume_task_checkpoint(task, args.resume, optimizer=optimizer) if args.resume else 0
     updates = -(-len(loader) // args.grad_accum_steps)

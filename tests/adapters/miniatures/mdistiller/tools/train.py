@@ -5,6 +5,7 @@ import os
 
 import mini
 import torch
+from mdistiller.distillers import distiller_dict
 from mdistiller.engine.trainer import BaseTrainer
 from torch.utils.data import DataLoader
 
@@ -24,6 +25,10 @@ class Integers(torch.utils.data.Dataset):
         return mini.N
 
 
+def logits_first(features, logits):
+    return logits, {"pooled_feat": features}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--cfg", default="")
@@ -31,6 +36,7 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--context", default=None)
     parser.add_argument("--whole-numbers", action="store_true")
+    parser.add_argument("opts", nargs="*", default=[])
     args = parser.parse_args()
     mini.seed()
     import wandb
@@ -44,6 +50,10 @@ if __name__ == "__main__":
         persistent_workers=True,
         multiprocessing_context=args.context,
     )
-    distiller = torch.nn.DataParallel(mini.model())
+    opts = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
+    models = [mini.model()]
+    if "DISTILLER.TYPE" in opts:
+        models = [mini.Student(logits_first), mini.on_device(mini.Teacher(logits_first))]
+    distiller = torch.nn.DataParallel(distiller_dict[opts.get("DISTILLER.TYPE", "NONE")](*models))
     os.makedirs("out", exist_ok=True)
     BaseTrainer("out", distiller, loader).train(args.epochs, resume=args.resume)

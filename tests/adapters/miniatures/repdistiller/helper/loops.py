@@ -6,7 +6,11 @@ from .util import accuracy
 
 
 def train_distill(epoch, train_loader, module_list, criterion_list, optimizer, opt):
-    model_s, model_t = module_list[0], module_list[-1]
+    criterion_cls, criterion_div, criterion_kd = criterion_list
+    model_s = module_list[0]
+    model_t = module_list[-1]
+    if opt.teacher != "train":
+        model_t.eval()
     total = steps = 0
     for idx, data in enumerate(train_loader):
         if opt.distill == "crd":
@@ -18,19 +22,21 @@ def train_distill(epoch, train_loader, module_list, criterion_list, optimizer, o
         if len(images) == 1:
             raise ValueError("Expected more than 1 value per channel when training")
         with mini.autocast():
-            logit_s = model_s(images)
+            _, logit_s = model_s(images, is_feat=True)
             with torch.no_grad():
-                logit_t = model_t(images)
-            loss = criterion_list[0](logit_s, target)
-            loss = loss + criterion_list[1](F.log_softmax(logit_s, 1), F.softmax(logit_t, 1))
-        more = {}
+                _, logit_t = model_t(images, is_feat=True)
+            loss_cls = criterion_cls(logit_s, target)
+            loss_div = criterion_div(logit_s, logit_t)
+        more, loss_kd = {}, 0
         if opt.distill == "crd":
-            loss = loss + criterion_list[2](logit_s, logit_t, index, contrast_idx)
+            loss_kd = criterion_kd(logit_s, logit_t, index, contrast_idx)
             more = {"contrast": contrast_idx.tolist()}
+        loss = opt.gamma * loss_cls + opt.alpha * loss_div + opt.beta * loss_kd
         if opt.accuracy != "never":
             labels = F.one_hot(target, 5) if opt.accuracy == "soft" else target
             acc, _ = accuracy(logit_s, labels, topk=(1, 2))
             total += acc.item()
+        more |= model_t.told(images, logit_t)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -44,6 +50,6 @@ def validate(val_loader, model, criterion, opt):
     with torch.no_grad():
         for images, target in val_loader:
             images, target = mini.on_device(images), mini.on_device(target)
-            output = model(images)
+            output = model(images, is_feat=False)
             criterion(output, target)
             accuracy(output, target, topk=(1, 2))

@@ -9,7 +9,7 @@ from .utils import accuracy, load_checkpoint, save_checkpoint
 class BaseTrainer:
     def __init__(self, log_path, distiller, train_loader):
         self.log_path, self.distiller, self.train_loader = log_path, distiller, train_loader
-        self.optimizer = mini.optimizer(distiller)
+        self.optimizer = mini.optimizer(distiller.module.student)
 
     def train(self, epochs, resume=False):
         epoch = 1
@@ -23,6 +23,7 @@ class BaseTrainer:
 
     def train_epoch(self, epoch):
         len(self.train_loader)
+        self.distiller.train()
         for data in self.train_loader:
             self.train_iter(data, epoch)
         model = self.distiller.state_dict()
@@ -34,9 +35,11 @@ class BaseTrainer:
         image, target, index = (mini.on_device(x) for x in data)
         self.optimizer.zero_grad()
         with mini.autocast():
-            preds = self.distiller(image.float())
-            loss = torch.nn.functional.cross_entropy(preds, target)
+            preds, losses = self.distiller(image=image.float(), target=target, epoch=epoch)
+            loss = sum(losses.values())
         loss.backward()
         self.optimizer.step()
         accuracy(preds, target, topk=(1, 5))
-        mini.record("train", epoch, index, image, preds)
+        distiller = self.distiller.module
+        told = distiller.teacher.told(image, distiller.taught) if hasattr(distiller, "taught") else {}
+        mini.record("train", epoch, index, image, preds, **told)

@@ -4,10 +4,28 @@ import torch
 from .task import TrainingTask
 
 
+class DistillationTeacher(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model.eval()
+
+    def forward(self, images):
+        return self.model(images)
+
+
 class LogitDistillationTask(TrainingTask):
+    task_loss_weight = distill_loss_weight = 1.0
+    temperature = 4.0
+
     def __init__(self, student, teacher, criterion):
         super().__init__()
-        self.trainable_module, self.teacher, self.criterion = student, teacher, criterion
+        self.teacher = DistillationTeacher(teacher)
+        self.trainable_module, self.criterion = student, criterion
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.teacher.eval()
+        return self
 
     def student(self, images):
         output = self.trainable_module(images)
@@ -16,9 +34,10 @@ class LogitDistillationTask(TrainingTask):
     def forward(self, images, target):
         output, distilled = self.student(images)
         with torch.no_grad():
-            soft = self.teacher(images).softmax(1)
-        loss = self.criterion(output, target) + torch.nn.functional.cross_entropy(distilled, soft)
-        return {"loss": loss, "output": output}
+            taught = self.teacher(images)
+        soft = mini.distilled(distilled, taught, self.temperature)
+        loss = self.task_loss_weight * self.criterion(output, target) + self.distill_loss_weight * soft
+        return {"loss": loss, "output": output, "told": self.teacher.model.told(images, taught)}
 
 
 class TokenDistillationTask(LogitDistillationTask):

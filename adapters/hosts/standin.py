@@ -1,0 +1,68 @@
+"""What stands in for the teacher's logits of a sample that it is not asked for: its label.
+
+`kcd_core.gated_loss` has the labels of such samples at weight 1, and that is the rule that the study bears out. A host's loss
+is its own: a · CE + w · T² · KL at temperature T, on all rows of a batch. The gradient of its second term, by the student's
+logits z, is w · T · (softmax(z / T) - q), with q the teacher's probabilities at T. With
+
+    q = softmax(z / T) - (1 - a) / (w · T) · (softmax(z) - onehot(label))
+
+the whole is softmax(z) - onehot(label): the gradient of CE at weight 1. With a = 1, these are the student's own logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import one_hot
+
+from ..profiles import Loss
+
+__all__ = ["GradientCheck", "labels_as_logits"]
+
+LEAST = 1e-9  # a probability
+
+
+def labels_as_logits(student: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """Teacher's logits [B, C], float32, for samples with these ``student`` logits [B, C] and labels [B].
+
+    Where a probability of q would be negative, as for a student that is all but sure of another class than the label's, it
+    is set to nearly nothing: there the gradient is the largest of its direction that a teacher can make, and less than CE's.
+    """
+    student = student.detach().float()
+    share, temperature = loss.share, loss.temperature
+    if not share or temperature is None:
+        return student
+    return temperature * _target(student, labels, share, temperature).clamp(min=LEAST).log()
+
+
+def _target(student: torch.Tensor, labels: torch.Tensor, share: float, temperature: float) -> torch.Tensor:
+    of_labels = student.softmax(1) - one_hot(labels, student.shape[1])
+    return (student / temperature).softmax(1) - share * of_labels
+
+
+class GradientCheck:
+    """Looks, in a backward pass, whether rows that were not asked have the gradient of their labels' loss.
+
+    Up to a factor: a batch is averaged over, gradients may be accumulated and scaled. Where nothing stands for the labels,
+    since their weight is 1, or the gradient is cut short, there is nothing to see.
+    """
+
+    def __init__(self, student: torch.Tensor, labels: torch.Tensor, asked: torch.Tensor, loss: Loss) -> None:
+        given = student.detach().float()
+        self._expected = given.softmax(1) - one_hot(labels, given.shape[1])
+        seen = torch.ones(len(labels), dtype=torch.bool, device=given.device)
+        seen[asked] = False
+        if loss.share and loss.temperature is not None:
+            seen &= (_target(given, labels, loss.share, loss.temperature) > LEAST).all(1)
+        self._seen = seen
+
+    def __call__(self, gradient: torch.Tensor) -> None:
+        given, expected = (one[self._seen].double().flatten() for one in (gradient, self._expected))
+        both = given.norm() * expected.norm()
+        alike = (
+            0.9999 if gradient.element_size() > 2 else 0.99
+        )  # in half precision, the teacher's row is coarse
+        if both > 0 and given @ expected < alike * both:
+            raise RuntimeError(
+                "where the teacher is not asked, the gradient of this loss is not that of the labels' cross-entropy, as its profile "
+                "has it (labels that are smoothed, logits that are normalised, another term?): leave out --ask"
+            )
