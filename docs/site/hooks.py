@@ -53,9 +53,10 @@ def shown(path: str) -> str:
         names = sorted(each.name for each in file.iterdir() if each.suffix in (".py", ".md"))
         return f"# {path}\n\n" + "".join(f"- [{name}]({posixpath.basename(path)}/{name})\n" for name in names)
     text = file.read_text(encoding="utf-8")
-    return (
-        text if file.suffix == ".md" else f"# {path}\n\n````{LEXERS.get(file.suffix, 'text')}\n{text}````\n"
-    )
+    if file.suffix == ".md":
+        return text
+    wide = "---\nhide: [toc]\n---\n\n"
+    return f"{wide}# {path}\n\n````{LEXERS.get(file.suffix, 'text')}\n{text}````\n"
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:
