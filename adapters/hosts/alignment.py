@@ -39,6 +39,8 @@ class Pass:
         Samples.
     asked : int
         Rows that the teacher was called with, where it is asked for a part of them.
+    seconds : float
+        From its first batch being asked for to its end, or to the last batch that was asked for.
     pending : deque of (indices, fields)
         Of the batches that were drawn and not observed yet, oldest first. The fields are what may be their labels [B].
     exhausted : bool
@@ -51,6 +53,7 @@ class Pass:
     drawn: int = 0
     observed: int = 0
     asked: int = 0
+    seconds: float = 0.0
     exhausted: bool = False
     iterator: Callable[[], Any] = _nothing
     pending: deque[tuple[Any, Tensors]] = field(default_factory=lambda: deque(maxlen=MOST_PENDING))

@@ -47,6 +47,8 @@ class Journal:
         Rows of this process that the teacher was called with, with ``--ask``.
     saved : int
         Samples of all processes that were not drawn, and would have been without KCD.
+    seconds : float
+        Of these passes, in this process.
     path : Path or None
         Of the history.
     log : StageLog
@@ -62,6 +64,7 @@ class Journal:
         self._about = about | ({"seed": seed} if seed else {})
         self.log = StageLog(settings, self._about, self.say)
         self.epochs = self.drawn = self.observed = self.asked = self.saved = 0
+        self.seconds = 0.0
         # Absolute from the start: the host may change its working directory.
         self.path = Path(settings.history).absolute() if settings.history is not None else None
         self._classes: list[dict[str, Any]] = []  # what share of each class a stage kept
@@ -82,6 +85,7 @@ class Journal:
     def restart(self) -> None:
         """Forget the passes: another student is trained from now on."""
         self.epochs = self.drawn = self.observed = self.asked = self.saved = 0
+        self.seconds = 0.0
         self._unseen.clear()
 
     def say(self, text: str) -> None:
@@ -104,6 +108,7 @@ class Journal:
         self.drawn += one.drawn
         self.observed += one.observed
         self.asked += one.asked
+        self.seconds += one.seconds
         self.saved += train.drawn_of(train.sampler.num_samples) - train.drawn_of(one.size)
         if one.drawn > one.observed:
             self._unseen.note(unseen, times=one.drawn - one.observed)
@@ -148,7 +153,7 @@ class Journal:
         share = f" by the first of {processes} processes" if processes > 1 else ""
         self.say(
             f"{number(self.epochs, 'epoch')}, {number(done, 'stage')}, {self.drawn} samples drawn{share}, "
-            f"{self.observed} of them observed, {self._savings(train)}"
+            f"{self.observed} of them observed, {self._savings(train)}, {self.seconds:.1f} s"
         )
         if self._settings.ask is not None:
             plain = self._full(train) // processes
@@ -192,6 +197,7 @@ class Journal:
                 "observed": self.observed,
                 **({} if self._settings.ask is None else {"asked": self.asked}),
                 "saved": self.saved,
+                "seconds": round(self.seconds, 3),
                 "full": self._full(train),
                 "processes": train.sampler.num_replicas,
             },

@@ -9,6 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import torch
@@ -259,6 +260,7 @@ class HostedLoader:
     def _run(
         self, now: Pass, batches: Iterator[Any], end_passes: Callable[[], bool] | None
     ) -> Generator[Any, None, None]:
+        begin = monotonic()
         if end_passes is not None and end_passes():
             now.size = self.sampler.num_kept
             batches = self._draw()
@@ -270,6 +272,7 @@ class HostedLoader:
                 now.pending.append((indices, fields))
             now.drawn += int((indices >= 0).sum())
             yield batch
+            now.seconds = monotonic() - begin
         now.exhausted = True
 
     def _rehearsed(self, batches: Iterator[Any]) -> Iterator[Any]:

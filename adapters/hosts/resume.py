@@ -73,6 +73,7 @@ class Checkpoints:
             "observed": journal.observed,
             "observed_in_pass": train.observed,
             "saved": journal.saved,
+            "seconds": journal.seconds + sum(one.seconds for one in train.passes if one.observed),
             "tracker": train.tracker.state_dict(),
             "sampler": train.sampler.state_dict(),
             "history": train.history.state_dict(),
@@ -156,6 +157,8 @@ class Checkpoints:
                 state_int(state, name, 0, "run")
         if int(tracker.count.max()) > epochs + 1 or counts["observed"] > counts["drawn"]:
             raise ValueError("it is damaged: its counts contradict each other")
+        if not 0 <= float(state.get("seconds", 0.0)) < 1e15:
+            raise ValueError("it is damaged: its seconds are none")
 
     def restore(self, hosted: HostedLoader) -> bool:
         """Give a loader, and the journal, the state that waits, if it was saved of this loader; say whether it was."""
@@ -176,6 +179,7 @@ class Checkpoints:
         hosted.renew()
         journal.epochs, journal.saved = state["epochs"], state["saved"]
         journal.drawn, journal.observed = state["drawn"], state["observed"]
+        journal.seconds = float(state.get("seconds", 0.0))  # which older states don't say
         # The pass it was saved in ends when the next begins, as ever.
         drawn, observed = state["drawn_in_pass"], state["observed_in_pass"]
         hosted.passes = [Pass(hosted.sampler.num_kept, drawn=drawn, observed=observed, asked=asked)]

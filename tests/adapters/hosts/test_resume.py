@@ -59,6 +59,19 @@ def test_a_resumed_run_draws_what_the_other_would_have(saved: tuple[Path, list[i
     assert (run.engine.journal.epochs, len(third)) == (2, 20)
 
 
+def test_seconds_add_up(saved: tuple[Path, list[int]]) -> None:
+    path, _ = saved
+    state = load_checkpoint(f"{path}.kcd")
+    assert state["seconds"] > 0
+    for spent in ({"seconds": 1000.0}, {}):  # older states have none
+        save_checkpoint(f"{path}.kcd", {**{k: v for k, v in state.items() if k != "seconds"}, **spent})
+        run = Run()
+        run.engine.host_loaded(CHECKPOINT, path)
+        run.epoch()
+        run.engine.close()
+        assert 0 < run.engine.journal.seconds - spent.get("seconds", 0.0) < 60
+
+
 def test_a_loader_that_was_seen_before_the_checkpoint_gets_its_state(saved: tuple[Path, list[int]]) -> None:
     path, third = saved
     run = Run()
@@ -142,6 +155,8 @@ def test_a_damaged_file_is_named_and_so_is_the_remedy(saved: tuple[Path, list[in
         ({"observed": 1000}, "contradict each other"),
         ({"method": "crd"}, "method = 'crd', here it is 'kd'"),
         ({"repository": "sskd"}, "repository = 'sskd'"),
+        ({"seconds": -1.0}, "its seconds are none"),
+        ({"seconds": "long"}, "can't resume"),
         ({"loader": 3}, "can't resume"),
         ({"tracker": None}, "not a tracker state"),
     ],

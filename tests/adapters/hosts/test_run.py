@@ -406,6 +406,8 @@ def test_processes_that_the_host_spawns(host: Host) -> None:
     assert f"{saved} of {full} samples saved (" in output
     summary = json.loads((host.folder / "h.json").read_text())["summary"]
     assert (summary["saved"], summary["processes"]) == (saved, 2)
+    assert 0 < summary["seconds"] < 600
+    assert f", {summary['seconds']:.1f} s\n" in output
 
 
 @on("simkd")
