@@ -214,8 +214,9 @@ def test_draws_what_the_values_imply(plugin: Any, workers: int, tmp_path: Path) 
     ]
 
 
-def test_images_are_mixed_by_the_recipe(plugin: Any) -> None:
-    box = build(plugin, mixing="cumulative")
+@pytest.mark.parametrize("cache", ["0", "1 MB"])
+def test_images_are_mixed_by_the_recipe(plugin: Any, cache: str) -> None:
+    box = build(plugin, mixing="cumulative", mixing_cache=cache)
     before = Points().data
     train(box, 2)
     mixed = 0
@@ -228,6 +229,10 @@ def test_images_are_mixed_by_the_recipe(plugin: Any) -> None:
             expected = (a * np.float32(weight) + b * np.float32(1 - weight)).astype(np.uint8)
         assert (image * 256).tolist() == expected.astype(np.float32).flatten().tolist()
     assert mixed == 15
+    made = box.batches._batches.cache
+    assert (
+        0 if made is None else len(made.of(box.batches.order.recipes, box.batches.order.kept).targets)
+    ) == (0 if cache == "0" else 15)
     assert (box.dataset.org_dataset.data == before).all()
 
 
