@@ -132,6 +132,14 @@ def ratio_of(arm: str, ratio: float) -> float:
     return 1.0 if ARMS[arm].free else ratio
 
 
+def counterpart(arm: str) -> str:
+    """The arm without mixing, or whose gate asks by chance; a name of none where there is no such arm."""
+    kind, _, rest = arm.partition("-")
+    if kind in STAND_INS:
+        return f"{kind}-chance-{rest}"
+    return {"gate": f"chance-{rest}"}.get(kind, "kc-kd-v2" if arm == "kc-kd-v3" else "")
+
+
 def run(job: Job, material: Material) -> dict[str, Any]:
     """Distil one student; returns what the tables are made of."""
     arm = ARMS[job.arm]

@@ -17,7 +17,7 @@ from _common.report import table_at, without_loss
 import kcd_core as kcd
 from kcd_core.base.files import write_whole
 
-from .arms import ARMS, ratio_of
+from .arms import ARMS, counterpart, ratio_of
 from .flops import step_of
 from .picture import draw
 
@@ -27,8 +27,8 @@ Mean ± s.d. over seeds. Differences are paired by seed, in percentage points, w
 Better and worse: paired t tests at 5 %, by Holm's method corrected for all comparisons of the student's table (the
 intervals are not).
 Intervals and tests cover the seeds alone, that is the student's initial weights and the order of the samples: there is
-one teacher, one set of training images and one of test images.
-The teacher learned from all training images, on other data than digits mirrored and shifted. The students' are not
+one teacher, one training set and one test set.
+The teacher learned from the whole training set, and Fashion-MNIST mirrored and shifted. The students' samples are not
 augmented, so the teacher sees each once, and once more when it is mixed: times are the student's, with all choosing,
 recording and mixing. Wall and CPU times depend on what else the machine did: rows made in one session compare.
 Arms over another loss (PKT, CRD+KD) are compared with that loss on all samples.
@@ -203,8 +203,8 @@ def text_of(
 ) -> str:
     one = runs[0]
     lines = [
-        f"{name}: the first {one['samples']:,} training images of {one['data']}, {one['epochs']} epochs, batch "
-        f"{one['batch']}, all test images; teacher {one['teacher_accuracy']:.2%}",
+        f"{name}: the first {one['samples']:,} training samples of {one['data']}, {one['epochs']} epochs, batch "
+        f"{one['batch']}, the whole test set; teacher {one['teacher_accuracy']:.2%}",
         "",
         f"{'':26}{'':7}{'':6}{'accuracy':>15}{'samples':>11}{'share':>8}{'queries':>9}{'FLOPs':>8}{'wall':>7}{'CPU':>7}"
         f"{'difference to KD':>26}{'to KD at equal samples':>26}",
@@ -219,7 +219,7 @@ def text_of(
     lines += [
         "",
         *NOTE.splitlines(),
-        *of_mixing(runs),
+        *of_choice(runs),
         *twins(runs),
         "",
     ]
@@ -260,14 +260,20 @@ def verdicts(rows: list[Row]) -> list[str]:
     ]
 
 
-def of_mixing(runs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What mixing adds to the choice of samples alone, a line for each student."""
-    groups, found = grouped(runs), defaultdict(list)
-    for (arm, ratio, student), own in sorted(groups.items(), key=lambda item: item[0][1:], reverse=True):
-        apart = difference(own, groups.get(("kc-kd-v2", ratio, student), {}))
-        if arm == "kc-kd-v3" and apart:
-            found[student].append(f"{apart_of(apart)} at {ratio:g}")
-    return [f"kc-kd-v3 minus kc-kd-v2, {student} student: {'; '.join(at)}" for student, at in found.items()]
+def of_choice(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What mixing adds, and what choosing by value does beside chance, a line for each arm and student."""
+    groups = grouped(runs)
+    found: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for (arm, ratio, student), own in sorted(groups.items(), key=lambda item: -item[0][1]):
+        other = counterpart(arm)
+        apart = difference(own, groups.get((other, ratio, student), {}))
+        if apart:
+            at = "" if ARMS[arm].free else f" at {ratio:g}"
+            found[arm, other, student].append(f"{apart_of(apart)}{at}")
+    return [
+        f"{arm} minus {other}, {student} student: {'; '.join(at)}"
+        for (arm, other, student), at in found.items()
+    ]
 
 
 def twins(runs: Iterable[Mapping[str, Any]]) -> list[str]:

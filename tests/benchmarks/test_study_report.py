@@ -116,9 +116,20 @@ def test_what_mixing_adds():
     runs = [*runs_of("kc-kd-v2", 0.7, alone), *runs_of("kc-kd-v3", 0.7, alone + np.array([0.01, 0.02, 0.03]))]
     runs += [*runs_of("kc-kd-v2", 0.3, alone), *runs_of("kc-kd-v3", 0.3, alone), *runs_of("rs2", 0.3, alone)]
     half = 4.302653 / 3**0.5  # the quantile for two degrees of freedom, from a table
-    assert report.of_mixing([*runs, *runs_of("kc-kd-v3", 0.7, alone, student="large")]) == [
+    assert report.of_choice([*runs, *runs_of("kc-kd-v3", 0.7, alone, student="large")]) == [
         f"kc-kd-v3 minus kc-kd-v2, small student: +2.00 [{2 - half:+.2f}, {2 + half:+.2f}] at 0.7; +0.00 at 0.3"
     ]
+
+
+def test_what_choosing_by_value_does_beside_chance():
+    """Gates and stand-ins, each with its own arm by chance; no other pairs."""
+    value, chance = np.array([0.82, 0.84, 0.83]), np.array([0.8, 0.8, 0.8])
+    half = 4.302653 * 3**-0.5
+    for arm, other in (("gate-quarter", "chance-quarter"), ("own-half-ce1", "own-chance-half-ce1")):
+        runs = [*runs_of(arm, 1.0, value), *runs_of(other, 1.0, chance), *runs_of("kd", 1.0, chance)]
+        assert report.of_choice([*runs, *runs_of("gate-batch-quarter", 1.0, value)]) == [
+            f"{arm} minus {other}, small student: +3.00 [{3 - half:+.2f}, {3 + half:+.2f}]"
+        ]
 
 
 def test_teacher_queries_and_operations_beside_samples():
