@@ -117,7 +117,7 @@ class Checkpoints:
         try:
             if distributed.ranks_announced() > 1:
                 raise ValueError(_for_one())
-            state = load_checkpoint(file)
+            state = _current(load_checkpoint(file))
             check_same(state, self._identity(), "run", needs=NEEDS)
             if state["checkpoint"] != _fingerprint(path):
                 raise ValueError(
@@ -205,6 +205,13 @@ class Checkpoints:
             "schedule": self._schedule.state_dict(),
             **{name: getattr(self._settings, name) for name in names},
         }
+
+
+def _current(state: Any) -> Any:
+    """A state of version 2 is one of version 3, of a run without ``--ask``."""
+    if isinstance(state, dict) and isinstance(version := state.get("version"), int) and version == 2:
+        return state | {"version": 3, "ask": None, "ask_multiple": 1}
+    return state
 
 
 def _for_one() -> str:

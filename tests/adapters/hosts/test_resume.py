@@ -134,6 +134,26 @@ def test_a_state_that_is_missing_is_warned_of(
     assert not engine.checkpoints.waiting
 
 
+def test_a_state_of_version_2_is_of_a_run_that_asks_for_all(saved: tuple[Path, list[int]]) -> None:
+    path, third = saved
+    added = ("ask", "ask_multiple", "seconds")  # since then
+    state = {key: value for key, value in load_checkpoint(f"{path}.kcd").items() if key not in added}
+    save_checkpoint(f"{path}.kcd", state | {"version": 2})
+    with pytest.raises(ValueError, match=r"saved with ask = None, here it is 0\.25"):
+        Run(ask=0.25).engine.host_loaded(CHECKPOINT, path)
+    run = Run()
+    run.engine.host_loaded(CHECKPOINT, path)
+    assert run.epoch() == third
+
+
+@pytest.mark.parametrize("version", [1, 4])
+def test_other_versions_are_refused(saved: tuple[Path, list[int]], version: int) -> None:
+    file = Path(f"{saved[0]}.kcd")
+    save_checkpoint(file, load_checkpoint(file) | {"version": version})
+    with pytest.raises(ValueError, match=f"of version {version}, and this kcd_core reads version 3"):
+        Run().engine.host_loaded(CHECKPOINT, saved[0])
+
+
 @pytest.mark.parametrize("damage", [b"", b"\x93KCDCKPT"])
 def test_a_damaged_file_is_named_and_so_is_the_remedy(saved: tuple[Path, list[int]], damage: bytes) -> None:
     file = Path(f"{saved[0]}.kcd")
