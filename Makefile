@@ -53,7 +53,7 @@ mutants: $(VENV)/.done ## single mutations of kcd: do the tests notice them?
 	$(BIN)/python benchmarks/mutants.py $(ARGS)
 
 # Goes on where it was interrupted.
-study: $(VENV)/.done ## accuracy against samples drawn, under an hour on two cores; data: see README
+study: $(VENV)/.done ## accuracy against samples drawn, under an hour on two cores; data: see docs/results.md
 	$(BIN)/python benchmarks/study.py
 
 # A GPU (hours), CIFAR-100, teachers and two checkouts: `make paper-table ARGS='--help'`; to try it, ARGS='--smoke DIR'.

@@ -22,7 +22,7 @@ SCRIPT = "KCD_SCRIPT"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = (
-        "Put kcd's own options before SCRIPT; everything after it belongs to the script. exit status: the script's "
+        "Put kcd's own options before SCRIPT; everything after it belongs to the script. Exit status: the script's "
         "own; 2 refused, and nothing was started; 3 nothing was observed: plain training, stopped after an epoch or ended."
     )
     Settings.add_arguments(parser)

@@ -120,7 +120,7 @@ def _tiles(run: Recorded) -> str:
     last, saved, accuracy = run.stages[-1], run.saved, run.told("summary", "accuracy")
     tiles = [
         (f"{last['kept']:,}", f"samples kept of {run.num_samples:,}"),
-        (f"{last['kept'] / run.num_samples:.1%}", "of the knowledge set"),
+        (f"{last['kept'] / run.num_samples:.1%}", "of all samples kept"),
         (f"{saved / run.full:.1%}", f"of all samples saved, in {run.epochs:,} epochs"),
         (_short(saved), f"samples saved of {_short(run.full)}"),
     ]
