@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .base.arrays import is_tensor
+from .base.arrays import dtype_name, is_tensor
 
 __all__ = [
     "MODES",
@@ -169,8 +169,16 @@ def carry_out_all(
         target, source = (np.searchsorted(samples, own[now]) for own in (recipes.target, recipes.source))
         weight = recipes.weight[now].astype(np.float64).reshape(-1, *[1] * (images.ndim - 1))
         # No image is both target and source within a stage.
-        images[target] = blend(images[target], images[source], weight)
+        _put(images, target, blend(images[target], images[source], weight))
     return images[np.searchsorted(samples, indices)]
+
+
+def _put(images: Any, places: npt.NDArray[np.int64], some: Any) -> None:
+    """Write ``some`` of the images."""
+    if is_tensor(images) and dtype_name(images) == "uint16":  # torch writes none by index
+        torch = sys.modules["torch"]
+        images, some = images.view(torch.int16), some.view(torch.int16)
+    images[places] = some
 
 
 def blend(a: Any, b: Any, weight: Any) -> Any:
