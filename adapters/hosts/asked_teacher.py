@@ -68,7 +68,8 @@ class AskedTeacher:
         self._loss = Loss(1, 0)
         self._kinds: set[type] = set()  # whose calls are seen
         self._due = False  # whether a batch was asked for since the last call that counts
-        self._prediction: torch.Tensor | None = None  # the student's, of that batch
+        self._prediction: torch.Tensor | None = None  # the student's last, of that batch
+        self._predictions = 0
         self._call: Call | None = None
         self._ahead: int | None = None  # batches that the host fetches before it uses one
         self._looked_at: Pass | None = None  # in which all parts of the teacher were
@@ -89,7 +90,7 @@ class AskedTeacher:
         _ = self._loss.share  # which it may have none of
         for module in (student, teacher):
             kind: Any = type(module)
-            if kind not in self._kinds:
+            if not any(issubclass(kind, seen) for seen in self._kinds):  # it has that one's, else
                 self._kinds.add(kind)
                 kind.__call__ = self._seen(kind.__call__)
 
@@ -101,7 +102,9 @@ class AskedTeacher:
             output = original(module, *args, **kwargs)
             if module is self._student() and self._due:
                 found = dict(tensors(output)).get(self._profile.logits)
-                self._prediction = found if found is not None and found.requires_grad else self._prediction
+                if found is not None and found.requires_grad:
+                    self._predictions += 1
+                    self._prediction = found
             return output
 
         return call
@@ -110,7 +113,7 @@ class AskedTeacher:
 
     def before_batch(self, first: bool) -> None:
         """The host is done with a batch. See `Running.before_batch`."""
-        self._due, self._call, self._prediction = True, None, None
+        self._due, self._call, self._prediction, self._predictions = True, None, None, 0
         passes = [one for hosted in self._followed() for one in hosted.passes] if first else ()
         if any(one.over and one.observed and not one.asked for one in passes):
             raise RuntimeError(
@@ -187,12 +190,13 @@ class AskedTeacher:
         logits = logits_in(output, self._profile.logits, len(rows))
         student = self._predicted(logits)
         labels = sent(labels.long(), student.device)
+        whole = labels_as_logits(student, labels, self._loss).to(logits.dtype, copy=True)
+        whole.index_copy_(0, rows, logits)
         if self._loss.share and self._followed_back < CHECKED_AT_ONCE:
             self._followed_back += 1
-            check = GradientCheck(student, labels, rows, self._loss)
+            check = GradientCheck(student, labels, whole, self._loss)
             student.register_hook(check)  # type: ignore[no-untyped-call]
-        others = labels_as_logits(student, labels, self._loss).to(logits.dtype, copy=True)
-        return spread(output, self._profile.logits, others.index_copy_(0, rows, logits))
+        return spread(output, self._profile.logits, whole)
 
     def _predicted(self, logits: torch.Tensor) -> torch.Tensor:
         """The student's logits for the batch that the teacher is called for."""
@@ -202,6 +206,11 @@ class AskedTeacher:
             raise RuntimeError(
                 f"the student, whose logits stand in for those of the teacher, {list(logits.shape)}, {shown}: --ask is for a loop "
                 "that calls the student, then the teacher. Leave it out"
+            )
+        if self._predictions > 1:
+            raise RuntimeError(
+                f"the student was called {self._predictions} times for one batch (several views?), so it is not known which of its "
+                "logits stand in for those of the teacher: leave out --ask"
             )
         return student
 

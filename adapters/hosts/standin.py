@@ -31,38 +31,41 @@ def labels_as_logits(student: torch.Tensor, labels: torch.Tensor, loss: Loss) ->
     share, temperature = loss.share, loss.temperature
     if not share or temperature is None:
         return student
-    return temperature * _target(student, labels, share, temperature).clamp(min=LEAST).log()
-
-
-def _target(student: torch.Tensor, labels: torch.Tensor, share: float, temperature: float) -> torch.Tensor:
     of_labels = student.softmax(1) - one_hot(labels, student.shape[1])
-    return (student / temperature).softmax(1) - share * of_labels
+    target = (student / temperature).softmax(1) - share * of_labels
+    return temperature * target.clamp(min=LEAST).log()
 
 
 class GradientCheck:
-    """Looks, in a backward pass, whether rows that were not asked have the gradient of their labels' loss.
+    """Looks, in a backward pass, whether a host's loss is what its profile says, and so has the labels' gradient in rows not asked.
 
-    Up to a factor: a batch is averaged over, gradients may be accumulated and scaled. Where nothing stands for the labels,
-    since their weight is 1, or the gradient is cut short, there is nothing to see.
+    Up to a factor: a batch is averaged over, gradients may be accumulated and scaled.
+
+    Parameters
+    ----------
+    student : Tensor [B, C]
+    labels : Tensor [B]
+    told : Tensor [B, C]
+        What the host is given as the teacher's logits.
+    loss : Loss
+        With a temperature.
     """
 
-    def __init__(self, student: torch.Tensor, labels: torch.Tensor, asked: torch.Tensor, loss: Loss) -> None:
-        given = student.detach().float()
-        self._expected = given.softmax(1) - one_hot(labels, given.shape[1])
-        seen = torch.ones(len(labels), dtype=torch.bool, device=given.device)
-        seen[asked] = False
-        if loss.share and loss.temperature is not None:
-            seen &= (_target(given, labels, loss.share, loss.temperature) > LEAST).all(1)
-        self._seen = seen
+    def __init__(self, student: torch.Tensor, labels: torch.Tensor, told: torch.Tensor, loss: Loss) -> None:
+        given, temperature = student.detach().float(), loss.temperature or 1
+        of_labels = given.softmax(1) - one_hot(labels, given.shape[1])
+        of_teacher = (given / temperature).softmax(1) - (told.float() / temperature).softmax(1)
+        self._expected = loss.labels * of_labels + loss.teacher * temperature * of_teacher
 
     def __call__(self, gradient: torch.Tensor) -> None:
-        given, expected = (one[self._seen].double().flatten() for one in (gradient, self._expected))
+        given, expected = (one.double().flatten() for one in (gradient, self._expected))
         both = given.norm() * expected.norm()
         alike = (
             0.9999 if gradient.element_size() > 2 else 0.99
         )  # in half precision, the teacher's row is coarse
         if both > 0 and given @ expected < alike * both:
             raise RuntimeError(
-                "where the teacher is not asked, the gradient of this loss is not that of the labels' cross-entropy, as its profile "
-                "has it (labels that are smoothed, logits that are normalised, another term?): leave out --ask"
+                "the gradient of this loss is not that of its profile's formula, so where the teacher is not asked it is not that "
+                "of the labels' cross-entropy (labels that are smoothed, logits that are normalised, another term or weight?): "
+                "leave out --ask"
             )

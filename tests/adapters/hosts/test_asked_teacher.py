@@ -264,6 +264,38 @@ def test_a_teacher_before_its_student_stops_the_run() -> None:
         host.engine.observe(host.student(images), labels)
 
 
+def test_a_student_that_is_called_twice_stops_the_run() -> None:
+    host = Host()
+    images, _ = next(host.batches())
+    host.student(images / 2)
+    batch = host.student(images)
+    host.call(images)
+    with pytest.raises(RuntimeError, match="the student was called 2 times for one batch"):
+        host.engine.observe(batch, labels_of(images))
+
+
+def test_a_teacher_of_a_class_that_extends_the_students() -> None:
+    class Taught(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.student = Student(gives_logits)
+
+        def forward(self, images: Any, **_: Any) -> Any:
+            return self.student.forward(images)
+
+    class Teaching(Taught):
+        def forward(self, images: Any, **_: Any) -> Any:
+            return Model.forward(self, images)
+
+    host = Host()
+    host.student, host.teacher = Taught(), Teaching().eval()  # type: ignore[assignment]
+    host.epoch()
+    host.teacher.given.clear()
+    for batch in host.epoch():
+        check(batch, host.teacher.given.pop(0))
+    assert not host.teacher.given
+
+
 @pytest.mark.parametrize(
     ("gives", "error"),
     [
@@ -385,8 +417,10 @@ def test_weights_that_can_not_be_made_up_stop_the_run(loss: Loss, error: str) ->
 
 
 @pytest.mark.parametrize("scale", [1, 1024])
-@pytest.mark.parametrize("smoothing", [0, 0.5])
-def test_the_gradient_is_looked_at(smoothing: float, scale: float) -> None:
+@pytest.mark.parametrize(
+    ("smoothing", "weight"), [(0, 0.9), (0.5, 0.9), (0, 0.3)], ids=["as-told", "smoothed", "weighed"]
+)
+def test_the_gradient_is_looked_at(smoothing: float, weight: float, scale: float) -> None:
     host = Host()
     host.epoch()
 
@@ -394,13 +428,13 @@ def test_the_gradient_is_looked_at(smoothing: float, scale: float) -> None:
         for images, labels in host.batches():
             batch = host.step(images, labels)
             loss = 0.1 * cross_entropy(batch.student, labels, label_smoothing=smoothing)
-            (scale * (loss + distilled(batch.student, batch.told).mean())).backward()
+            (scale * (loss + distilled(batch.student, batch.told, weight=weight).mean())).backward()
 
-    if smoothing:
+    if (smoothing, weight) == (0, 0.9):
+        train()
+        train()
+    else:
         with pytest.raises(
-            RuntimeError, match="gradient of this loss is not that of the labels' cross-entropy"
+            RuntimeError, match="the gradient of this loss is not that of its profile's formula"
         ):
             train()
-    else:
-        train()
-        train()
