@@ -212,7 +212,8 @@ class RunState:
         self.layout.apply(saved.recorded, saved.in_force)
         self.history, self.epoch = saved.history, saved.epoch
         self.history.schedule = self.schedule
-        self.account = self.history.account = saved.account or Account(saved.epoch)
+        account = Account(saved.epoch) if saved.account is None else saved.account  # an empty one is false
+        self.account = self.history.account = account
         self.progress = EpochProgress(self.tracker.batches, seen_before=saved.seen)
         self.agreement.loaded(saved.moment)
 

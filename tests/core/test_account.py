@@ -202,6 +202,18 @@ def test_a_resumed_run_goes_on_with_its_account(how: str, monkeypatch: pytest.Mo
     assert last.seconds == under_way.seconds + -(-drawn // 4)
 
 
+def test_a_run_that_is_resumed_in_its_first_epoch_goes_on_with_its_account() -> None:
+    runs = [
+        kcd.Condensation(kcd.CondensedSampler(8), schedule=kcd.CondensationSchedule(0.5, 1, 1))
+        for _ in range(2)
+    ]
+    runs[0].record(torch.eye(8)[:6], indices=range(6), asked=3)
+    runs[1].load_state_dict(runs[0].state_dict())
+    runs[1].record(torch.eye(8)[6:], indices=[6, 7])
+    runs[1].end_epoch()
+    assert counts(runs[1].account) == [(8, 5, 8)]
+
+
 def test_a_state_of_before_begins_an_account() -> None:
     loader = wrap(Plain(20), schedule=SCHEDULE, kcd_options={"mixing": None})
     for _ in range(3):
