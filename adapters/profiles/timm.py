@@ -71,7 +71,8 @@ def unaskable(arguments: Sequence[str]) -> str | None:
 
 def pair(task: Any, *_: Any, **__: Any) -> Pair:
     loss = Loss(task.task_loss_weight, task.distill_loss_weight, task.temperature)
-    return Pair(task.trainable_module, task.teacher, loss)
+    # Not what timm wraps the teacher in, which it leaves in training mode.
+    return Pair(task.trainable_module, task.teacher.model, loss)
 
 
 def epochs(arguments: Sequence[str]) -> int | None:

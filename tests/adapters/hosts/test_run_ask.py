@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("torch")
 
 import reference
-from test_run import HOSTS, ONCE, SIZES, Host, Items, check, host, on, phase
+from test_run import HOSTS, ONCE, SIZES, Host, Items, check, host, indices, on, phase
 
 from kcd_adapters.profiles import find
 from kcd_adapters.settings import Settings
@@ -119,6 +119,28 @@ def test_a_resumed_run_goes_on_asking(host: Host, labels: list[int]) -> None:
         "--ratio", "1", *COMMANDS["timm"], "--epochs", "5", "--resume", "out/checkpoint-2.pth.tar", ok=False
     )
     assert "saved with ask = 0.25, here it is None" in output
+
+
+@on("timm")
+def test_two_ranks_ask_for_their_own_samples(host: Host, labels: list[int]) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "kcd_adapters")
+    output, first = host.run(*torchrun, "run", *ALONE, *COMMANDS["timm"], "--epochs", "3")
+    (record,) = host.folder.glob("record1.1")
+    second: Items = list(np.load(record, allow_pickle=True))
+    told(first + second, labels, share=0)  # the set follows from the predictions of both
+    trained = [phase(items, "train") for items in (first, second)]
+    for epoch in (1, 2, 3):
+        drawn = [indices([item for item in items if item["epoch"] == epoch]) for items in trained]
+        assert sorted(drawn[0] + drawn[1]) == list(range(N))
+    rows = sum(item["rows"] for item in trained[0])
+    assert (
+        f"asked for {rows} samples by the first of 2 processes; plain distillation asks for {3 * N // 2}"
+        in output
+    )
+    assert rows < 3 * N / 2
+    (one,), (other,) = phase(first, "weights"), phase(second, "weights")
+    for name, weights in one["state"].items():
+        np.testing.assert_array_equal(weights, other["state"][name])
 
 
 @on("repdistiller")

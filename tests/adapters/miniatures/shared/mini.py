@@ -149,7 +149,7 @@ def _write():
         with open(STEPS, "w") as file:
             json.dump(_RECORD, file)
     elif _RECORD:
-        rank = os.environ.get("MINI_RANK", "0")
+        rank = os.environ.get("MINI_RANK", os.environ.get("RANK", "0"))
         with open(f"{os.environ['MINI_RECORD']}.{rank}", "wb") as file:
             np.save(file, np.array(_RECORD, dtype=object), allow_pickle=True)
 

@@ -24,7 +24,7 @@ parser.add_argument("--smoothing", type=float, default=0.1)
 def train_one_epoch(epoch, loader, dataset, optimizer, args, task, scheduler):
     accumulate = args.grad_accum_steps
     updates = -(-len(loader) // accumulate)
-    task.train()
+    task.trainable_module.train()
     done, last = epoch * updates, len(loader) - 1
     total = 0.0
     optimizer.zero_grad()
@@ -49,13 +49,18 @@ def train_one_epoch(epoch, loader, dataset, optimizer, args, task, scheduler):
 def main():
     args = parser.parse_args()
     mini.seed()
+    distributed = "WORLD_SIZE" in os.environ
+    if distributed:
+        torch.distributed.init_process_group("gloo")
     dataset = mini.Points()
-    loader = create_loader(dataset, 16, use_prefetcher=not args.no_prefetcher)
+    loader = create_loader(dataset, 16, not args.no_prefetcher, distributed)
     student = mini.model()
     kind = {"logit": LogitDistillationTask, "token": TokenDistillationTask}[args.kd_distill_type]
     task = kind(
         student, mini.on_device(mini.Teacher()), torch.nn.CrossEntropyLoss(label_smoothing=args.smoothing)
     )
+    if distributed:
+        task.prepare_distributed()
     optimizer = mini.optimizer(student)
     start = resume_task_checkpoint(task, args.resume, optimizer=optimizer) if args.resume else 0
     updates = -(-len(loader) // args.grad_accum_steps)
@@ -67,14 +72,21 @@ def main():
     elif start:
         scheduler.step(start)
     os.makedirs("out", exist_ok=True)
-    saver = CheckpointSaver(student, optimizer, "out")
+    saver = None
+    if not distributed or torch.distributed.get_rank() == 0:
+        saver = CheckpointSaver(student, optimizer, "out")
     for epoch in range(start, epochs):
+        if hasattr(loader.sampler, "set_epoch"):
+            loader.sampler.set_epoch(epoch)
         metric = train_one_epoch(epoch, loader, dataset, optimizer, args, task, scheduler)
         with torch.no_grad():
             student(torch.zeros(2, 4, 4, 3))
-        saver.save_checkpoint(epoch, metric=metric)
+        if saver is not None:
+            saver.save_checkpoint(epoch, metric=metric)
         scheduler.step(epoch + 1, metric)
     mini.weights(student)
+    if distributed:
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

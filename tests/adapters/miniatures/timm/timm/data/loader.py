@@ -23,7 +23,12 @@ class PrefetchLoader:
     def dataset(self):
         return self.loader.dataset
 
+    @property
+    def sampler(self):
+        return self.loader.sampler
 
-def create_loader(dataset, batch_size, use_prefetcher=True):
-    loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=True)
+
+def create_loader(dataset, batch_size, use_prefetcher=True, distributed=False):
+    sampler = torch.utils.data.DistributedSampler(dataset) if distributed else None
+    loader = torch.utils.data.DataLoader(dataset, batch_size, shuffle=sampler is None, sampler=sampler)
     return PrefetchLoader(loader) if use_prefetcher else loader

@@ -5,6 +5,8 @@ from .task import TrainingTask
 
 
 class DistillationTeacher(torch.nn.Module):
+    """In training mode itself, for ever."""
+
     def __init__(self, model):
         super().__init__()
         self.model = model.eval()
@@ -22,10 +24,8 @@ class LogitDistillationTask(TrainingTask):
         self.teacher = DistillationTeacher(teacher)
         self.trainable_module, self.criterion = student, criterion
 
-    def train(self, mode=True):
-        super().train(mode)
-        self.teacher.eval()
-        return self
+    def prepare_distributed(self):
+        self.trainable_module = torch.nn.parallel.DistributedDataParallel(self.trainable_module)
 
     def student(self, images):
         output = self.trainable_module(images)
