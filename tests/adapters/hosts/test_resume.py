@@ -174,6 +174,7 @@ def test_a_damaged_file_is_named_and_so_is_the_remedy(saved: tuple[Path, list[in
         ({"epochs": 0}, "it keeps 30 samples after 0 epochs; the schedule, 40"),
         ({"observed": 1000}, "contradict each other"),
         ({"method": "crd"}, "method = 'crd', here it is 'kd'"),
+        ({"ask": 0.25}, r"ask = 0\.25, here it is None"),
         ({"repository": "sskd"}, "repository = 'sskd'"),
         ({"seconds": -1.0}, "its seconds are none"),
         ({"seconds": "long"}, "can't resume"),

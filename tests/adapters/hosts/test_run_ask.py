@@ -115,10 +115,6 @@ def test_a_resumed_run_goes_on_asking(host: Host, labels: list[int]) -> None:
     assert "resumed after epoch 3" in output
     rows = told(items + again, labels, share=0, whole=4)
     assert f"asked for {rows} samples; plain distillation asks for {5 * N}" in output
-    output, _ = host.kcd(
-        "--ratio", "1", *COMMANDS["timm"], "--epochs", "5", "--resume", "out/checkpoint-2.pth.tar", ok=False
-    )
-    assert "saved with ask = 0.25, here it is None" in output
 
 
 @on("timm")
@@ -158,20 +154,6 @@ def test_a_patched_script_asks(host: Host, labels: list[int]) -> None:
     _, items = host.run(*COMMANDS["repdistiller"], "--epochs", "2")
     told(items, labels)
     assert min(item["rows"] for item in phase(items, "train")) < 16
-
-
-@on("repdistiller")
-def test_what_shows_in_the_first_batch_stops_the_run(host: Host) -> None:
-    output, items = host.kcd(*ALONE, *COMMANDS["repdistiller"], "--teacher", "train", ok=False)
-    assert "the teacher (Teacher) is in training mode" in output
-    assert not items
-
-
-@on("repdistiller")
-def test_another_loss_stops_the_run_when_a_part_is_asked(host: Host) -> None:
-    output, items = host.kcd(*ALONE, *COMMANDS["repdistiller"], "--smoothing", "0.5", ok=False)
-    assert "the gradient of this loss is not that of its profile's formula" in output
-    assert {item["epoch"] for item in items} == {1}
 
 
 @on("repdistiller")

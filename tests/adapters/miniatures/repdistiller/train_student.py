@@ -34,13 +34,11 @@ def main():
     parser.add_argument("-a", "--alpha", type=float, default=0.9)
     parser.add_argument("-b", "--beta", type=float, default=1)
     parser.add_argument("--kd_T", type=float, default=4)
-    parser.add_argument("--smoothing", type=float, default=0)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--init_epochs", type=int, default=2)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--num_workers", type=int, default=0)
     parser.add_argument("--anew", default="", choices=["", "loader", "data", "beside"])
-    parser.add_argument("--teacher", default="eval", choices=["eval", "train"])
     parser.add_argument("--accuracy", default="hard", choices=["hard", "soft", "never"])
     opt = parser.parse_args()
     mini.seed()
@@ -58,7 +56,7 @@ def main():
     if opt.distill == "abound":
         init(model_s, model_t, None, None, train_loader, logger, opt)
     optimizer = mini.optimizer(model_s)
-    criteria = [torch.nn.CrossEntropyLoss(label_smoothing=opt.smoothing), DistillKL(opt.kd_T), criterion_kd]
+    criteria = [torch.nn.CrossEntropyLoss(), DistillKL(opt.kd_T), criterion_kd]
     loaders = []
     for epoch in range(1, opt.epochs + 1):
         if opt.anew == "loader":

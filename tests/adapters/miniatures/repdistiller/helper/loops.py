@@ -9,8 +9,7 @@ def train_distill(epoch, train_loader, module_list, criterion_list, optimizer, o
     criterion_cls, criterion_div, criterion_kd = criterion_list
     model_s = module_list[0]
     model_t = module_list[-1]
-    if opt.teacher != "train":
-        model_t.eval()
+    model_t.eval()
     total = steps = 0
     for idx, data in enumerate(train_loader):
         if opt.distill == "crd":
