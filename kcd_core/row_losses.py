@@ -38,7 +38,7 @@ def gated_loss(
     teacher_losses : floating tensor [A]
         Of the rows asked, in their order.
     rows : int64 tensor [A]
-        Which they are: ``loader.asked_rows``. Best in host memory, or on the losses' device already.
+        Which they are, each once: ``loader.asked_rows``. Best in host memory, or on the losses' device already.
     label_weight, teacher_weight : float, at least 0
         Of both losses on rows asked.
     unasked_weight : float, at least 0
