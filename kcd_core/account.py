@@ -83,7 +83,7 @@ class Account:
     """
 
     def __init__(self, first: int = 1) -> None:
-        self.first = first
+        self.first = checked_int(first, "first", 1)
         self.epochs: tuple[Cost, ...] = ()
         self._now = Cost()
         self._span: tuple[float, float] | None = None  # begin and, so far, end of what is being timed
@@ -169,7 +169,7 @@ class Account:
             columns = [_checked(state.get(name), name) for name in Cost._fields]
             if len({len(column) for column in columns}) > 1:
                 raise ValueError("its columns differ in length")
-            account = cls(checked_int(state.get("first"), "first", 1))
+            account = cls(state.get("first"))  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             raise ValueError(f"not an account's state: {error}") from None
         *epochs, account._now = (Cost(*row) for row in zip(*columns, strict=True))

@@ -74,7 +74,7 @@ def step_flops(student: Any, teacher: Any, example: Any) -> StepFlops:
     Raises
     ------
     TypeError
-        If ``example`` has no tensor with samples.
+        If ``example`` has no tensor with samples, or a model can't be called.
 
     Warns
     -----
@@ -90,6 +90,11 @@ def step_flops(student: Any, teacher: Any, example: Any) -> StepFlops:
     >>> step_flops(student, teacher, torch.zeros(8, 10))
     StepFlops(student=100.0, teacher=1000.0)
     """
+    for model, name in ((student, "student"), (teacher, "teacher")):
+        if not (callable(model) or (model is None and name == "teacher")):
+            raise TypeError(
+                f"{name} must be a model, which is called with example, got {type(model).__name__}"
+            )
     given = example if isinstance(example, (tuple, list, Mapping)) else (example,)
     inputs = given.values() if isinstance(given, Mapping) else given
     rows = next((len(x) for x in inputs if isinstance(x, torch.Tensor) and x.ndim), 0)

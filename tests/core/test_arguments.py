@@ -261,8 +261,8 @@ CALLS: dict[str, Call] = {
     "Condensation.load_state_dict": Call(method(run, "load_state_dict"), {"state": lambda: run().state_dict()}),
     "wrap_loader": Call(
         made_by(kcd.wrap_loader),
-        {"loader": plain, **RUN, "ask": lambda: 0.5, "ask_multiple": lambda: 2, "mixing": nothing, "mixer": lambda: "auto", "return_index": lambda: True, "prefetch": lambda: iter, "seed": lambda: 1, "num_replicas": lambda: 1, "rank": lambda: 0, "sharded": lambda: False},
-        {**RUN_TAKES, "schedule": "none", "ask": "none half", "mixing": "none", "return_index": "true", "prefetch": "none lambda", "sharded": "true", "seed": "none", "num_replicas": "none", "rank": "none"},
+        {"loader": plain, **RUN, "ask": lambda: 0.5, "ask_multiple": lambda: 2, "mixing": nothing, "mixing_cache": lambda: 0, "mixer": lambda: "auto", "return_index": lambda: True, "prefetch": lambda: iter, "seed": lambda: 1, "num_replicas": lambda: 1, "rank": lambda: 0, "sharded": lambda: False},
+        {**RUN_TAKES, "schedule": "none", "ask": "none half", "mixing": "none", "mixing_cache": "none", "return_index": "true", "prefetch": "none lambda", "sharded": "true", "seed": "none", "num_replicas": "none", "rank": "none"},
     ),
     "CondensedLoader.record": Call(method(loader, "record"), {"indices": drawn, "student_logits": lambda: torch.randn(3, CLASSES)}, {"indices": "none"}),
     "CondensedLoader.record(values)": Call(method(loader, "record"), {"indices": drawn, "values": lambda: torch.rand(3)}, takes={"indices": "none"},
@@ -292,6 +292,11 @@ called={"values": "values|the batch"}),
         {"alpha": "half", "mixing": "true", "unseen": "none", "value": "floats"},
     ),
     "CondensationHistory.from_state": Call(made_by(kcd.CondensationHistory.from_state), {"state": lambda: history().state_dict()}),
+    "Account": Call(made_by(kcd.Account), {"first": lambda: 1}),
+    "step_flops": Call(
+        made_by(kcd.step_flops), {"student": lambda: torch.nn.Linear(CLASSES, 1), "teacher": lambda: torch.nn.Linear(CLASSES, 2), "example": logits},
+        {"student": "lambda", "teacher": "none lambda", "example": "floats mask complex cube"},
+    ),
     "entropy": Call(made_by(kcd.entropy), {"student_logits": logits}),
     "margin": Call(made_by(kcd.margin), {"student_logits": logits}),
     "cross_entropy": Call(made_by(kcd.cross_entropy), {"student_logits": logits, "targets": labels}),
@@ -324,9 +329,17 @@ def test_what_is_right_is_taken(name: str) -> None:
     call.make()[0](**{name: good() for name, good in call.good.items()})
 
 
-#: Of public functions, what is not looked at here: data sets and mixers (test_mixing), files (test_checkpoint), and what a value
-#: accepts and ignores.
-ELSEWHERE = {"mix_arrays", "mix_samples", "save_checkpoint", "load_checkpoint", "CondensedLoader"}
+#: Of public functions, what is not looked at here: data sets and mixers (test_mixing), files (test_checkpoint), tuples of numbers,
+#: and what a value accepts and ignores.
+ELSEWHERE = {
+    "Cost",
+    "StepFlops",
+    "mix_arrays",
+    "mix_samples",
+    "save_checkpoint",
+    "load_checkpoint",
+    "CondensedLoader",
+}
 IGNORED = {"entropy": {"teacher_logits", "targets"}, "margin": {"teacher_logits", "targets"}, "cross_entropy": {"teacher_logits"}, "kd_divergence": {"targets"}, "sequence_entropy": {"teacher_logits"}}  # fmt: skip
 
 
