@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,17 +14,14 @@ import numpy.typing as npt
 
 from .all_ranks import scores_of_all, sums_of_all
 from .base import distributed
-from .base.arguments import check_callable, check_kind
+from .base.arguments import check_kind
 from .base.arrays import to_numpy
-from .base.states import value_name
 from .condense import CondensedSet, Indices, check_settings, condense, partition, set_of
+from .rules import Rule, Select, SelectName, resolve_select
 from .schedule import CondensationSchedule
 from .tracker import KnowledgeValueTracker
 
-__all__ = ["Condensable", "Decision", "Select", "check_sampler", "check_select", "condense_step", "decide"]
-
-#: A user's own selection: ``select(value, count, kept, target, generator) -> CondensedSet``.
-Select = Callable[[Any, Any, Any, int, np.random.Generator], CondensedSet]
+__all__ = ["Condensable", "Decision", "check_sampler", "condense_step", "decide"]
 
 
 class Condensable(Protocol):
@@ -77,7 +73,7 @@ def condense_step(
     *,
     alpha: float = 0.03,
     min_weight: float = 0.7,
-    select: Select | None = None,
+    select: SelectName | Select | None = None,
     group: Any = None,
 ) -> CondensedSet:
     """One EM step: rank what ``tracker`` recorded and install the condensed set in ``sampler``.
@@ -95,10 +91,12 @@ def condense_step(
         Asked for the target size.
     alpha, min_weight
         See `condense`.
-    select : callable, optional
-        ``select(value, count, kept, target, generator) -> CondensedSet`` replaces ranking and
-        partition. ``generator`` is a ``numpy.random.Generator`` that is the same on every rank, and so must
-        the set be. It must keep exactly ``target`` samples, since lengths are promised ahead.
+    select : {"random", "rs2"} or callable, optional
+        What replaces ranking and partition. "random" keeps samples of the set in force by chance; "rs2", any samples,
+        others at each stage's end (RS2). Or your own ``select(value, count, kept, target, generator) -> CondensedSet``,
+        where ``generator`` is a ``numpy.random.Generator`` that is the same on every rank, and so must
+        the set be. It must keep exactly ``target`` samples, since lengths are promised ahead. One that has a parameter
+        named ``stage`` is given the new stage's number, too, by name. See docs/rules.md in the repository.
     group : torch.distributed.ProcessGroup, optional
         The ranks that train this student. Default: all.
 
@@ -120,12 +118,12 @@ def condense_step(
     """
     distributed.check_group(group)
 
-    def checked() -> tuple[float, float]:
-        check_select(select)
+    def checked() -> tuple[float, float, Rule | None]:
+        rule = resolve_select(select)
         check_parts(tracker, sampler, schedule)
-        return check_settings(alpha, min_weight)
+        return *check_settings(alpha, min_weight), rule
 
-    alpha, min_weight = distributed.together(checked, group)
+    alpha, min_weight, rule = distributed.together(checked, group)
     if distributed.world_size(group) > 1:
         settings = {
             "num_samples": tracker.num_samples,
@@ -134,7 +132,7 @@ def condense_step(
             "schedule_type": type(schedule).__qualname__,
             "alpha": alpha,
             "min_weight": min_weight,
-            "select": value_name(select) if select else None,
+            "select": rule.name if rule else None,
             "seed": getattr(sampler, "seed", None),
             "num_replicas": getattr(sampler, "num_replicas", None),
             "set": fingerprint_of(sampler),
@@ -147,7 +145,7 @@ def condense_step(
         )
     check_share(sampler, group, begun=True)
     chosen: CondensedSet = decide(
-        tracker, sampler, schedule, alpha=alpha, min_weight=min_weight, select=select, group=group
+        tracker, sampler, schedule, alpha=alpha, min_weight=min_weight, rule=rule, group=group
     ).chosen
     sampler.install(chosen)
     return chosen
@@ -160,7 +158,7 @@ def decide(
     *,
     alpha: float,
     min_weight: float,
-    select: Select | None,
+    rule: Rule | None,
     ended: int = 0,
     group: Any = None,
 ) -> Decision:
@@ -182,7 +180,7 @@ def decide(
 
     previous, target = distributed.together(sizes, group)
     stage = int(getattr(sampler, "stage", ended)) + 1
-    if select is None:
+    if rule is None:
         distributed.check_agreement({"target": target}, shard=0, shards=1, group=group)
         score, value, count, unseen = scores_of_all(tracker, alpha, group)
         parts = partition(score, previous, target)
@@ -201,7 +199,7 @@ def decide(
         min_weight=min_weight,
         stage=stage,
         seed=int(getattr(sampler, "seed", 0)),
-        select=select,
+        rule=rule,
         group=group,
     )
     return Decision(chosen, value, count)
@@ -227,13 +225,6 @@ def check_sampler(sampler: Any) -> None:
             f"sampler must be a CondensedSampler, a CondensedLoss, or have num_samples, kept and install, got "
             f"{type(sampler).__name__}: {why}"
         )
-
-
-def check_select(select: Any) -> None:
-    """TypeError unless ``select`` is None, or can be called as `choose` calls it."""
-    if select is not None:
-        wanted = "a callable select(value, count, kept, target, generator) -> CondensedSet"
-        check_callable(select, "select", wanted, places=5)
 
 
 def size_of(sampler: Condensable) -> int:
@@ -269,19 +260,17 @@ def choose(
     min_weight: float,
     stage: int,
     seed: int,
-    select: Select | None,
+    rule: Rule | None,
     group: Any,
 ) -> CondensedSet:
-    """`condense`, or what the user's ``select`` chooses in its place: checked, and the same on every rank."""
+    """`condense`, or what a rule chooses in its place: checked, and the same on every rank."""
 
     def chosen_here() -> tuple[CondensedSet, int]:
         target = schedule.target(len(value), len(kept))
-        if select is None:
+        if rule is None:
             settings: dict[str, Any] = {"alpha": alpha, "min_weight": min_weight, "stage": stage}
             return condense(value, count, previous=len(kept), target=target, **settings), target
-        chosen = select(value, count, kept, target, np.random.default_rng([seed, stage]))
-        if not isinstance(chosen, CondensedSet):
-            raise TypeError(f"select must return a CondensedSet, got {type(chosen).__name__}")
+        chosen = rule(value, count, kept, target, np.random.default_rng([seed, stage]), stage)
         if chosen.num_samples != len(value) or len(chosen.kept) != target:
             raise ValueError(
                 f"select must keep exactly {target} of {len(value)} samples, got {len(chosen.kept)} of "
@@ -293,7 +282,7 @@ def choose(
     if distributed.world_size(group) > 1:
         # All else is the same on every rank, but what the user wrote can be a function of this one.
         own: dict[str, Any] = {"target": target}
-        if select is not None:
+        if rule is not None:
             arrays = (chosen.kept, chosen.dropped, chosen.tail, chosen.weights)
             own["what select chose"] = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
         distributed.check_agreement(own, shard=0, shards=1, group=group)

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from .base import distributed
-from .em_step import Condensable, Decision, Select, decide, fingerprint_of, size_of
+from .em_step import Condensable, Decision, decide, fingerprint_of, size_of
 from .history import CondensationHistory
+from .rules import Rule
 from .schedule import CondensationSchedule
 from .sums import CheckedState as TrackerState
 from .sums import summed
@@ -90,7 +91,7 @@ class Layout(Protocol):
         *,
         alpha: float,
         min_weight: float,
-        select: Select | None,
+        rule: Rule | None,
         ended: int,
     ) -> Decision:
         """What the end of a stage decides, after ``ended`` ones. Changes nothing."""
@@ -174,10 +175,10 @@ class WholeLayout:
         *,
         alpha: float,
         min_weight: float,
-        select: Select | None,
+        rule: Rule | None,
         ended: int,
     ) -> Decision:
-        settings: dict[str, Any] = {"alpha": alpha, "min_weight": min_weight, "select": select}
+        settings: dict[str, Any] = {"alpha": alpha, "min_weight": min_weight, "rule": rule}
         return decide(self.tracker, self.sampler, schedule, **settings, ended=ended, group=self.group)
 
     def snapshot(self) -> Undo:

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from .account import Account, Cost
 from .base import distributed
 from .base.arrays import checked_int, is_tensor
-from .em_step import Decision, Select, check_share
+from .em_step import Decision, check_share
 from .history import CondensationHistory
 from .layout import Layout, Undo
 from .logits import one_of
 from .progress import EpochProgress
+from .rules import Select, SelectName
 from .run_state import RunState
 from .schedule import CondensationSchedule
 from .tracker import KnowledgeValueTracker
@@ -66,7 +67,7 @@ class Run(RunState):
         *,
         alpha: float,
         min_weight: float,
-        select: Select | None,
+        select: SelectName | Select | None,
         what: str = "",
         own: Mapping[str, Any] | None = None,
         alike: Mapping[str, Any] | None = None,
@@ -228,7 +229,7 @@ class Run(RunState):
             self.schedule,
             alpha=self.alpha,
             min_weight=self.min_weight,
-            select=self.select,
+            rule=self.rule,
             ended=len(self.history),
         )
 

@@ -10,13 +10,12 @@ from typing import Any
 from .account import Account
 from .agreement import Agreement, numbered
 from .base.arguments import check_kind
-from .base.states import value_name
 from .condense import check_settings
-from .em_step import Select, check_select
 from .history import CondensationHistory
 from .layout import Layout, nothing_of
 from .progress import EpochProgress
 from .recipes import adopted_mixing
+from .rules import Select, SelectName, resolve_select
 from .saved import Saved, checked, gathered
 from .schedule import CondensationSchedule
 from .tracker import KnowledgeValueTracker
@@ -54,7 +53,7 @@ class RunState:
         *,
         alpha: float,
         min_weight: float,
-        select: Select | None,
+        select: SelectName | Select | None,
         what: str,
         own: Mapping[str, Any] | None,
         alike: Mapping[str, Any] | None,
@@ -63,8 +62,7 @@ class RunState:
         self.layout = layout
         self.schedule = schedule
         self.alpha, self.min_weight = check_settings(alpha, min_weight)
-        check_select(select)
-        self.select = select
+        self.rule = resolve_select(select)
         self._own = dict(own or {})
         self.agreement = Agreement(layout, numbered(what, layout.num_samples) if what else "", alike or {})
         self.history = CondensationHistory(layout.num_samples, schedule)
@@ -119,7 +117,7 @@ class RunState:
             "schedule_type": type(self.schedule).__qualname__,
             "alpha": self.alpha,
             "min_weight": self.min_weight,
-            "select": value_name(self.select) if self.select else None,
+            "select": self.rule.name if self.rule else None,
         }
 
     def state_beside_recordings(self) -> dict[str, Any]:

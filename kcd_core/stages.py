@@ -8,8 +8,9 @@ from typing import Any
 from .base import distributed
 from .base.arguments import check_kind
 from .base.dataset_identity import dataset_identity
-from .em_step import Condensable, Decision, Select, check_sampler, check_share
+from .em_step import Condensable, Decision, check_sampler, check_share
 from .layout import WholeLayout
+from .rules import Select, SelectName
 from .run import Run
 from .schedule import CondensationSchedule
 from .skipped import OnNonfinite
@@ -86,7 +87,7 @@ class Condensation(Run):
         value: ValueName | Value | None = None,
         alpha: float = 0.03,
         min_weight: float = 0.7,
-        select: Select | None = None,
+        select: SelectName | Select | None = None,
         on_nonfinite: OnNonfinite | None = None,
         device: Any = None,
         tracker: KnowledgeValueTracker | None = None,

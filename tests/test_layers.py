@@ -43,6 +43,7 @@ LAYERS = (
         "kcd_core.flops",
         "kcd_core.gate",
         "kcd_core.row_losses",
+        "kcd_core.rules",
         "kcd_core.history",
         "kcd_core.mixing",
         "kcd_core.skipped",

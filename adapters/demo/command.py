@@ -11,7 +11,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -30,21 +29,13 @@ STAGES = 6
 DEFAULTS = {"digits": (60, 5), "fashion-mnist": (12, 1), "cifar100": (240, 1)}
 
 
-def random_drop(
-    value: Any, count: Any, kept: Any, target: int, generator: np.random.Generator
-) -> kcd.CondensedSet:
-    """The control: as many samples as KC-KD keeps, drawn from the set in force without a look at values."""
-    chosen = generator.choice(kept, target, replace=False)
-    return kcd.CondensedSet(np.sort(chosen), len(value))
-
-
 # Plain KD goes through the wrapped loader, too, at a ratio of 1: the loop is then the same for all arms,
 # and so is every batch until the first stage ends. What that costs plain KD is in the table.
 ARMS: dict[str, dict[str, Any]] = {
     "KD": {"ratio": 1.0, "mixing": None},
     "KC-KD, no mixing": {"mixing": None},
     "KC-KD": {"mixing": "cumulative"},  # wrap_loader's default
-    "random dropping": {"mixing": None, "select": random_drop},
+    "random dropping": {"select": "random"},
 }
 SHOWN = "KC-KD"  # the arm whose first run is drawn
 

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import kcd_core as kcd
-from kcd_adapters.demo.command import random_drop
 
 from ._pictures import Pictures, Size, accuracy_of, model_of
 from .part import Part
@@ -178,7 +177,7 @@ def run_of(
         if gate is not None and not last:
             gate.end_epoch(tracker)
         if arm.chooses and schedule.due(epoch) and not last:
-            select = random_drop if arm.chooses == "random" else None
+            select = "random" if arm.chooses == "random" else None
             chosen = kcd.condense_step(tracker, sampler, schedule, select=select)  # KCD, line 3
             images = mixed(images.clone() if images is pictures.images else images, chosen)
             if gate is not None:

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 import kcd_core as kcd
-from kcd_adapters.demo.command import random_drop
 from kcd_adapters.demo.models import accuracy, build
 
 from .choosers import (
@@ -74,7 +73,7 @@ ARMS = {
     "kc-kd-v2": Arm("KC-KD v2: by V·F^0.03", Condensed),
     "kc-kd-v3": Arm("KC-KD v3: and mixing", Condensed, {"mixing": "cumulative"}),
     "kc-kd-v3-fresh": Arm("KC-KD v3, mixing fresh", Condensed, {"mixing": "fresh"}),
-    "random": Arm("random dropping", Condensed, {"select": random_drop}),
+    "random": Arm("random dropping", Condensed, {"select": "random"}),
     "rs2": Arm("RS2: random every epoch", FreshRandom),
     "infobatch": Arm("InfoBatch's rule on KD", InfoBatch, free=True),
     # Explorations beyond the paper.
@@ -83,7 +82,7 @@ ARMS = {
     "kc-kd-full-end": Arm("KC-KD, all data at the end", Condensed, {"full_end": 1 / 12}),
     "kc-kd-bn": Arm("KC-KD v2, BatchNorm anew", Condensed, refresh=True),
     "random-full-end": Arm(
-        "random, all data at the end", Condensed, {"select": random_drop, "full_end": 1 / 12}
+        "random, all data at the end", Condensed, {"select": "random", "full_end": 1 / 12}
     ),
     "by-chance": Arm("chances in proportion to V", ByChance),
     # The teacher is asked for some samples.

@@ -16,6 +16,7 @@ __all__ = [
     "checked_bytes",
     "checked_choice",
     "checked_length",
+    "takes_named",
 ]
 
 
@@ -74,16 +75,34 @@ def check_kind(value: Any, name: str, *kinds: type) -> None:
         raise TypeError(f"{name} must be a {wanted}, got {type(value).__name__}")
 
 
-def check_callable(value: Any, name: str, wanted: str, places: int, *, named: bool = False) -> None:
+def takes_named(function: Any, name: str, places: int = 0) -> bool:
+    """Whether a callable that is given so many arguments by place has a parameter that can be given by this name.
+
+    One that a partial sets already is not to be given.
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # what is built in may have no signature
+        return False
+    if name not in parameters or name in getattr(function, "keywords", ()):
+        return False
+    kind = parameters[name].kind
+    by_place = kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and [*parameters].index(name) < places
+    return kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY) and not by_place
+
+
+def check_callable(
+    value: Any, name: str, wanted: str, places: int, *, named: bool = False, also: Sequence[str] = ()
+) -> None:
     """TypeError unless ``value`` can be called with so many arguments, and, with ``named``, others by name.
 
-    ``wanted``: how it is called.
+    ``wanted``: how it is called. ``also``: what is given by name in any case.
     """
     if not callable(value):
         raise TypeError(f"{name} must be {wanted}, got {value!r} ({type(value).__name__})")
     try:
         signature = inspect.signature(value)
-        (signature.bind_partial if named else signature.bind)(*range(places))
+        (signature.bind_partial if named else signature.bind)(*range(places), **dict.fromkeys(also))
     except (TypeError, ValueError) as error:
         # What is built in may have no signature; a partial has none if it gives arguments that don't exist.
         if isinstance(error, TypeError) or hasattr(value, "func"):

@@ -10,10 +10,10 @@ from ..base import distributed
 from ..base.arguments import check_callable, checked_bool, checked_bytes
 from ..base.dataset_identity import dataset_identity
 from ..base.states import value_name
-from ..em_step import Select
 from ..layout import Layout, WholeLayout
 from ..mixing import Mixer, resolve_mixing
 from ..recipes import Mixing
+from ..rules import Select, SelectName, resolve_select
 from ..run import Run
 from ..sampler import CondensedSampler
 from ..schedule import AHEAD, CondensationSchedule, NoStages
@@ -46,7 +46,7 @@ def wrap_loader(
     mixing: Mixing | Literal["auto"] = "auto",
     mixer: Literal["auto", "arrays", "samples"] | Mixer = "auto",
     mixing_cache: int | str | None = 0,
-    select: Select | None = None,
+    select: SelectName | Select | None = None,
     return_index: bool = False,
     prefetch: Prefetch | None = None,
     on_nonfinite: OnNonfinite = "skip",
@@ -178,8 +178,15 @@ def wrap_loader(
         raise ValueError("ask needs the values of all samples in one place: not with sharded=True")
     num_samples = len(loader.dataset)  # type: ignore[arg-type]
     recording: dict[str, Any] = {"value": value, "on_nonfinite": on_nonfinite, "device": device}
+    rule = resolve_select(select)
     mix = resolve_mixer(mixer, loader.dataset)
     mode = resolve_mixing(mixing, mix)
+    if rule is not None and not rule.mixes:
+        if mixing not in ("auto", None):
+            raise ValueError(
+                f"select={select!r} mixes nothing, so mixing={mixing!r} would not be used: leave it out"
+            )
+        mode = None
     drawn: dict[str, Any] = {"mixing": mode, **order._asdict()}
     del drawn["given"]
     layout: Layout
@@ -204,7 +211,7 @@ def wrap_loader(
         schedule,
         alpha=alpha,
         min_weight=min_weight,
-        select=select,
+        select=rule,
         own={
             "dataset": dataset_identity(loader.dataset),
             "mixer": value_name(mix) if mode else None,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..em_step import Decision, Select
+from ..em_step import Decision
 from ..epoch_sampler import fingerprint
 from ..history import CondensationHistory
 from ..layout import Undo, check_same_size, install, snapshot
 from ..recipes import MixRecipes
+from ..rules import Rule
 from ..schedule import CondensationSchedule
 from ..sums import CheckedState as TrackerState
 from ..tracker import KnowledgeValueTracker
@@ -74,7 +75,7 @@ class SliceLayout:
         *,
         alpha: float,
         min_weight: float,
-        select: Select | None,
+        rule: Rule | None,
         ended: int,
     ) -> Decision:
         run = self.tracker, self.sampler

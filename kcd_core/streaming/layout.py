@@ -14,9 +14,10 @@ from ..base import distributed
 from ..base.arrays import state_array, to_numpy
 from ..base.states import state_int
 from ..condense import CondensedSet
-from ..em_step import Decision, Select, choose
+from ..em_step import Decision, choose
 from ..history import CondensationHistory
 from ..layout import Undo, sum_on_first_rank
+from ..rules import Rule
 from ..schedule import CondensationSchedule
 from ..sums import CheckedState as TrackerState
 from ..tracker import KnowledgeValueTracker
@@ -84,7 +85,7 @@ class SlotLayout:
         *,
         alpha: float,
         min_weight: float,
-        select: Select | None,
+        rule: Rule | None,
         ended: int,
     ) -> Decision:
         """Over the slots recorded until now; the others are neither ranked nor dropped."""
@@ -102,7 +103,7 @@ class SlotLayout:
             min_weight=min_weight,
             stage=self.stage + 1,
             seed=self.filter.seed,
-            select=select,
+            rule=rule,
             group=self.group,
         )
         by_slot = CondensedSet(

@@ -19,8 +19,9 @@ from ..base.arguments import check_kind, checked_length
 from ..base.arrays import checked_int, to_numpy
 from ..base.states import value_name
 from ..condense import CondensedSet
-from ..em_step import Decision, Select
+from ..em_step import Decision
 from ..logits import one_of
+from ..rules import Select, SelectName
 from ..run import Run, RunOwner, end_together
 from ..schedule import CondensationSchedule
 from ..skipped import OnNonfinite
@@ -104,7 +105,7 @@ class CondensedStream(RunOwner, StreamFilter):
         schedule: CondensationSchedule,
         value: ValueName | Value = "entropy",
         alpha: float = 0.03,
-        select: Select | None = None,
+        select: SelectName | Select | None = None,
         on_nonfinite: OnNonfinite = "skip",
         device: Any = None,
         seed: int = 0,

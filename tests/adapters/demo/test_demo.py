@@ -283,16 +283,6 @@ def test_the_loss_is_the_divergence_of_softened_predictions():
     torch.testing.assert_close(demo.kd_loss(student, teacher), expected)
 
 
-def test_random_dropping_takes_from_the_set_in_force_and_looks_at_nothing():
-    kept = np.arange(0, 100, 2)
-    value = np.linspace(0, 1, 100)
-    chosen = demo.random_drop(value, np.ones(100, int), kept, 30, np.random.default_rng(1))
-    other = demo.random_drop(value[::-1], np.ones(100, int), kept, 30, np.random.default_rng(1))
-    assert len(chosen.kept) == 30
-    assert set(chosen.kept) <= set(kept)
-    np.testing.assert_array_equal(chosen.kept, other.kept)
-
-
 def test_pictures_without_mixtures_can_be_drawn(tmp_path):
     """One epoch at a ratio of 1: no tail, no mixtures."""
     split = digits()

@@ -1,0 +1,109 @@
+"""Rules by which a stage's set is chosen in the place of the ranking: those that have a name, and a user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .base.arguments import check_callable, checked_choice, takes_named
+from .base.states import value_name
+from .condense import CondensedSet
+
+__all__ = ["Rule", "Select", "SelectName", "resolve_select"]
+
+#: A selection: ``select(value, count, kept, target, generator) -> CondensedSet``. One that has a parameter named
+#: ``stage`` is given the new stage's number, too, by name.
+Select = Callable[..., CondensedSet]
+SelectName = Literal["random", "rs2"]
+Indices = npt.NDArray[np.int64]
+
+
+def random(
+    value: Any, count: Any, kept: Indices, target: int, generator: np.random.Generator
+) -> CondensedSet:
+    """Samples of the set in force, by chance: what ranking has to be better than.
+
+    Where the set is to grow, all of them, and others by chance.
+    """
+    if target > len(kept):
+        others = np.setdiff1d(np.arange(len(value)), kept, assume_unique=True)
+        chosen = np.concatenate([kept, generator.choice(others, target - len(kept), replace=False)])
+    else:
+        chosen = generator.choice(kept, target, replace=False)
+    return CondensedSet(np.sort(chosen), len(value))
+
+
+def rs2(value: Any, count: Any, kept: Indices, target: int, generator: np.random.Generator) -> CondensedSet:
+    """Any samples, by chance, others at each stage's end (RS2; Okanovic et al., ICLR 2024, arXiv 2305.18424)."""
+    return CondensedSet(np.sort(generator.choice(len(value), target, replace=False)), len(value))
+
+
+_NAMED: dict[str, Select] = {function.__name__: function for function in (random, rs2)}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A selection, and what a run has to know of it.
+
+    Attributes
+    ----------
+    function : callable
+        See `Select`.
+    name : str
+        By which states and ranks tell it from others.
+    takes_stage : bool
+        Whether it is given the stage's number.
+    mixes : bool
+        Whether its sets may say what is mixed.
+    """
+
+    function: Select
+    name: str
+    takes_stage: bool = False
+    mixes: bool = True
+
+    def __call__(
+        self,
+        value: npt.NDArray[np.float64],
+        count: npt.NDArray[Any],
+        kept: Indices,
+        target: int,
+        generator: np.random.Generator,
+        stage: int,
+    ) -> CondensedSet:
+        """The set that is chosen, or a TypeError."""
+        also = {"stage": stage} if self.takes_stage else {}
+        chosen = self.function(value, count, kept, target, generator, **also)
+        if not isinstance(chosen, CondensedSet):
+            raise TypeError(f"select must return a CondensedSet, got {type(chosen).__name__}")
+        return chosen
+
+
+def resolve_select(select: Any) -> Rule | None:
+    """What ``select`` names, or is; None if it is None.
+
+    Raises
+    ------
+    ValueError
+        If it is neither a rule's name nor callable.
+    TypeError
+        If it can't be called as `Rule` calls it.
+    """
+    if select is None or isinstance(select, Rule):
+        return select
+    if not callable(select):
+        named = _NAMED[checked_choice(select, "select", tuple(_NAMED), "a callable")]
+        return Rule(named, value_name(named), mixes=False)
+    takes_stage = takes_named(select, "stage", places=5)
+    check_callable(
+        select,
+        "select",
+        "a callable select(value, count, kept, target, generator) -> CondensedSet",
+        places=5,
+        also=("stage",) if takes_stage else (),
+    )
+    return Rule(select, value_name(select), takes_stage)
