@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,26 @@ from .material import Material, View
 from .standins import STAND_INS
 
 
+def papers(ratio: float, epochs: int) -> kcd.CondensationSchedule:
+    """The paper's schedule: its last stage ends with the run."""
+    return kcd.CondensationSchedule(ratio, STAGES, period=epochs // STAGES)
+
+
+def in_stages(stages: int, ratio: float, epochs: int) -> kcd.CondensationSchedule:
+    """`papers` with another number of stages, as evenly as whole epochs allow."""
+    return kcd.CondensationSchedule(ratio, stages, period=max(1, epochs // stages))
+
+
+def one_stage(ratio: float, epochs: int) -> kcd.CondensationSchedule:
+    """From all samples to the final ratio at once, when the first of the paper's stages ends."""
+    return kcd.CondensationSchedule(ratio, 1, period=epochs // STAGES)
+
+
+def for_epochs(ratio: float, epochs: int) -> kcd.CondensationSchedule:
+    """The recommended one, which leaves about as many epochs as a stage has for the final ratio."""
+    return kcd.CondensationSchedule.for_epochs(epochs, ratio)
+
+
 @dataclass(frozen=True)
 class Arm:
     """What an arm is called, how it chooses, which loss it has, and which arm it is to be compared with."""
@@ -45,6 +66,7 @@ class Arm:
     equal: bool = False  # stopped at the number of samples that KCD draws
     refresh: bool = False  # BatchNorm's statistics are those of all images in the end
     free: bool = False  # of the ratio: all samples are drawn, or as many as the arm's own rule says
+    schedule: Callable[[float, int], kcd.CondensationSchedule] = papers  # of the ratio and the run's epochs
 
 
 SHARES = {"half": 1 / 2, "quarter": 1 / 4}
@@ -85,6 +107,11 @@ ARMS = {
         "random, all data at the end", Condensed, {"select": "random", "full_end": 1 / 12}
     ),
     "by-chance": Arm("chances in proportion to V", ByChance),
+    # Other schedules.
+    "kc-kd-for-epochs": Arm("KC-KD v2, for_epochs", Condensed, schedule=for_epochs),
+    "kc-kd-1-stage": Arm("KC-KD v2, 1 stage, early", Condensed, schedule=one_stage),
+    "kc-kd-3-stages": Arm("KC-KD v2, 3 stages", Condensed, schedule=partial(in_stages, 3)),
+    "kc-kd-12-stages": Arm("KC-KD v2, 12 stages", Condensed, schedule=partial(in_stages, 12)),
     # The teacher is asked for some samples.
     "labels": Arm("labels alone", Nobody, free=True),
     "gate-half": Arm("gate by V, half", Condensed, {"ask": 1 / 2}, free=True),
@@ -142,7 +169,7 @@ def counterpart(arm: str) -> str:
 def run(job: Job, material: Material) -> dict[str, Any]:
     """Distil one student; returns what the tables are made of."""
     arm = ARMS[job.arm]
-    schedule = kcd.CondensationSchedule(job.ratio, STAGES, period=job.epochs // STAGES)
+    schedule = arm.schedule(job.ratio, job.epochs)
     last, epochs, size = job.epochs, float(job.epochs), len(material.targets)
     if arm.equal:
         total = sum(schedule.size(size, epoch) for epoch in range(1, job.epochs + 1))

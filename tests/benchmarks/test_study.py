@@ -300,6 +300,27 @@ def test_a_live_teacher_says_what_a_kept_one_said(study, finished, material):
     assert study.run(job, live)["drawn"] == study.run(job, material)["drawn"]
 
 
+@pytest.mark.parametrize(
+    ("arm", "sizes"),
+    [
+        ("kc-kd-v2", [300] * 2 + [265] * 2 + [230] * 2 + [195] * 2 + [160] * 2 + [125] * 2),
+        ("kc-kd-for-epochs", [300, 265, 230, 195, 160, 125] + [90] * 6),
+        ("kc-kd-1-stage", [300] * 2 + [90] * 10),
+        ("kc-kd-3-stages", [300] * 4 + [230] * 4 + [160] * 4),
+        ("kc-kd-12-stages", [300 - 17 * stage for stage in range(12)]),
+    ],
+)
+def test_arms_of_other_schedules(study, material, monkeypatch, arm, sizes):
+    """At 0.3, of 300 samples in 12 epochs."""
+    monkeypatch.setattr(
+        sys.modules["_study.arms"],
+        "step",
+        lambda *args: args[2].record(args[3], torch.zeros(len(args[3]), 10), 0) or 0,
+    )
+    done = study.run(study.Job(arm, 0.3, "small", 0, epochs=12, batch=128), material)
+    assert done["drawn_by_epoch"] == sizes
+
+
 @pytest.mark.parametrize("batch", [16, 75, 76, 128])
 def test_kd_at_equal_samples_ends_in_no_stray_batch(study, material, monkeypatch, batch):
     """At 0.3, 1,275 samples of 300 are 4 epochs and 75 samples."""
