@@ -92,6 +92,16 @@ class ValueSums:
             )
         return to_numpy(values)
 
+    def place_indices(self, indices: Array) -> Array:
+        """Indices where these sums can add them, as `place` does with values."""
+        if self.device is None or is_tensor(indices):
+            return indices
+        torch = sys.modules["torch"]
+        indices = torch.from_numpy(indices)
+        if self.device.type == "cuda" and torch.cuda.is_available():
+            indices = indices.pin_memory()  # only from pinned memory does a copy not wait
+        return indices.to(self.device, non_blocking=True)
+
     # -- adding ------------------------------------------------------------------------------------
 
     def add(self, indices: Array, values: Array) -> None:
@@ -152,11 +162,7 @@ class ValueSums:
             outside = (inside | (indices == PADDING)).logical_not()
             indices = indices.where(inside, 0)
         else:  # checked when they came in
-            indices = torch.from_numpy(indices)
-            if self.device.type == "cuda" and torch.cuda.is_available():
-                indices = indices.pin_memory()  # only from pinned memory does a copy not wait
-            indices = indices.to(self.device, non_blocking=True)
-            inside = None
+            indices, inside = self.place_indices(indices), None
         values = self.place(values).double()
         total = self.total.take(indices)
         ok = (values.abs() <= MAX_VALUE) & (total.abs() <= MAX_TOTAL)

@@ -24,21 +24,13 @@ from .base.arrays import (
 )
 from .base.cuda_streams import refuse_capture
 from .base.padding import PADDING, without_padding
-from .base.states import check_same, value_name
+from .base.states import check_same
 from .logits import check_logits
 from .recordings import Recordings
 from .skipped import OnNonfinite, SkipReport
 from .sums import CheckedState, Sums, checked_sums, mean, summed
-from .values import (
-    Value,
-    ValueName,
-    entropy,
-    host_entropy,
-    is_built_in,
-    is_of_sequences,
-    resolve,
-    values_of,
-)
+from .value_function import ValueFunction
+from .values import Value, ValueName, entropy, host_entropy
 from .waiting import may_wait
 
 __all__ = ["KnowledgeValueTracker"]
@@ -57,7 +49,9 @@ class KnowledgeValueTracker:
         ``"entropy"`` (the paper's), ``"cross_entropy"``, ``"kd_divergence"``, ``"margin"``, of language
         models ``"sequence_entropy"``, which takes logits [B, T, C] and their labels as ``targets`` [B, T], or
         ``f(student_logits, *, teacher_logits, targets) -> [B]``, which is given by keyword what is
-        passed to `update`, and nothing else. See `kcd_core.values`.
+        passed to `update`, and nothing else. One with a parameter named ``indices`` is given the batch's, too:
+        int64 [B], of the logits' kind and on their device; without padding in host memory, with -1 for it on a
+        device. See `kcd_core.values`.
     device : torch device or str, optional
         Where V and F live. None keeps them in NumPy arrays, which also take tensors in host memory;
         recording CUDA logits needs a CUDA device here, so that no step waits for the GPU.
@@ -66,6 +60,9 @@ class KnowledgeValueTracker:
         (counted in `skipped`, warned of once), or raise ValueError. On a device, where looking would
         stall the step, both come when `value`, `count` or `sums` is read, and at each `report`: a run's
         ``end_epoch`` makes one.
+    first : int, at least 0
+        Of a tracker of a slice: which sample of the data set its sample 0 is. It is added to the indices that a value
+        function is given, and to nothing else.
 
     Raises
     ------
@@ -115,10 +112,11 @@ class KnowledgeValueTracker:
         value: ValueName | Value = "entropy",
         device: Any = None,
         on_nonfinite: OnNonfinite = "skip",
+        first: int = 0,
     ) -> None:
         self._num_samples = checked_int(num_samples, "num_samples", 1)
-        self._function = resolve(value)
-        self._skips = SkipReport(on_nonfinite, looks=is_built_in(self._function))
+        self._function = ValueFunction(value, checked_int(first, "first", 0))
+        self._skips = SkipReport(on_nonfinite, looks=self._function.built_in)
         self.recordings = Recordings(self._num_samples, self._skips)
         self.to(device)
 
@@ -164,28 +162,25 @@ class KnowledgeValueTracker:
             If the first batch holds probabilities, where the value is one of `kcd_core.values`; on a device,
             at the next `report`.
         """
-        logits = check_logits(student_logits, "student_logits", sequences=is_of_sequences(self._function))
+        logits = check_logits(student_logits, "student_logits", sequences=self._function.of_sequences)
         indices, *rows = self._samples(indices, logits, teacher_logits, targets)
-        values = self._values(*rows)
+        if self._function.takes_indices:
+            indices = self.recordings.sums.place_indices(indices)
+        values = self._values(indices, *rows)
         if self._skips.looks:
             self._skips.look(detached(rows[0]))
         return self._append(indices, values)
 
-    def _values(self, logits: Array, teacher_logits: Any, targets: Any) -> Array:
+    def _values(self, indices: Array, logits: Array, teacher_logits: Any, targets: Any) -> Array:
         """Values [B], or logits [B, C] to be reduced later, that nobody else holds."""
         device = self.device
         if device is not None:
             refuse_capture(device)
-        if self._function is entropy:
+        if self.function is entropy:
             if may_wait(logits, device) and not (device is None and self._skips.raises):
                 return self.recordings.placed_copy(logits)
             return self.recordings.sums.place(host_entropy(detached(logits)))
-        given: dict[str, Any] = {}
-        if teacher_logits is not None:
-            given["teacher_logits"] = detached(teacher_logits)
-        if targets is not None:
-            given["targets"] = targets
-        return self.recordings.sums.place(values_of(self._function, detached(logits), given))
+        return self.recordings.sums.place(self._function(indices, logits, teacher_logits, targets))
 
     @outside_of_graphs
     def record(self, indices: Any, values: Any) -> int:
@@ -272,12 +267,12 @@ class KnowledgeValueTracker:
     @property
     def function(self) -> Value:
         """The value function: ``f(student_logits, *, teacher_logits, targets) -> [B]``."""
-        return self._function
+        return self._function.function
 
     @property
     def value_name(self) -> str:
         """What the value function is called in a state, and where ranks compare their settings."""
-        return value_name(self._function)
+        return self._function.name
 
     @property
     def value(self) -> Array:

@@ -14,33 +14,32 @@ single row. What is to be differentiated is computed whole.
 
 `entropy` is the paper's (KCD, ECCV 2022, section 3.2: OGVE), and `sequence_entropy` its mean over a sequence's tokens,
 for which C must be 4096 in the place of 128, since each token takes 40 bytes. The others are for experiments, and so
-is any callable ``f(student_logits, *, teacher_logits, targets) -> [B]``; it is given by keyword what the caller of
-``update()`` passed, and nothing else.
+is any callable ``f(student_logits, *, teacher_logits, targets) -> [B]``. It is given by keyword what the caller of
+``update()`` passed, the batch's ``indices`` too if it has a parameter of that name, and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 from . import formulas
-from .base.arguments import check_callable, checked_choice
-from .base.arrays import (
-    Array,
-    as_array,
-    backend,
-    checked_float,
-    dtype_name,
-    is_floating,
-    is_integer,
-    is_real,
-)
-from .base.rows import by_rows, nan_unless_finite
+from .base.arrays import Array, backend, checked_float, dtype_name, is_integer
+from .base.rows import by_rows
 from .logits import beside, check_logits, like
 from .sequences import sequence_entropy
 
-__all__ = ["Value", "ValueName", "cross_entropy", "entropy", "kd_divergence", "margin", "sequence_entropy"]
+__all__ = [
+    "BUILT_IN",
+    "Value",
+    "ValueName",
+    "cross_entropy",
+    "entropy",
+    "kd_divergence",
+    "margin",
+    "sequence_entropy",
+]
 
 Value = Callable[..., Array]
 ValueName = Literal["entropy", "cross_entropy", "kd_divergence", "margin", "sequence_entropy"]
@@ -173,68 +172,7 @@ def margin(student_logits: Any, *, teacher_logits: Any = None, targets: Any = No
     return like(by_rows(formulas.margin, 1, logits), logits)
 
 
-_BUILT_IN: dict[str, Value] = {
+#: By the names that ``value=`` takes.
+BUILT_IN: dict[str, Value] = {
     f.__name__: f for f in (entropy, cross_entropy, kd_divergence, margin, sequence_entropy)
 }
-
-
-def resolve(value: str | Value) -> Value:
-    """The value function that ``value`` names, or ``value`` itself if it is callable."""
-    if callable(value):
-        check_callable(
-            value,
-            "value",
-            "a callable value(student_logits, *, teacher_logits, targets) -> [B]",
-            places=1,
-            named=True,
-        )
-        return value
-    return _BUILT_IN[checked_choice(value, "value", tuple(_BUILT_IN), "a callable")]
-
-
-def is_built_in(value: Value) -> bool:
-    """Whether ``value`` gives NaN for logits that are not finite all by itself."""
-    return value in _BUILT_IN.values() or getattr(value, "func", None) in _BUILT_IN.values()
-
-
-def is_of_sequences(value: Value) -> bool:
-    """Whether ``value`` takes logits [B, T, C]."""
-    return sequence_entropy in (value, getattr(value, "func", None))
-
-
-def values_of(function: Value, logits: Any, given: Mapping[str, Any]) -> Array:
-    """The values [B] of a batch, in the logits' back end and without a graph, which nobody else holds.
-
-    Parameters
-    ----------
-    function : callable
-        One of this module, or a user's.
-    logits : floating array [B, C]
-        The student's, detached.
-    given : dict
-        ``function``'s keyword arguments.
-
-    Raises
-    ------
-    TypeError
-        If the logits are not floating-point, or what ``function`` returns is not real numbers.
-    ValueError
-        If the logits are not ``[B, C]`` with C >= 2, or ``function`` does not return ``[B]``.
-    """
-    if is_built_in(function):
-        return function(logits, **given)
-    logits = check_logits(logits, "student_logits")
-    back = backend(logits)
-    with back.no_grad():
-        values = as_array(function(logits, **given))
-        if values.shape != logits.shape[:1]:
-            raise ValueError(
-                f"the value function must return one value per sample, shape {tuple(logits.shape[:1])}, "
-                f"got {tuple(values.shape)}"
-            )
-        if not is_real(values):
-            raise TypeError(f"the value function must return real numbers, got dtype {dtype_name(values)}")
-        values = back.beside(back.own(values), logits)
-        if not is_floating(values):
-            values = back.to_float64(values)
-        return values + nan_unless_finite(logits)  # a new array: the function may have returned a view

@@ -38,6 +38,7 @@ LAYERS = (
     ),
     ("kcd_core.sequences",),
     ("kcd_core.values",),
+    ("kcd_core.value_function",),
     (
         "kcd_core.epoch_sampler",
         "kcd_core.flops",

@@ -193,7 +193,7 @@ def wrap_loader(
     sampler: CondensedSampler | ShardedSampler
     if sharded:
         sampler = ShardedSampler(num_samples, **drawn)
-        tracker = KnowledgeValueTracker(sampler.stop - sampler.start, **recording)
+        tracker = KnowledgeValueTracker(sampler.stop - sampler.start, first=sampler.start, **recording)
         layout = SliceLayout(sampler, tracker, group)
     else:
         sampler = CondensedSampler(num_samples, **drawn)

@@ -26,6 +26,7 @@ from ..run import Run, RunOwner, end_together
 from ..schedule import CondensationSchedule
 from ..skipped import OnNonfinite
 from ..tracker import KnowledgeValueTracker
+from ..value_function import ValueFunction
 from ..values import Value, ValueName
 from .filter import Key, StreamFilter
 from .layout import SlotLayout
@@ -58,7 +59,7 @@ class CondensedStream(RunOwner, StreamFilter):
     alpha, select
         See `condense` and `condense_step`. ``select`` is given the recorded slots alone.
     value, on_nonfinite
-        See `KnowledgeValueTracker`.
+        See `KnowledgeValueTracker`. A function can't have a parameter named ``indices``.
     device : torch device, optional
         Where values are kept. Default: where the first recorded logits are.
     seed : int
@@ -128,6 +129,11 @@ class CondensedStream(RunOwner, StreamFilter):
             _shared(-(-slots // 8), torch.uint8),
             _shared((), torch.int64),
         )
+        if ValueFunction(value).takes_indices:
+            raise ValueError(
+                "value has a parameter named indices, and what a stream yields has ids alone: record such values "
+                "yourself, with stream.tracker.record(stream.slots_of(ids), values)"
+            )
         tracker = KnowledgeValueTracker(slots, value=value, on_nonfinite=on_nonfinite, device=device)
         named = repr(self.key) if isinstance(self.key, itemgetter) else value_name(self.key)
         self._layout = SlotLayout(self, tracker, named, distributed.check_group(group))

@@ -182,7 +182,7 @@ RUN_TAKES = {"alpha": "half", "min_weight": "half", "select": "none", "device": 
 CALLS: dict[str, Call] = {
     "KnowledgeValueTracker": Call(
         made_by(kcd.KnowledgeValueTracker),
-        {"num_samples": lambda: N, "value": lambda: "entropy", "device": nothing, "on_nonfinite": lambda: "raise"},
+        {"num_samples": lambda: N, "value": lambda: "entropy", "device": nothing, "on_nonfinite": lambda: "raise", "first": lambda: 2},
         {"device": "none"},
     ),
     "KnowledgeValueTracker.update": Call(method(tracker, "update"), {"indices": some, "student_logits": logits}),

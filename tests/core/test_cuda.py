@@ -161,6 +161,25 @@ def test_no_value_waits(value: str, index_device: str) -> None:
         assert not watch.to_host
 
 
+@pytest.mark.parametrize("index_device", ["numpy", "cuda:0"])
+@pytest.mark.parametrize("first", [0, 7])
+def test_a_value_that_is_given_indices_does_not_wait(index_device: str, first: int) -> None:
+    with fake_cuda():
+        table, seen = torch.zeros(N, device="cuda:0"), []
+
+        def value(logits: Any, indices: Any) -> Any:
+            seen.append((indices.device.type, indices.dtype, tuple(indices.shape)))
+            return logits.amax(-1) - table.index_select(0, indices)
+
+        tracker = Tracker(N, device="cuda:0", value=value, first=first)
+        indices, logits = step_inputs(index_device)
+        with Watch() as watch:
+            for _ in range(STEPS):
+                tracker.update(indices, logits)
+        assert not watch.to_host
+        assert seen == [("cuda", torch.int64, (BATCH,))] * STEPS
+
+
 def test_a_step_that_asks_for_some_rows_does_not_wait() -> None:
     with fake_cuda():
         asked = torch.zeros(BATCH // 3, dtype=torch.int64)  # in host memory, as a loader's are

@@ -349,6 +349,26 @@ def test_condensed_stream(device: str) -> None:
 # -- memory ------------------------------------------------------------------------------------------------
 
 
+@on_devices
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_value_that_is_given_indices(device: str, on_device: bool) -> None:
+    table = torch.rand(N + 9, dtype=torch.float64)
+    there = table.to(device)
+
+    def value(logits: Any, indices: Any) -> Any:
+        assert indices.device == logits.device
+        return there.index_select(0, indices)
+
+    tracker = Tracker(N, device=device, value=value, first=9)
+    steps = random_steps(device)
+    given = [(indices.to(device) if on_device else indices, logits) for indices, logits in steps]
+    with no_synchronisation(device):
+        for indices, logits in given:
+            tracker.update(indices, logits)
+    seen = torch.cat([indices for indices, _ in steps]).unique()
+    np.testing.assert_allclose(tracker.value.cpu()[seen], table[seen + 9], atol=2**-40, rtol=0)
+
+
 @on_cuda
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize(

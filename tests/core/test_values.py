@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import kcd_core as kcd
-from kcd_core import values
+from kcd_core.value_function import ValueFunction
 
 BUILT_IN = [kcd.entropy, kcd.cross_entropy, kcd.kd_divergence, kcd.margin]
 
@@ -431,8 +431,8 @@ class LiveBytes(TorchDispatchMode):
 
 def test_names() -> None:
     for function in BUILT_IN:
-        assert values.resolve(function.__name__) is function
-        assert values.resolve(function) is function
+        assert ValueFunction(function.__name__).function is function
+        assert ValueFunction(function).function is function
     for wrong in ("entropie", "", None, 3, ["entropy"]):
         with pytest.raises(ValueError, match="value must be 'entropy', "):
-            values.resolve(wrong)
+            ValueFunction(wrong)
