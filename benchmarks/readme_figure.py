@@ -1,63 +1,141 @@
-"""Draws the README's figure, accuracy against samples drawn, from what the study last measured."""
+"""Draws the README's figure, accuracy against samples drawn and teacher queries, from what the study last measured."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from _common.report import RESULTS, needed
+from _study.style import FAINT, INK, LOOKS, START, plain
 
-STUDY = RESULTS / "study-fashion-mnist-20000x24.json"
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "accuracy.png"
-# Told apart by shape and lightness, too, so that the figure is readable in grey.
-ARMS = {
-    "kc-kd-v3": ("KC-KD", {"color": "#c1272d", "marker": "o"}),
-    "random": ("dropping at random, as many", {"color": "#8fb4d9", "marker": "s"}),
-    "kd-equal": ("KD stopped at as many", {"color": "#333333", "marker": "v"}),
+NOTE = """\
+Bars: 95 % intervals (Student's t) of the mean difference to KD, paired by seed. Arms that cost the same are set a little apart."""
+WORD: dict[str, Any] = {"fontsize": 9, "color": INK}
+
+Row = Mapping[str, Any]  # of a study's table
+
+
+@dataclass(frozen=True)
+class Line:
+    """Arms that are joined, each with the word that stands beside it. Without a word, that is its ratio."""
+
+    look: str
+    arms: Mapping[str, str]
+    ratio: float | None = None  # None: all that were run
+    apart: float = 0.0  # from where it belongs, so that bars don't hide each other
+
+    def points(self, table: Sequence[Row], share: str) -> list[Row]:
+        """The small student's rows, by their share of KD's cost. What has one seed, and so no interval, is left out."""
+        own = [
+            row
+            for row in table
+            if row["student"] == "small" and row["arm"] in self.arms and self.ratio in (None, row["ratio"])
+        ]
+        return sorted((row for row in own if row["to_base"]["interval"]), key=lambda row: row[share])
+
+    def word(self, row: Row) -> str:
+        return self.arms[row["arm"]] or f"{row['ratio']:g}"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What is drawn of a study, against which share of KD's cost."""
+
+    study: str
+    title: str
+    share: str
+    label: str
+    lines: tuple[Line, ...]
+
+    def table(self) -> list[Row]:
+        path = RESULTS / f"{self.study}.json"
+        rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["table"]
+        return rows
+
+
+def gates(kind: str, *, named: bool) -> dict[str, str]:
+    words = {"half": "1/2", "quarter": "1/4", "eighth": "1/8"}
+    return {f"{kind}-{share}": word if named else " " for share, word in words.items()}
+
+
+#: Each is of one study, with a teacher and with runs of KD of its own.
+PANELS = (
+    Panel(
+        "study-fashion-mnist-20000x24",
+        "Training on fewer samples",
+        "share",
+        "samples drawn, % of KD's",
+        (Line("condensed", {"kc-kd-v3": ""}), Line("random", {"random": " "})),
+    ),
+    Panel(
+        "study-fashion-mnist-20000x24-gate",
+        "Asking the teacher for fewer",
+        "asked_share",
+        "teacher queries, % of KD's",
+        (
+            Line("condensed", {"kc-kd-v3": ""}, ratio=0.3),
+            Line("random", gates("chance", named=False), apart=1.2),
+            Line("gate", gates("gate", named=True)),
+            Line("both", {"kc-gate-quarter": " "}, ratio=0.3, apart=-1.2),
+        ),
+    ),
+)
+#: In the legend, in this order.
+LABELS = {
+    "start": "KD on all samples",
+    "condensed": "KC-KD (the number: its ratio)",
+    "gate": "gate by value (the share it asks for)",
+    "both": "KC-KD 0.3, not mixed, gate 1/4",
+    "random": "as many, at random",
 }
 
 
-def draw(table: list[dict[str, Any]], path: Path) -> None:
-    """A panel for each student: the differences to KD on all samples, with their 95 % intervals."""
+def figure_of(tables: Sequence[Sequence[Row]]) -> Any:
+    """A panel for each table: the differences to KD on all samples, with their 95 % intervals."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 3.4), layout="constrained", dpi=160)
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, student in zip(panels, ("small", "large"), strict=True):
-        rows = {
-            arm: [row for row in table if (row["student"], row["arm"]) == (student, arm)]
-            for arm in (*ARMS, "kd")
-        }
-        axes.axhline(0, color="0.7", linewidth=1)
-        axes.plot(100, 0, "*", markersize=12, color="black", label="KD on all samples")
-        for arm, (label, style) in ARMS.items():
-            share, mean, low, high = zip(
-                *sorted(
-                    (100 * row["share"], row["to_base"]["mean"], *row["to_base"]["interval"])
-                    for row in rows[arm]
-                ),
-                strict=True,
-            )
-            ends = [
-                [m - end for m, end in zip(mean, low, strict=True)],
-                [end - m for m, end in zip(mean, high, strict=True)],
-            ]
-            axes.errorbar(share, mean, ends, label=label, capsize=3, **style)
-        axes.set_title(f"{student} student (KD: {rows['kd'][0]['accuracy']:.2f} %)", fontsize=10)
-        axes.set_xlabel("samples drawn, % of KD's")
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("accuracy minus KD's,\npercentage points")
-    panels[1].legend(frameon=False, fontsize=8, loc="upper right")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure = Figure(figsize=(9, 4.4), layout="constrained", dpi=160)
+    handles = {}
+    for axes, panel, table in zip(figure.subplots(1, 2, sharey=True), PANELS, tables, strict=True):
+        (kd,) = [row for row in table if (row["student"], row["arm"]) == ("small", "kd")]
+        axes.axhline(0, color=FAINT, linewidth=1, zorder=0)
+        (handles["start"],) = axes.plot(100, 0, **START)
+        axes.annotate(
+            f"{kd['accuracy']:.2f} %", (100, 0), (0, 9), textcoords="offset points", ha="center", **WORD
+        )
+        seeds = set()
+        for line in panel.lines:
+            rows = line.points(table, panel.share)
+            shares = [100 * row[panel.share] + line.apart for row in rows]
+            means = [row["to_base"]["mean"] for row in rows]
+            bars = [[abs(row["to_base"]["interval"][end] - row["to_base"]["mean"]) for row in rows]
+                    for end in (0, 1)]  # fmt: skip
+            handles[line.look] = axes.errorbar(shares, means, bars, capsize=3, **LOOKS[line.look])
+            for row, share, mean, following in zip(rows, shares, means, [*shares[1:], 100], strict=True):
+                # On the right, unless the next one's bar is there.
+                to, side = ((6, 4), "left") if following - share > 4 else ((-5, -12), "right")
+                axes.annotate(line.word(row), (share, mean), to, textcoords="offset points", ha=side, **WORD)
+                seeds.add(row["to_base"]["seeds"])
+        number = " to ".join(map(str, sorted({min(seeds), max(seeds)})))
+        axes.set_title(f"{panel.title} ({number} seeds)", fontsize=11, color=INK)
+        axes.set_xlabel(panel.label, color=INK)
+        plain(axes)
+    figure.axes[0].set_ylabel("accuracy minus KD's,\npercentage points", color=INK)
+    shown = {look: label for look, label in LABELS.items() if look in handles}
+    figure.legend([handles[look] for look in shown], shown.values(), loc="outside lower center", ncols=3,
+                  frameon=False, fontsize=9.5, title=NOTE, title_fontsize=8.5)  # fmt: skip
+    return figure
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     needed("plot", "matplotlib.figure")
-    draw(json.loads(STUDY.read_text(encoding="utf-8"))["table"], FIGURE)
+    figure_of([panel.table() for panel in PANELS]).savefig(FIGURE)
     print(FIGURE)
 
 
