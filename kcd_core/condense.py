@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from .algorithms.ranks import Mask, Scores, around, rank_scores, rank_window, scores_at_ranks, top
 from .base.arrays import checked_float, checked_int, to_numpy
+from .sample_weights import Weights, checked_weights
 
 __all__ = ["CondensedSet", "condense"]
 
@@ -42,6 +43,8 @@ class CondensedSet:
         Share of the tail sample in its mixture, from 1 down to just over ``min_weight``.
     cut : float
         Ranking score of the lowest-ranked kept sample; +inf if it was never recorded, NaN if unknown.
+    sample_weights : float32 [n], or None
+        What each kept sample's loss is to be multiplied by; None is 1.
     """
 
     kept: Indices
@@ -51,6 +54,7 @@ class CondensedSet:
     tail: Indices = field(default_factory=no_indices)
     weights: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     cut: float = float("nan")
+    sample_weights: Weights | None = None
 
     @property
     def num_kept(self) -> int:
@@ -58,9 +62,10 @@ class CondensedSet:
         return len(self.kept)
 
     def __repr__(self) -> str:
+        weighed = "" if self.sample_weights is None else ", weighed"
         return (
             f"CondensedSet(stage={self.stage}, kept={len(self.kept)} of {self.num_samples}, "
-            f"dropped={len(self.dropped)}, tail={len(self.tail)}, cut={self.cut:.4f})"
+            f"dropped={len(self.dropped)}, tail={len(self.tail)}, cut={self.cut:.4f}{weighed})"
         )
 
     def __post_init__(self) -> None:
@@ -96,6 +101,8 @@ class CondensedSet:
                 raise ValueError(f"{name} must be without duplicates")
         if not ((weights >= 0) & (weights <= 1)).all():
             raise ValueError("weights must lie in [0, 1]")
+        if self.sample_weights is not None:
+            object.__setattr__(self, "sample_weights", checked_weights(self.sample_weights, len(self.kept)))
 
     @classmethod
     def _unchecked(cls, **attributes: Any) -> CondensedSet:

@@ -283,7 +283,8 @@ def choose(
         # All else is the same on every rank, but what the user wrote can be a function of this one.
         own: dict[str, Any] = {"target": target}
         if rule is not None:
-            arrays = (chosen.kept, chosen.dropped, chosen.tail, chosen.weights)
+            weights = () if chosen.sample_weights is None else (chosen.sample_weights,)
+            arrays = (chosen.kept, chosen.dropped, chosen.tail, chosen.weights, *weights)
             own["what select chose"] = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
         distributed.check_agreement(own, shard=0, shards=1, group=group)
     return replace(chosen, stage=stage)

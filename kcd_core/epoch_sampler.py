@@ -16,6 +16,7 @@ from .base.arguments import check_kind, checked_bool, checked_choice
 from .base.arrays import checked_int, state_array, to_numpy
 from .base.states import check_same, state_int
 from .recipes import MODES, Mixing, MixRecipes, Steps, adopted_mixing
+from .sample_weights import SampleWeights, Weights
 
 __all__ = [
     "Blocks",
@@ -74,6 +75,7 @@ class EpochSampler(ABC):
         self.num_replicas, self.rank = distributed.share_of(num_replicas, rank)
         self.share_given = num_replicas is not None or rank is not None
         self.adopts_seed = self.adopts_mixing = False
+        self._weights_read = -1  # the stage of which they were
         self.drop_last = checked_bool(drop_last, "drop_last")
         self.in_force = self.everything(seed, checked_choice(mixing, "mixing", MODES))
 
@@ -121,6 +123,25 @@ class EpochSampler(ABC):
     def steps(self, index: int) -> Steps:
         """The mix recipe of one sample, for ``mix_arrays`` or ``mix_samples``; empty if it is not mixed."""
         return self.recipes.steps(checked_int(index, "index", 0))
+
+    @property
+    def sample_weights(self) -> SampleWeights | None:
+        """What the losses of the set in force are multiplied by; None is 1."""
+        return None
+
+    def note_weights_read(self) -> None:
+        """Somebody was told what the losses are multiplied by: see `why_unweighed`."""
+        self._weights_read = self.stage
+
+    @property
+    def why_unweighed(self) -> str:
+        """What to say of weights of the set in force that nobody read; empty if there are none, or somebody did."""
+        if self.sample_weights is None or self._weights_read == self.stage:
+            return ""
+        return (
+            "the set has sample weights, and nobody asked for them: multiply the losses of each batch by loader.sample_weights "
+            "before the mean is taken, or by sampler.weights_of(indices), or learning is of another loss than the rule's"
+        )
 
     @property
     def epoch(self) -> int:
@@ -279,13 +300,15 @@ def spans(start: int, stop: int) -> Iterator[Indices]:
         size = min(2 * size, 8192)
 
 
-def fingerprint(stage: int, kept: npt.NDArray[Any] | None, recipes: MixRecipes) -> str:
-    """A short name of a set and its recipes."""
+def fingerprint(
+    stage: int, kept: npt.NDArray[Any] | None, recipes: MixRecipes, weights: Weights | None = None
+) -> str:
+    """A short name of a set, its recipes and its weights."""
     digest = hashlib.sha256(str(stage).encode())
     if kept is not None:
         for block in blocks(len(kept)):
             digest.update(kept[block].astype(np.int64).data)
-    for array in (recipes.target, recipes.source, recipes.weight):
+    for array in (recipes.target, recipes.source, recipes.weight, *(() if weights is None else (weights,))):
         digest.update(array.data)
     return digest.hexdigest()
 

@@ -14,6 +14,7 @@ from .base.arrays import as_indices, checked_int, checked_range, dtype_name, sta
 from .base.padding import PADDING
 from .base.states import check_same, state_int
 from .condense import CondensedSet
+from .sample_weights import refuse_weights
 
 __all__ = ["GateInForce", "TeacherGate"]
 
@@ -116,7 +117,7 @@ class TeacherGate:
         Raises
         ------
         ValueError
-            If it was made for another number of samples. Nothing is changed then.
+            If it was made for another number of samples, or has weights. Nothing is changed then.
         TypeError
             If it is no `CondensedSet`.
         """
@@ -125,6 +126,9 @@ class TeacherGate:
             raise ValueError(
                 f"the set is of {condensed_set.num_samples} samples, this gate of {self._num_samples}"
             )
+        refuse_weights(
+            condensed_set.sample_weights, "a gate says of which samples to ask, and weighs no loss"
+        )
         self.in_force = GateInForce(self.stage + 1, self._mask(condensed_set.kept))
 
     def _mask(self, kept: npt.NDArray[Any]) -> Mask:

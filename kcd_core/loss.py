@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,8 @@ __all__ = ["CondensedLoss"]
 class CondensedLoss(torch.nn.Module):
     """Wraps a criterion: records each batch, weighs kept samples 1 and dropped ones 0, and reduces.
 
-    The result is the plain mean (or sum) of the criterion's losses over the kept samples of the batch.
+    The result is the plain mean (or sum) of the criterion's losses over the kept samples of the batch. Where the set has
+    ``sample_weights``, each loss is multiplied by its sample's first.
     For a criterion that weighs all samples alike, that is what it would give on those samples alone. One
     with class weights or an ``ignore_index`` divides its own mean by the weights of the samples that
     count; here every kept sample counts as one, whatever its weight, and also where it is ignored.
@@ -36,7 +38,7 @@ class CondensedLoss(torch.nn.Module):
         Returns one loss per sample, ``[B]`` (``reduction="none"``).
     tracker : KnowledgeValueTracker
     reduction : {"mean", "sum", "none"}
-        Over the kept samples. "mean" is the sum of their losses divided by their number, 0 where there
+        Over the kept samples. "mean" is the sum of their losses, weighed, divided by their number, 0 where there
         are none; it is not the criterion's own weighted mean. "none" gives ``[B]`` with zeros for
         dropped ones.
 
@@ -72,6 +74,7 @@ class CondensedLoss(torch.nn.Module):
 
     keep: torch.Tensor
     installs: torch.Tensor
+    sample_weights: torch.Tensor | None
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class CondensedLoss(torch.nn.Module):
         self.reduction = reduction
         self.register_buffer("keep", torch.ones(tracker.num_samples, dtype=torch.bool))
         self.register_buffer("installs", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("sample_weights", None)  # [N], where the set has some
 
     @property
     def num_samples(self) -> int:
@@ -107,14 +111,23 @@ class CondensedLoss(torch.nn.Module):
         return int(self.installs)
 
     @property
-    def in_force(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies of the set and of the number of sets installed; assigned, they are put back."""
-        return self.keep.clone(), self.installs.clone()
+    def in_force(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Copies of the set, of the number of sets installed, and of the weights; assigned, they are put back."""
+        weights = None if self.sample_weights is None else self.sample_weights.clone()
+        return self.keep.clone(), self.installs.clone(), weights
 
     @in_force.setter
-    def in_force(self, before: tuple[torch.Tensor, torch.Tensor]) -> None:
-        for buffer, was in zip((self.keep, self.installs), before, strict=True):
+    def in_force(self, before: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]) -> None:
+        *buffers, self.sample_weights = before
+        for buffer, was in zip((self.keep, self.installs), buffers, strict=True):
             buffer.copy_(was)
+
+    def fingerprint(self) -> str:
+        """A short name of the set in force and its weights."""
+        digest = hashlib.sha256(self.kept.astype(np.int64).tobytes())
+        if self.sample_weights is not None:
+            digest.update(self.sample_weights.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def install(self, condensed_set: CondensedSet) -> None:
         """Weigh by ``condensed_set`` from now on.
@@ -131,8 +144,20 @@ class CondensedLoss(torch.nn.Module):
             )
         mask = torch.zeros(self.num_samples, dtype=torch.bool)
         mask[torch.from_numpy(condensed_set.kept)] = True
+        weights = None
+        if condensed_set.sample_weights is not None:
+            weights = torch.zeros(self.num_samples)
+            weights[torch.from_numpy(condensed_set.kept)] = torch.from_numpy(condensed_set.sample_weights)
+            weights = weights.to(self.keep.device)
         self.keep.copy_(mask)
+        self.sample_weights = weights
         self.installs += 1
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """As torch's, of a state with sample weights or without, whatever is in force here."""
+        saved = f"{prefix}sample_weights" in state_dict
+        self.sample_weights = torch.ones(self.num_samples, device=self.keep.device) if saved else None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(
         self,
@@ -175,7 +200,7 @@ class CondensedLoss(torch.nn.Module):
             record = self.training and torch.is_grad_enabled()
         if record:
             refuse_capture(self.tracker.device)
-        keep = self._lookup(indices, len(student_logits)).to(student_logits.device, non_blocking=True)
+        keep, weights = self._lookup(indices, len(student_logits), student_logits.device)
         # The gradient stops here, not only at the losses: further down, a 0 times an infinite one would be NaN.
         rows = keep.reshape(-1, *[1] * (student_logits.ndim - 1))
         losses = self.criterion(student_logits.where(rows, student_logits.detach()), *args, **kwargs)
@@ -187,6 +212,8 @@ class CondensedLoss(torch.nn.Module):
             )
         if record:
             self.tracker.update(indices, student_logits, teacher_logits=teacher_logits, targets=targets)
+        if weights is not None:
+            losses = losses * weights.to(losses.dtype)
         kept_losses = losses.where(keep, 0)  # not a product, which an infinite loss would make NaN
         if self.reduction == "none":
             return kept_losses
@@ -194,8 +221,10 @@ class CondensedLoss(torch.nn.Module):
             return kept_losses.sum()
         return kept_losses.sum() / keep.sum().clamp(min=1)
 
-    def _lookup(self, indices: Any, batch_size: int) -> torch.Tensor:
-        """Which rows count: bool [B]. Recorded or not, the indices are checked here."""
+    def _lookup(
+        self, indices: Any, batch_size: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Which rows count, bool [B], and their weights, if there are any. Recorded or not, the indices are checked here."""
         on_host = not isinstance(indices, torch.Tensor) or indices.device.type == "cpu"
         place: Any = to_numpy(indices) if on_host else indices
         if not is_integer(place) and place.shape != (0,):  # an empty list has no integers
@@ -212,5 +241,7 @@ class CondensedLoss(torch.nn.Module):
             place = torch.from_numpy(place.astype(np.int64))
         place = place.to(self.keep.device, torch.int64, non_blocking=True)
         inside: torch.Tensor = place.clamp(0, self.num_samples - 1)
-        kept = self.keep.index_select(0, inside)
-        return kept.logical_and(place == inside)
+        kept = self.keep.index_select(0, inside).logical_and(place == inside).to(device, non_blocking=True)
+        if self.sample_weights is None:
+            return kept, None
+        return kept, self.sample_weights.index_select(0, inside).to(device, non_blocking=True)

@@ -255,6 +255,8 @@ class Run(RunState):
                 f"nothing was recorded in epoch {self.epoch}: call {self.layout.call} after the student's "
                 "forward pass"
             )
+        if self.progress.rows:  # in this process
+            told["weights"] = getattr(self.sampler, "why_unweighed", "")
         for kind, text in {"decision": decision.warning if decision else "", **told}.items():
             self.warn_once(kind, text, stacklevel=6)
 

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .algorithms.permutation import permute, round_keys
-from .base.arrays import state_array
+from .base.arrays import as_indices, checked_range, state_array
+from .base.padding import PADDING
 from .base.states import state_int
 from .condense import CondensedSet
 from .epoch_sampler import (
@@ -23,6 +24,7 @@ from .epoch_sampler import (
     spans,
 )
 from .recipes import Mixing, MixRecipes
+from .sample_weights import SampleWeights, Weights, checked_weights
 
 __all__ = ["CondensedSampler", "InForce"]
 
@@ -43,6 +45,8 @@ class InForce(NamedTuple):
     seed : int
     mixing : {"cumulative", "fresh", None}
         These two change where a state is loaded and they are taken over from it.
+    weights : float32 [n] or None
+        What the kept samples' losses are multiplied by.
     """
 
     epoch: int = 1
@@ -51,6 +55,7 @@ class InForce(NamedTuple):
     recipes: MixRecipes = MixRecipes()
     seed: int = 0
     mixing: Mixing = "cumulative"
+    weights: Weights | None = None
 
 
 class CondensedSampler(EpochSampler):
@@ -129,7 +134,37 @@ class CondensedSampler(EpochSampler):
             stage=self.stage + 1,
             kept=None if everything else self._held(condensed_set.kept),
             recipes=self.recipes_after(condensed_set.tail, condensed_set.dropped, condensed_set.weights),
+            weights=None if condensed_set.sample_weights is None else condensed_set.sample_weights.copy(),
         )
+
+    @property
+    def sample_weights(self) -> SampleWeights | None:
+        """What the losses of the set in force are multiplied by; None is 1."""
+        in_force = self.in_force
+        return None if in_force.weights is None else SampleWeights(in_force.weights, in_force.kept)
+
+    def weights_of(self, indices: Any) -> Weights | None:
+        """What the losses of these samples are multiplied by: float32 [B]; None where the set in force has no weights.
+
+        Parameters
+        ----------
+        indices : integer array [B]
+            In host memory. The weight of -1, which is padding, is 0, and so is that of a sample outside of the set.
+
+        Raises
+        ------
+        TypeError
+            If they are not integers, or on a device.
+        IndexError
+            If one lies outside ``0 .. N-1``, and is not -1.
+        """
+        given = as_indices(indices, "indices")
+        if not isinstance(given, np.ndarray):
+            raise TypeError(f"indices must be in host memory, got a tensor on {given.device}")
+        places = checked_range(given, "indices", self.num_samples, lower=PADDING)
+        self.note_weights_read()
+        weights = self.sample_weights
+        return None if weights is None else weights.of(places)
 
     def _held(self, kept: npt.NDArray[Any]) -> npt.NDArray[np.signedinteger[Any]]:
         """A copy of a set's indices, as they are held."""
@@ -165,19 +200,21 @@ class CondensedSampler(EpochSampler):
         return np.where(drawn, places, self.num_samples)
 
     def fingerprint(self, in_force: InForce | None = None) -> str:
-        """A short name of set and recipes, by default those in force: equal on two ranks if these are."""
-        _, stage, kept, recipes, *_ = in_force or self.in_force
-        return fingerprint(stage, kept, recipes)
+        """A short name of set, recipes and weights, by default those in force: equal on two ranks if these are."""
+        of = in_force or self.in_force
+        return fingerprint(of.stage, of.kept, of.recipes, of.weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Set, recipes and what defines the order, as plain numbers and tensors. Copies."""
-        epoch, stage, kept, recipes, *_ = self.in_force
+        epoch, stage, kept, recipes, _, _, weights = self.in_force
+        weighed = {} if weights is None else {"sample_weights": state_array(weights)}
         return {
             **self.identity(),
             "epoch": epoch,
             "stage": stage,
             "kept": state_array(np.empty(0, np.int32) if kept is None else kept),  # empty: everything
             **recipe_state(recipes),
+            **weighed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -198,6 +235,12 @@ class CondensedSampler(EpochSampler):
         if (kept[1:] <= kept[:-1]).any():
             raise ValueError("the sampler state is damaged: kept is not ascending")
         stage = state_int(state, "stage", 0, "sampler")
+        weights = None
+        if "sample_weights" in state:
+            try:
+                weights = checked_weights(state["sample_weights"], len(kept) or self.num_samples).copy()
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"the sampler state is damaged: {error}") from None
         return InForce(
             epoch=state_int(state, "epoch", 0, "sampler"),
             stage=stage,
@@ -205,4 +248,5 @@ class CondensedSampler(EpochSampler):
             recipes=checked_recipes(state, self.num_samples, stage),
             seed=seed,
             mixing=mixing,
+            weights=weights,
         )

@@ -25,6 +25,7 @@ PACKAGES = {"kcd_core": "kcd_core", "kcd_adapters": "adapters"}
 LAYERS = (
     ("kcd_core._version",),
     ("kcd_core.algorithms", "kcd_core.base"),
+    ("kcd_core.sample_weights",),
     (
         "kcd_core.account",
         "kcd_core.condense",

@@ -197,6 +197,8 @@ class Place:
         The indices of the batch yielded last.
     asked : bool array [B] or None
         For which of its rows the teacher is asked.
+    weights : float32 array [B] or None
+        What its losses are multiplied by.
     current, recording : Pass or None
         The pass that yielded last, and that which recorded last.
     """
@@ -207,6 +209,7 @@ class Place:
         self._told = False
         self.last: Any = None
         self.asked: Any = None
+        self.weights: Any = None
         self.current: Pass | None = None
         self.recording: Pass | None = None
 

@@ -19,7 +19,7 @@ from ..run import Run
 from ..saved import Saved
 from ..schedule import CondensationSchedule
 
-__all__ = ["Asker", "Asking", "ask_schedule", "check_asking"]
+__all__ = ["Asker", "Asking", "ask_schedule", "check_asking", "on_host"]
 
 
 def ask_schedule(ask: Any) -> CondensationSchedule:
@@ -135,7 +135,7 @@ class Asker:
             As for `indices`.
         """
         asked = self._asked()
-        return None if asked is None else _on_host(asked.copy())
+        return None if asked is None else on_host(asked.copy())
 
     @property
     def asked_rows(self) -> torch.Tensor | None:
@@ -145,7 +145,7 @@ class Asker:
         and neither does ``images[rows]`` then.
         """
         asked = self._asked()
-        return None if asked is None else _on_host(np.flatnonzero(asked))
+        return None if asked is None else on_host(np.flatnonzero(asked))
 
 
 def check_asking(state: Mapping[str, Any] | Sequence[Mapping[str, Any]], asks: bool) -> None:
@@ -160,7 +160,7 @@ def check_asking(state: Mapping[str, Any] | Sequence[Mapping[str, Any]], asks: b
             raise ValueError("this loader state was saved without ask=, which is given here: leave it out")
 
 
-def _on_host(x: npt.NDArray[Any]) -> torch.Tensor:
+def on_host(x: npt.NDArray[Any]) -> torch.Tensor:
     """A tensor in host memory; pinned where CUDA is in use, so that copying it to the device need not wait."""
     made = torch.from_numpy(x)
     return made.pin_memory() if torch.cuda.is_initialized() else made  # type: ignore[no-untyped-call]

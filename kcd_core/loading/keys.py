@@ -1,7 +1,7 @@
 """What goes into the rebuilt DataLoader: the index rides with the sample.
 
 Keys (the index, and the mix recipe if there is one) go through the worker queue, a batch at a time, and
-the indices with them; the data set returns (indices, samples), the collate function `Fetched`, with the user's
+the indices with them; the data set returns (indices, weights, samples), the collate function `Fetched`, with the user's
 batch in it, and `CondensedLoader` takes that apart. Right for any number of workers, in any order, after
 worker errors, with `fork` and `spawn`, since nothing is remembered on the side.
 """
@@ -20,6 +20,7 @@ from ..epoch_sampler import Blocks, EpochSampler
 from ..mixing import Mixer, is_built_in
 from ..recipes import MixRecipes, Steps
 from ..rehearsal import check_fetching, rehearse
+from ..sample_weights import SampleWeights, Weights
 from .array_file import ArrayPlace
 from .mixed_images import MixedImages, MixedSamples, MixingCache
 from .row_order import fields_of, reordered
@@ -37,17 +38,23 @@ class Keys(list[Key]):
 
     The indices stay an array on their way through the workers and back: neither a list nor a tensor, which
     would be made anew for each batch, and would travel in shared memory of its own. ``rehearse`` is whether
-    mixing is tried on the samples, once they are fetched; ``images``, where those lie that are mixed already.
+    mixing is tried on the samples, once they are fetched; ``images``, where those lie that are mixed already;
+    ``weights``, float32 [B], what the samples' losses are multiplied by, if the set says so.
     """
 
     def __init__(
-        self, keys: Iterable[Key], indices: Indices, rehearse: bool = False, images: ArrayPlace | None = None
+        self,
+        keys: Iterable[Key],
+        indices: Indices,
+        rehearse: bool = False,
+        images: ArrayPlace | None = None,
+        weights: Weights | None = None,
     ) -> None:
         super().__init__(keys)
-        self.indices, self.rehearse, self.images = indices, rehearse, images
+        self.indices, self.rehearse, self.images, self.weights = indices, rehearse, images, weights
 
     def __reduce__(self) -> Any:
-        return Keys, (list(self), self.indices, self.rehearse, self.images)
+        return Keys, (list(self), self.indices, self.rehearse, self.images, self.weights)
 
     def slots(self) -> list[int]:
         """Which of ``images`` are asked for, in order."""
@@ -78,15 +85,21 @@ class KeyBatches:
         images = self.cache.of(recipes, self.sampler.kept) if self.cache and len(recipes) else None
         blocks = self.sampler.blocks(self.epoch, self.start)
         rehearse = self.rehearse and not self.start and not len(recipes)
-        batches = self._batches(recipes, images, blocks, rehearse)
+        batches = self._batches(recipes, images, blocks, rehearse, self.sampler.sample_weights)
         return _Holding(self._lending(batches) if self.lends else batches, images)
 
     def _batches(
-        self, recipes: MixRecipes, images: MixedImages | None, blocks: Blocks, rehearse: bool
+        self,
+        recipes: MixRecipes,
+        images: MixedImages | None,
+        blocks: Blocks,
+        rehearse: bool,
+        sample_weights: SampleWeights | None,
     ) -> Iterator[Keys]:
         size, place_of = self.batch_size, images.place if images else None
         keys: list[Key] = []
         left: Indices = np.empty(0, np.int64)  # what does not fill a batch yet
+        weights = None if sample_weights is None else np.empty(0, np.float32)
         for indices, padding in blocks:
             new: list[Key] = indices.tolist()
             slots = images.slots(indices) if images else np.full(len(indices), -1)
@@ -96,13 +109,16 @@ class KeyBatches:
                 new[place] = (index, recipes.steps(index) if slot < 0 else slot, pads)
             keys += new
             left = np.concatenate([left, np.where(padding, PADDING, indices)])
+            if sample_weights is not None and weights is not None:
+                weights = np.concatenate([weights, sample_weights.of(indices)])
             full = len(keys) - len(keys) % size
             for at in range(0, full, size):
-                yield Keys(keys[at : at + size], left[at : at + size], rehearse, place_of)
+                rows = slice(at, at + size)
+                yield Keys(keys[rows], left[rows], rehearse, place_of, _rows(weights, rows))
                 rehearse = False
-            keys, left = keys[full:], left[full:]
+            keys, left, weights = keys[full:], left[full:], _rows(weights, slice(full, None))
         if keys and not self.drop_last:
-            yield Keys(keys, left, rehearse, place_of)
+            yield Keys(keys, left, rehearse, place_of, weights)
 
     @staticmethod
     def _lending(batches: Iterator[Keys]) -> Iterator[Keys]:
@@ -112,8 +128,13 @@ class KeyBatches:
             assert before is not None
             if len(batch) == 1:
                 joined, indices = [*before, *batch], np.concatenate([before.indices, batch.indices])
+                weights = (
+                    None
+                    if before.weights is None or batch.weights is None
+                    else np.concatenate([before.weights, batch.weights])
+                )
                 before, batch = (
-                    Keys(joined[part], indices[part], images=batch.images)
+                    Keys(joined[part], indices[part], images=batch.images, weights=_rows(weights, part))
                     for part in (slice(-2), slice(-2, None))
                 )
             yield before
@@ -175,6 +196,10 @@ class KeyBatches:
         return {"no batch": f"epoch {epoch} had no batch, so nothing was learned in it: {why}"} if why else {}
 
 
+def _rows(weights: Weights | None, rows: slice) -> Weights | None:
+    return None if weights is None else weights[rows]
+
+
 class _Holding(Iterator[Keys]):
     """The batches of a pass, which keep the images that its workers read: a DataLoader's iterator holds it to its end."""
 
@@ -186,7 +211,7 @@ class _Holding(Iterator[Keys]):
 
 
 class KeyedDataset:
-    """Fetches by keys and returns (indices, samples). Looks like the user's data set in every other way."""
+    """Fetches by keys and returns (indices, weights, samples). Looks like the user's data set in every other way."""
 
     __slots__ = ("_kcd_dataset", "_kcd_mixed", "_kcd_mixer")
 
@@ -198,13 +223,13 @@ class KeyedDataset:
     def __getitem__(self, index: Any) -> Any:
         return self._kcd_dataset[index]
 
-    def __getitems__(self, keys: Keys) -> tuple[Indices, list[Any]]:
+    def __getitems__(self, keys: Keys) -> tuple[Indices, Weights | None, list[Any]]:
         if keys.rehearse:
             check_fetching(self._kcd_dataset)
         samples = self._kcd_fetch_all(keys)
         if keys.rehearse:
             rehearse(self._kcd_mixer, self._kcd_dataset, keys.without_padding(samples))
-        return keys.indices, samples
+        return keys.indices, keys.weights, samples
 
     def _kcd_fetch_all(self, keys: Keys) -> list[Any]:
         dataset = self._kcd_dataset
@@ -280,28 +305,32 @@ class Fetched(NamedTuple):
         Whether the batch's rows were seen to be in another order.
     batch
         The user's.
+    weights : float32 array [B] or None
+        What the samples' losses are multiplied by.
     """
 
     indices: Indices
     drawn: int
     reordered: bool
     batch: Any
+    weights: Weights | None = None
 
 
 class IndexedCollate:
-    """Collates (indices, samples) to `Fetched`. In each process, the first batches are looked at for their order."""
+    """Collates (indices, weights, samples) to `Fetched`. In each process, the first batches are looked at for their order."""
 
     def __init__(self, collate: Any) -> None:
         self.collate = collate
         self._looks = 8  # batches to look at: one alone may be in order by chance
 
-    def __call__(self, fetched: tuple[Indices, list[Any]]) -> Fetched:
-        indices, samples = fetched
+    def __call__(self, fetched: tuple[Indices, Weights | None, list[Any]]) -> Fetched:
+        indices, weights, samples = fetched
         present = [sample is not None for sample in samples]
         there, drawn = samples, len(samples)
         if not all(present):  # they are left out, if the user's function takes them at all
             indices, there = indices[present], [sample for sample in samples if sample is not None]
+            weights = None if weights is None else weights[present]
         fields = fields_of(there) if self._looks > 0 and len(there) > 1 else {}
         batch = self.collate(samples)
         self._looks -= self._looks > 0
-        return Fetched(indices, drawn, bool(fields) and bool(reordered(fields, batch)), batch)
+        return Fetched(indices, drawn, bool(fields) and bool(reordered(fields, batch)), batch, weights)

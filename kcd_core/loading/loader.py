@@ -21,13 +21,14 @@ from .keys import KeyBatches
 from .lengths import Planned
 from .prefetch import Prefetch
 from .reader import Reader
+from .weighing import Weigher
 
 __all__ = ["CondensedLoader"]
 
 Batch = TypeVar("Batch", covariant=True)
 
 
-class CondensedLoader(RunOwner, Planned, Asker, Generic[Batch]):
+class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
     """What `wrap_loader` returns. Holds a rebuilt DataLoader and is none, on purpose: trainers rebuild
     whatever is one behind the user's back.
 

@@ -117,6 +117,7 @@ class Reader:
             self._reordered |= fetched.reordered
             now.note_batch(fetched.indices, fetched.drawn * self._run.sampler.num_replicas, fetched.batch)
             self._count(now.place, fetched.indices)
+            now.place.weights = fetched.weights
         if not self._with_indices:
             return fetched.batch
         self._check_order()
@@ -140,6 +141,13 @@ class Reader:
         """For which rows of the batch yielded last in this epoch the teacher is asked: bool [B]."""
         self._check_order()
         return self.place.asked
+
+    @property
+    def weights(self) -> Any:
+        """What the losses of the batch yielded last in this epoch are multiplied by: float32 [B], or None."""
+        self._check_order()
+        self._run.sampler.note_weights_read()
+        return self.place.weights
 
     @property
     def indices(self) -> torch.Tensor | None:

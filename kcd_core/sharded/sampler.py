@@ -23,6 +23,7 @@ from ..epoch_sampler import (
     spans,
 )
 from ..recipes import Mixing, MixRecipes
+from ..sample_weights import refuse_weights
 from .slices import ShardedSet, bounds, check_sizes
 
 __all__ = ["ShardInForce", "ShardedSampler"]
@@ -132,7 +133,7 @@ class ShardedSampler(EpochSampler):
         Raises
         ------
         ValueError
-            If it was made for another number of samples, another rank or other slices, or keeps nothing of one.
+            If it was made for another number of samples, another rank or other slices, keeps nothing of one, or has weights.
             Nothing is changed then.
         """
         super().install(condensed_set)
@@ -141,6 +142,7 @@ class ShardedSampler(EpochSampler):
         """What `install` would put in force. Changes nothing, and raises as it does."""
         self.check_size(condensed_set, CondensedSet, ShardedSet)
         if isinstance(condensed_set, CondensedSet):
+            refuse_weights(condensed_set.sample_weights, "a sampler of slices keeps none")
             condensed_set = self._part_of(condensed_set)
         here, made = (self.rank, self.num_replicas), (condensed_set.rank, len(condensed_set.sizes))
         if here != made:

@@ -18,6 +18,7 @@ from ..em_step import Decision, choose
 from ..history import CondensationHistory
 from ..layout import Undo, sum_on_first_rank
 from ..rules import Rule
+from ..sample_weights import refuse_weights
 from ..schedule import CondensationSchedule
 from ..sums import CheckedState as TrackerState
 from ..tracker import KnowledgeValueTracker
@@ -106,6 +107,7 @@ class SlotLayout:
             rule=rule,
             group=self.group,
         )
+        refuse_weights(chosen.sample_weights, "a stream keeps none")
         by_slot = CondensedSet(
             kept=recorded[chosen.kept],
             num_samples=self.filter.slots,

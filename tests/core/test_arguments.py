@@ -211,8 +211,8 @@ CALLS: dict[str, Call] = {
     ),
     "CondensedSet": Call(
         made_by(kcd.CondensedSet),
-        {"kept": lambda: np.arange(3), "num_samples": lambda: N, "stage": lambda: 1, "dropped": lambda: np.array([5]), "tail": lambda: np.array([0]), "weights": lambda: [0.5], "cut": lambda: 0.5},
-        {"cut": "half nan minus"},
+        {"kept": lambda: np.arange(3), "num_samples": lambda: N, "stage": lambda: 1, "dropped": lambda: np.array([5]), "tail": lambda: np.array([0]), "weights": lambda: [0.5], "cut": lambda: 0.5, "sample_weights": lambda: np.ones(3)},
+        {"cut": "half nan minus", "sample_weights": "none"},
     ),
     "condense_step": Call(
         made_by(kcd.condense_step), {"tracker": tracker, "sampler": sampler, "schedule": schedule, **SETTINGS, "select": nothing, "group": nothing},
@@ -241,6 +241,7 @@ CALLS: dict[str, Call] = {
             ("load_state_dict", "state", lambda cls=cls: sampler(cls).state_dict(), ""),
         )
     },
+    "CondensedSampler.weights_of": Call(method(sampler, "weights_of"), {"indices": some}, {"indices": "empty"}),
     "TeacherGate": Call(made_by(kcd.TeacherGate), {"num_samples": lambda: N}),
     "TeacherGate.asked": Call(
         method(gate, "asked"), {"indices": some, "mixed": lambda: np.zeros(N, bool), "multiple": lambda: 2},
