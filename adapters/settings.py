@@ -117,9 +117,9 @@ class Settings:
         checked_int(self.ask_multiple, "ask_multiple", 1)
         if self.ask is None and self.ask_multiple != 1:
             raise ValueError("ask_multiple is of the rows that the teacher is asked for: give ask, too")
-        if self.value == "kd_divergence":
+        if self.value in ("kd_divergence", "reducible_loss"):
             raise ValueError(
-                "value can't be kd_divergence here: it needs the teacher's logits, and an adapter sees the student's "
+                f"value can't be {self.value} here: it needs the teacher's logits, and an adapter sees the student's "
                 f"alone; choose among {', '.join(CHOICES['value'])}"
             )
         for name, choices in CHOICES.items():

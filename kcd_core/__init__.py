@@ -29,7 +29,7 @@ from .sharded.condense import condense_sharded
 from .sharded.sampler import ShardedSampler
 from .stages import Condensation
 from .tracker import KnowledgeValueTracker
-from .values import cross_entropy, entropy, kd_divergence, margin, sequence_entropy
+from .values import cross_entropy, entropy, kd_divergence, margin, reducible_loss, sequence_entropy
 
 if TYPE_CHECKING:
     from .flops import StepFlops, step_flops
@@ -65,6 +65,7 @@ __all__ = [
     "margin",
     "mix_arrays",
     "mix_samples",
+    "reducible_loss",
     "save_checkpoint",
     "sequence_entropy",
     "step_flops",

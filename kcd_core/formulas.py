@@ -5,7 +5,7 @@ from __future__ import annotations
 from .base.arrays import Array
 from .base.rows import Rows
 
-__all__ = ["cross_entropy", "entropy", "kd_divergence", "margin"]
+__all__ = ["cross_entropy", "entropy", "kd_divergence", "margin", "reducible_loss"]
 
 
 def entropy(rows: Rows, logits: Array) -> Array:
@@ -26,6 +26,10 @@ def kd_divergence(temperature: float, rows: Rows, student: Array, teacher: Array
     log_t = _log_softmax(rows, teacher, temperature)
     difference = log_t - _log_softmax(rows, student, temperature)
     return rows.dot(rows.exp_(log_t), difference) + rows.nan_if_low(student) + rows.nan_if_low(teacher)
+
+
+def reducible_loss(rows: Rows, student: Array, teacher: Array, targets: Array) -> Array:
+    return cross_entropy(rows, student, targets) - cross_entropy(rows, teacher, targets)
 
 
 def margin(rows: Rows, logits: Array) -> Array:

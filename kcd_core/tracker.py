@@ -46,7 +46,7 @@ class KnowledgeValueTracker:
     num_samples : int, at least 1
         N. Samples are known by their index, 0 .. N-1.
     value : str or callable
-        ``"entropy"`` (the paper's), ``"cross_entropy"``, ``"kd_divergence"``, ``"margin"``, of language
+        ``"entropy"`` (the paper's), ``"cross_entropy"``, ``"kd_divergence"``, ``"margin"``, ``"reducible_loss"``, of language
         models ``"sequence_entropy"``, which takes logits [B, T, C] and their labels as ``targets`` [B, T], or
         ``f(student_logits, *, teacher_logits, targets) -> [B]``, which is given by keyword what is
         passed to `update`, and nothing else. One with a parameter named ``indices`` is given the batch's, too:

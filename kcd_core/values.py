@@ -38,11 +38,14 @@ __all__ = [
     "entropy",
     "kd_divergence",
     "margin",
+    "reducible_loss",
     "sequence_entropy",
 ]
 
 Value = Callable[..., Array]
-ValueName = Literal["entropy", "cross_entropy", "kd_divergence", "margin", "sequence_entropy"]
+ValueName = Literal[
+    "entropy", "cross_entropy", "kd_divergence", "margin", "reducible_loss", "sequence_entropy"
+]
 
 
 def entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
@@ -101,23 +104,35 @@ def cross_entropy(student_logits: Any, *, teacher_logits: Any = None, targets: A
         If a target in host memory lies outside ``0 .. C-1``. On a device it gives NaN instead.
     """
     logits = check_logits(student_logits, "student_logits")
-    targets = beside(targets, "targets", "cross_entropy", logits)
-    if not is_integer(targets):
-        raise TypeError(f"targets must be class indices (integers), got dtype {dtype_name(targets)}")
-    if targets.ndim != 1:
-        raise ValueError(f"targets must be [B], one class per sample, got shape {tuple(targets.shape)}")
-    classes = logits.shape[-1]
-    if (
-        backend(targets).on_host(targets)
-        and len(targets)
-        and not 0 <= targets.min() <= targets.max() < classes
-    ):
-        raise IndexError(
-            f"targets must lie in 0 .. {classes - 1}, got {int(targets.min())} .. {int(targets.max())}"
-        )
-    back = backend(logits)
-    targets = back.to_int64(back.beside(targets, logits))
-    return like(by_rows(formulas.cross_entropy, 1, logits, targets), logits)
+    return like(by_rows(formulas.cross_entropy, 1, logits, _labels(targets, "cross_entropy", logits)), logits)
+
+
+def reducible_loss(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
+    """What the student's cross-entropy with the label has above the teacher's, in nats: below 0 where the teacher's is larger.
+
+    A wrong or an ambiguous label is costly to both, so that it does not rank high, as it does by `cross_entropy`.
+
+    Parameters
+    ----------
+    student_logits, teacher_logits : array [B, C], floating
+    targets : integer array [B], classes in 0 .. C-1
+
+    Raises
+    ------
+    ValueError, TypeError, IndexError
+        As `kd_divergence` does for ``teacher_logits``, and `cross_entropy` for ``targets``.
+
+    Notes
+    -----
+    It is the reducible holdout loss of Mindermann et al., "Prioritized Training on Points that are Learnable, Worth
+    Learning, and Not Yet Learnt" (ICML 2022, arXiv 2206.07137), with the teacher in the place of their model that was
+    trained on holdout data. A teacher that has learned the same labels by heart has no loss on them, and what is left is
+    `cross_entropy`.
+    """
+    student = check_logits(student_logits, "student_logits")
+    teacher = _teacher(teacher_logits, "reducible_loss", student)
+    labels = _labels(targets, "reducible_loss", student)
+    return like(by_rows(formulas.reducible_loss, 1, student, teacher, labels), student)
 
 
 def kd_divergence(
@@ -148,14 +163,7 @@ def kd_divergence(
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
     student = check_logits(student_logits, "student_logits")
-    teacher = check_logits(
-        beside(teacher_logits, "teacher_logits", "kd_divergence", student), "teacher_logits"
-    )
-    teacher = backend(student).beside(teacher, student)
-    if teacher.shape != student.shape:
-        raise ValueError(
-            f"teacher_logits must have the student's shape {tuple(student.shape)}, got {tuple(teacher.shape)}"
-        )
+    teacher = _teacher(teacher_logits, "kd_divergence", student)
     return like(by_rows(partial(formulas.kd_divergence, temperature), 3, student, teacher), student)
 
 
@@ -172,7 +180,38 @@ def margin(student_logits: Any, *, teacher_logits: Any = None, targets: Any = No
     return like(by_rows(formulas.margin, 1, logits), logits)
 
 
+def _teacher(teacher_logits: Any, value: str, student: Array) -> Array:
+    """The teacher's logits, where the student's are, or an error that says what is wrong with them."""
+    given = beside(teacher_logits, "teacher_logits", value, student)
+    teacher = backend(student).beside(check_logits(given, "teacher_logits"), student)
+    if teacher.shape != student.shape:
+        raise ValueError(
+            f"teacher_logits must have the student's shape {tuple(student.shape)}, got {tuple(teacher.shape)}"
+        )
+    return teacher
+
+
+def _labels(targets: Any, value: str, logits: Array) -> Array:
+    """The labels, where the logits are, or an error that says what is wrong with them."""
+    targets = beside(targets, "targets", value, logits)
+    if not is_integer(targets):
+        raise TypeError(f"targets must be class indices (integers), got dtype {dtype_name(targets)}")
+    if targets.ndim != 1:
+        raise ValueError(f"targets must be [B], one class per sample, got shape {tuple(targets.shape)}")
+    classes = logits.shape[-1]
+    if (
+        backend(targets).on_host(targets)
+        and len(targets)
+        and not 0 <= targets.min() <= targets.max() < classes
+    ):
+        raise IndexError(
+            f"targets must lie in 0 .. {classes - 1}, got {int(targets.min())} .. {int(targets.max())}"
+        )
+    back = backend(logits)
+    return back.to_int64(back.beside(targets, logits))
+
+
 #: By the names that ``value=`` takes.
 BUILT_IN: dict[str, Value] = {
-    f.__name__: f for f in (entropy, cross_entropy, kd_divergence, margin, sequence_entropy)
+    f.__name__: f for f in (entropy, cross_entropy, kd_divergence, margin, reducible_loss, sequence_entropy)
 }

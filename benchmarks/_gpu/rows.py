@@ -12,7 +12,7 @@ import kcd_core as kcd
 
 from .part import Part
 
-VALUES = (kcd.entropy, kcd.margin, kcd.cross_entropy, kcd.kd_divergence)
+VALUES = (kcd.entropy, kcd.margin, kcd.cross_entropy, kcd.kd_divergence, kcd.reducible_loss)
 CLASSES = (10, 100, 101, 1000, 1001, 32_768, 50_257)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (1, 16, 256)  # of batches, beside the whole

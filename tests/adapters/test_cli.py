@@ -61,6 +61,10 @@ def test_help_needs_no_heavy_package(command: tuple[str, ...], without: tuple[st
             ("--value", "kd_divergence", "x.py"),
             "kcd: value can't be kd_divergence here: it needs the teacher's",
         ),
+        (
+            ("--value", "reducible_loss", "x.py"),
+            "kcd: value can't be reducible_loss here: it needs the teacher's",
+        ),
         (("--no-shim", "nonsense", "x.py"), "kcd: there is no shim 'nonsense'; there are tensorboard_logger"),
     ],
 )

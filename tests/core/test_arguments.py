@@ -301,6 +301,7 @@ called={"values": "values|the batch"}),
     "entropy": Call(made_by(kcd.entropy), {"student_logits": logits}),
     "margin": Call(made_by(kcd.margin), {"student_logits": logits}),
     "cross_entropy": Call(made_by(kcd.cross_entropy), {"student_logits": logits, "targets": labels}),
+    "reducible_loss": Call(made_by(kcd.reducible_loss), {"student_logits": logits, "teacher_logits": logits, "targets": labels}),
     "sequence_entropy": Call(made_by(kcd.sequence_entropy), {"student_logits": tokens, "targets": token_labels}),
     "kd_divergence": Call(made_by(kcd.kd_divergence), {"student_logits": logits, "teacher_logits": logits, "temperature": lambda: 2.0}, {"temperature": "half"}),
 }  # fmt: skip

@@ -46,7 +46,7 @@ Tracker = kcd.KnowledgeValueTracker
 N, BATCH = 500, 64
 STEPS = 2 * MAX_PENDING + 5  # what waits is added twice, and some of it waits when the values are read
 CLASSES = [10, 2000]  # of logits that wait as they are, and of logits too large to wait
-VALUES = ["entropy", "cross_entropy", "kd_divergence", "margin"]
+VALUES = ["entropy", "cross_entropy", "kd_divergence", "margin", "reducible_loss"]
 CYCLES = 2_000_000  # of a kernel that does nothing: about a millisecond
 NO_COMPILER = no_compiler(torch.device("cuda"))
 
@@ -120,8 +120,10 @@ def exact(value: str, logits: Any, *, teacher_logits: Any = None, targets: Any =
         return -(log_p.exp() * log_p).sum(-1)
     if value == "cross_entropy":
         return -log_p[torch.arange(len(log_p)), targets.cpu()]
-    if value == "kd_divergence":
+    if value in ("kd_divergence", "reducible_loss"):
         log_t = torch.log_softmax(teacher_logits.cpu().double(), -1)
+        if value == "reducible_loss":
+            return (log_t - log_p)[torch.arange(len(log_p)), targets.cpu()]
         return (log_t.exp() * (log_t - log_p)).sum(-1)
     first, second = log_p.exp().sort(-1, descending=True).values[:, :2].unbind(-1)
     return 1 - (first - second)
@@ -134,6 +136,8 @@ def all_given(value: str, logits: Any) -> dict[str, Any]:
         return {"targets": torch.arange(rows, device=logits.device) * 7 % classes}
     if value == "kd_divergence":
         return {"teacher_logits": logits.flip(0)}
+    if value == "reducible_loss":
+        return {**all_given("cross_entropy", logits), **all_given("kd_divergence", logits)}
     return {}
 
 

@@ -13,7 +13,7 @@ import kcd_core as kcd
 from kcd_core.base.rows import HOST_CHUNK
 from kcd_core.base.states import value_name
 
-BUILT_IN = [kcd.entropy, kcd.cross_entropy, kcd.kd_divergence, kcd.margin]
+BUILT_IN = [kcd.entropy, kcd.cross_entropy, kcd.kd_divergence, kcd.margin, kcd.reducible_loss]
 
 
 def batch(rows: int, classes: int, seed: int = 0) -> dict[str, Any]:

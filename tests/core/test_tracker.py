@@ -414,7 +414,9 @@ def test_settings_refused() -> None:
 
 @BACK_ENDS
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("value", ["entropy", "cross_entropy", "kd_divergence", "margin", "mine"])
+@pytest.mark.parametrize(
+    "value", ["entropy", "cross_entropy", "kd_divergence", "margin", "reducible_loss", "mine"]
+)
 def test_a_bad_logit_is_skipped_counted_and_warned_of_once(device: Any, bad: float, value: str) -> None:
     mine = value == "mine"
     # A user's function that hides the NaN: the logits are looked at all the same.

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 import kcd_core as kcd
 from kcd_core.value_function import ValueFunction
 
-BUILT_IN = [kcd.entropy, kcd.cross_entropy, kcd.kd_divergence, kcd.margin]
+BUILT_IN = [kcd.entropy, kcd.cross_entropy, kcd.kd_divergence, kcd.margin, kcd.reducible_loss]
 
 
 def inputs(b: int = 64, c: int = 10, scale: float = 3.0, seed: int = 0) -> dict[str, Any]:
@@ -40,6 +40,11 @@ def expected(function: Any, student_logits: Any, teacher_logits: Any, targets: A
         return scipy.special.entr(p).sum(-1)
     if function is kcd.cross_entropy:
         return -np.log(p[np.arange(len(p)), targets])
+    if function is kcd.reducible_loss:
+        log_t, log_p = (
+            scipy.special.log_softmax(np.asarray(x, np.float64), -1) for x in (teacher_logits, student_logits)
+        )
+        return (log_t - log_p)[np.arange(len(p)), targets]
     if function is kcd.kd_divergence:
         return scipy.special.rel_entr(t, p).sum(-1)
     ordered = np.sort(p, -1)
@@ -103,6 +108,7 @@ def test_direction(kind: str) -> None:
         (kcd.margin, [0, 1]),
         (kcd.cross_entropy, [0, 1, 2]),
         (kcd.kd_divergence, [0, 1, 2]),
+        (kcd.reducible_loss, [0, 1, 2]),
     ]:
         got = number(function(**given))[order]
         assert (np.diff(got) > 1e-3).all()
@@ -273,6 +279,14 @@ def test_what_a_value_needs(kind: str) -> None:
         kcd.kd_divergence(student)
     with pytest.raises(ValueError, match="'cross_entropy' needs targets="):
         kcd.cross_entropy(student)
+    with pytest.raises(ValueError, match="'reducible_loss' needs teacher_logits="):
+        kcd.reducible_loss(student, targets=targets)
+    with pytest.raises(ValueError, match="'reducible_loss' needs targets="):
+        kcd.reducible_loss(student, teacher_logits=teacher)
+    with pytest.raises(ValueError, match="must have the student's shape"):
+        kcd.reducible_loss(student, teacher_logits=teacher[:, :3], targets=targets)
+    with pytest.raises(IndexError, match=r"targets must lie in 0 .. 9"):
+        kcd.reducible_loss(student, teacher_logits=teacher, targets=[0, 1, 2, 10])
     with pytest.raises(ValueError, match=r"one row per sample \(4\), got 3"):
         kcd.kd_divergence(student, teacher_logits=teacher[:3])
     with pytest.raises(ValueError, match="must have the student's shape"):
@@ -349,6 +363,10 @@ def test_values_can_be_differentiated(function: Any, dtype: Any) -> None:
         "kd_divergence": torch.nn.functional.kl_div(
             log_p, teacher.double().softmax(-1), reduction="none"
         ).sum(-1),
+        "reducible_loss": torch.nn.functional.cross_entropy(
+            student.double(), given["targets"], reduction="none"
+        )
+        - torch.nn.functional.cross_entropy(teacher.double(), given["targets"], reduction="none"),
         "margin": 1 - p.topk(2).values[:, 0] + p.topk(2).values[:, 1],
     }[function.__name__]
     weights = torch.linspace(-1, 1, 9, dtype=torch.float64)
@@ -380,7 +398,7 @@ def test_a_lazily_negated_tensor(function: Any) -> None:
 def test_not_finite_where_torch_computes(function: Any, kind: str, bad: float) -> None:
     """As on a device: in tensors of another class, and in those to differentiate."""
     for place in ("student_logits", "teacher_logits"):
-        if place == "teacher_logits" and function is not kcd.kd_divergence:
+        if place == "teacher_logits" and function not in (kcd.kd_divergence, kcd.reducible_loss):
             continue
         given = cast(inputs(5), kind.replace("numpy", "torch"))
         given[place][3, 4] = bad

@@ -100,7 +100,7 @@ def test_every_value_and_refusal() -> None:
     run(
         """
         student, teacher = np.zeros((3, 4)), np.ones((3, 4))
-        for name in ("entropy", "cross_entropy", "kd_divergence", "margin"):
+        for name in ("entropy", "cross_entropy", "kd_divergence", "margin", "reducible_loss"):
             tracker = kcd.KnowledgeValueTracker(3, value=name)
             tracker.update([0, 1, 2], student, teacher_logits=teacher, targets=[0, 1, 2])
             assert tracker.count.tolist() == [1, 1, 1]
