@@ -19,7 +19,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,10 +28,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import kcd_core as kcd
-from kcd_adapters.demo.datasets import LOADERS, Images
-from kcd_adapters.demo.models import MODELS, build, recipe
+from kcd_adapters.demo.datasets import DEBIAN, Images, fashion_mnist
+from kcd_adapters.demo.models import ConvNet, build, recipe
 
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 STAGES, BATCH = 6, 128
 CACHE = "1 GB"
 RATIOS = (0.7, 0.3)
@@ -48,7 +46,7 @@ MIXING: dict[str, dict[str, Any]] = {
 def images_of(samples: int) -> tuple[Images, str]:
     """The data, and what they are called."""
     if DEBIAN.is_dir():
-        whole = LOADERS["fashion-mnist"](DEBIAN).train
+        whole = fashion_mnist().train
         data = Images(whole.data[:samples], whole.targets[:samples], 0.0, 1.0)
         data.mean, data.std = whole.mean, whole.std
         return data, "Fashion-MNIST"
@@ -90,7 +88,7 @@ def ratio_of(own: Any, base: Any) -> tuple[float, tuple[float, float]]:
 
 def train(data: Images, epochs: int, ratio: float | None, options: Mapping[str, Any]) -> None:
     """A run from its first line to its last epoch: KD, or KC-KD to ``ratio``."""
-    teacher, student = (build(model, 10, seed) for seed, model in enumerate(MODELS["fashion-mnist"]))
+    teacher, student = (build(partial(ConvNet, width), 10, seed) for seed, width in enumerate((32, 8)))
     teacher.eval()
     optimizer, rates = recipe(student, epochs)
     order = torch.Generator().manual_seed(0)

@@ -19,25 +19,23 @@ from torch.utils.data import DataLoader
 import kcd_core as kcd
 
 from ..extras import need
-from .datasets import LOADERS, Split
-from .models import MODELS, accuracy, build, recipe, train
+from .datasets import Split
+from .models import accuracy, build, recipe, train
 from .pictures import draw
-from .results import Clock, Progress, Run, checked_folder, fetch_overhead, print_table, save_results
-
-STAGES = 6
-#: Epochs and seeds by default: digits take about a minute on two cores, the paper's recipe is cifar100's.
-DEFAULTS = {"digits": (60, 5), "fashion-mnist": (12, 1), "cifar100": (240, 1)}
-
+from .results import Clock, Results, Run, checked_folder, save_results
+from .tasks import STAGES, TASKS, Task
+from .telling import Progress, more, print_table, sentences
 
 # Plain KD goes through the wrapped loader, too, at a ratio of 1: the loop is then the same for all arms,
 # and so is every batch until the first stage ends. What that costs plain KD is in the table.
 ARMS: dict[str, dict[str, Any]] = {
     "KD": {"ratio": 1.0, "mixing": None},
-    "KC-KD, no mixing": {"mixing": None},
     "KC-KD": {"mixing": "cumulative"},  # wrap_loader's default
     "random dropping": {"select": "random"},
+    "KD, shorter": {"ratio": 1.0, "mixing": None},  # that draw as many samples as the two before
 }
 SHOWN = "KC-KD"  # the arm whose first run is drawn
+SHORTER = "KD, shorter"
 
 
 def distil(
@@ -52,8 +50,7 @@ def distil(
     **options: Any,
 ) -> Run:
     """Distil ``teacher`` into ``student`` on a condensed set; ``options`` are `kcd.wrap_loader`'s."""
-    schedule = kcd.CondensationSchedule(ratio=ratio, stages=STAGES, period=max(1, epochs // STAGES))
-    condensed = kcd.wrap_loader(loader, schedule=schedule, **options)  # 1
+    condensed = kcd.wrap_loader(loader, schedule=schedule_for(ratio, epochs), **options)  # 1
     optimizer, rates = recipe(student, epochs)
     student.train()
     teacher.eval()
@@ -83,6 +80,11 @@ def distil(
     return Run(condensed, sets, seconds=perf_counter() - start, kcd_seconds=clock.seconds)
 
 
+def schedule_for(ratio: float, epochs: int) -> kcd.CondensationSchedule:
+    """The last stage ends with the last epoch, as in the paper."""
+    return kcd.CondensationSchedule(ratio=ratio, stages=STAGES, period=max(1, epochs // STAGES))
+
+
 def kd_loss(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 4.0
 ) -> torch.Tensor:
@@ -95,23 +97,26 @@ def kd_loss(
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``kcd demo``."""
-    epochs, seeds = (
-        ", ".join(f"{data} {numbers[place]}" for data, numbers in DEFAULTS.items()) for place in (0, 1)
-    )
+    parser.epilog = "Ctrl-C ends it early: the runs that are complete are shown and kept."
     add = parser.add_argument
     add(
         "--data",
-        choices=sorted(LOADERS),
+        choices=sorted(TASKS),
         default="digits",
         help="data set (default: digits, which needs no file)",
     )
-    add("--data-dir", type=Path, metavar="DIR", help="folder with the files of fashion-mnist or cifar100")
     add(
-        "--epochs", type=int, metavar="N", help=f"best a multiple of {STAGES}, the stages (default: {epochs})"
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder with the files of letter, fashion-mnist or cifar100 (fashion-mnist's default: Debian's)",
     )
-    add("--seeds", type=int, metavar="N", help=f"number of runs per arm (default: {seeds})")
-    add("--ratio", type=float, default=0.7, help="share of the data that is kept in the end (default: 0.7)")
-    add("--batch-size", type=int, default=64, metavar="N", help="(default: 64)")
+    add(
+        "--epochs", type=int, metavar="N", help=f"best a multiple of {STAGES}, the stages ({_told('epochs')})"
+    )
+    add("--seeds", type=int, metavar="N", help=f"number of runs per arm ({_told('seeds')})")
+    add("--ratio", type=float, help=f"share of the data that is kept in the end ({_told('ratio')})")
+    add("--batch-size", type=int, metavar="N", help=f"({_told('batch_size')})")
     add("--workers", type=int, default=0, metavar="N", help="processes that load data (default: 0, this one)")
     add(
         "--device",
@@ -128,6 +133,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _told(field: str) -> str:
+    """The data sets' defaults."""
+    return "default: " + ", ".join(f"{data} {getattr(task, field)}" for data, task in TASKS.items())
+
+
 def run(args: argparse.Namespace) -> int:
     """Run ``kcd demo``; returns the exit status."""
     for name in ("epochs", "seeds", "batch_size"):
@@ -136,89 +146,98 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {number}")
     if args.workers < 0:
         raise ValueError(f"--workers must be at least 0, got {args.workers}")
-    if not 0 < args.ratio <= 1:
+    if args.ratio is not None and not 0 < args.ratio <= 1:
         raise ValueError(f"--ratio must be in (0, 1], got {args.ratio}")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
     need("matplotlib.figure")
     console = need("rich.console").Console(markup=False, highlight=False, soft_wrap=True)
-    split = LOADERS[args.data](args.data_dir)
+    task = TASKS[args.data]
+    for name in ("epochs", "seeds", "ratio", "batch_size"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(task, name))
+    split = task.read(args.data_dir).first(task.samples)
     out = checked_folder(args.out)
 
+    cuda = args.device != "cpu" and torch.cuda.is_available()
+    names = ("data", "epochs", "ratio", "batch_size", "workers")
+    settings = {name: getattr(args, name) for name in names} | {
+        "seeds": list(range(args.seeds)),
+        "device": "cuda" if cuda else "cpu",
+    }
+    results = Results(settings, args.seeds, {name: [] for name in ARMS})
     threads = torch.get_num_threads()
-    if args.data == "digits":
+    if args.data in ("digits", "letter"):
         torch.set_num_threads(1)  # such small batches are slower on several
     try:
-        compare(args, split, console, out)
+        compare(args, task, split, console, results)
     except KeyboardInterrupt:
-        console.print("interrupted before the results were complete")
-        return 130
+        if not results.done:
+            console.print("interrupted before a run was complete: nothing is kept")
+            return 130
+        console.print(f"interrupted: {results.done} of {results.wanted} runs are complete, and are kept")
     finally:
         torch.set_num_threads(threads)
-    return 0
+    report(console, split, results, out)
+    return 0 if results.complete else 130
 
 
-def compare(args: argparse.Namespace, split: Split, console: Any, out: Path) -> None:
-    """Train a teacher, run every arm with every seed, report."""
-    epochs, seeds = args.epochs or DEFAULTS[args.data][0], args.seeds or DEFAULTS[args.data][1]
-    cuda = args.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda:0" if cuda else "cpu")
-    new_teacher, new_student = MODELS[args.data]
-    results: dict[str, list[Run]] = {name: [] for name in ARMS}
+def compare(args: argparse.Namespace, task: Task, split: Split, console: Any, results: Results) -> None:
+    """Train a teacher, and every arm with every seed; ``results`` gets each run when it is complete."""
+    device = torch.device("cuda:0" if results.settings["device"] == "cuda" else "cpu")
+    schedule = schedule_for(args.ratio, args.epochs)
+    as_many = round(sum(schedule.sizes(len(split.train), args.epochs)) / len(split.train))
+    lengths = {name: max(1, as_many) if name == SHORTER else args.epochs for name in ARMS}
 
-    def plain_loader(seed: int, workers: int = args.workers) -> DataLoader[Any]:
+    def plain_loader(seed: int) -> DataLoader[Any]:
         split.train.generator.manual_seed(seed)
         return DataLoader(
             split.train,
             args.batch_size,
             shuffle=True,
-            num_workers=workers,
-            pin_memory=cuda,
+            num_workers=args.workers,
+            pin_memory=device.type == "cuda",
             generator=torch.Generator().manual_seed(seed),  # else torch draws from the global one
         )
 
     console.print(
-        f"{args.data}: {len(split.train):,} images, {epochs} epochs, {seeds} seed(s), on {device.type}"
+        f"{args.data}: {len(split.train):,} samples, {args.epochs} epochs, {args.seeds} seed(s), on {device.type}"
     )
-    with Progress(console, epochs * (1 + seeds * len(ARMS))) as progress:
+    with Progress(console, args.epochs + args.seeds * sum(lengths.values())) as progress:
         progress.begin("teacher")
-        teacher = build(new_teacher, len(split.classes), seed=0).to(device)
-        train(teacher, plain_loader(0), epochs=epochs, device=device, on_epoch=progress.advance)
-        teacher_accuracy = accuracy(teacher, split.test, device)
-        progress.done(f"teacher: {teacher_accuracy:.2%}")
-        image = split.test.transform(torch.from_numpy(split.test.data[:1])).to(device)
-        step = kcd.step_flops(build(new_student, len(split.classes), seed=0).to(device), teacher, image)
-        for seed in range(seeds):  # arms within seeds: what slows the machine down slows all arms down
+        teacher = build(task.teacher, len(split.classes), seed=0).to(device)
+        train(teacher, plain_loader(0), epochs=args.epochs, device=device, on_epoch=progress.advance)
+        results.teacher_accuracy = accuracy(teacher, split.test, device)
+        progress.done(f"teacher: {results.teacher_accuracy:.2%}")
+        sample = split.test.transform(torch.from_numpy(split.test.data[:1])).to(device)
+        results.step = kcd.step_flops(
+            build(task.student, len(split.classes), seed=0).to(device), teacher, sample
+        )
+        for seed in range(args.seeds):  # arms within seeds: what slows the machine down slows all arms down
             for name, options in ARMS.items():
                 progress.begin(f"{name}, seed {seed}")
-                student = build(new_student, len(split.classes), seed).to(device)
-                options = {"ratio": args.ratio, "seed": seed, **options}
+                student = build(task.student, len(split.classes), seed).to(device)
                 done = distil(
                     student,
                     teacher,
                     plain_loader(seed),
-                    epochs=epochs,
+                    epochs=lengths[name],
                     device=device,
                     on_epoch=progress.advance,
-                    **options,
+                    **{"ratio": args.ratio, "seed": seed, **options},
                 )
                 done.accuracy = accuracy(student, split.test, device)
-                done.kcd_seconds += fetch_overhead(done, plain_loader(seed, workers=0), epochs)
-                results[name].append(done)
+                results.arms[name].append(done)
                 progress.done(f"{name}, seed {seed}: {done.accuracy:.2%} in {done.seconds:.1f} s")
 
-    title = f"{args.data}, {epochs} epochs, {seeds} seed(s); teacher {teacher_accuracy:.2%}"
-    print_table(console, title, results, step)
-    settings = {
-        "data": args.data,
-        "epochs": epochs,
-        "seeds": list(range(seeds)),
-        "ratio": args.ratio,
-        "batch_size": args.batch_size,
-        "device": device.type,
-        "workers": args.workers,
-    }
-    save_results(out / "results.json", settings, teacher_accuracy, results, step)
-    shown = results[SHOWN][0]
-    for path in [out / "results.json", *draw(out, split, shown.loader, shown.sets)]:
+
+def report(console: Any, split: Split, results: Results, out: Path) -> None:
+    """Print the table, write what was measured, draw it, and say what it shows."""
+    print_table(console, results)
+    save_results(out / "results.json", results)
+    shown = results.arms[SHOWN][0] if results.arms[SHOWN] else None
+    for path in [out / "results.json", *draw(out, split, results.arms, shown)]:
         console.print(f"written: {path}")
+    console.print()
+    for line in (*sentences(results.arms), *more(results.settings["data"], out / "results.json")):
+        console.print(line)

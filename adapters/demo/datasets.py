@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from torch.utils.data import Dataset, get_worker_info
 from ..extras import need
 from .dataset_files import read_idx, read_pickle
 
-__all__ = ["LOADERS", "Images", "Split", "cifar100", "digits", "fashion_mnist"]
+__all__ = ["DEBIAN", "Images", "Split", "cifar100", "digits", "fashion_mnist"]
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
+#: Where Debian's dataset-fashion-mnist puts its files.
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 CLOTHES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 
 
@@ -83,6 +86,14 @@ class Split:
     test: Images
     classes: Sequence[str]
 
+    def first(self, samples: int | None) -> Split:
+        """With the first so many samples to train on; None is all. They are normalised as all are."""
+        if samples is None:
+            return self
+        train = copy.copy(self.train)
+        train.data, train.targets = train.data[:samples], train.targets[:samples]
+        return replace(self, train=train)
+
 
 def digits(folder: Path | None = None) -> Split:
     """1,797 handwritten digits, 8 by 8 pixels, which come with scikit-learn.
@@ -100,12 +111,15 @@ def digits(folder: Path | None = None) -> Split:
 
 
 def fashion_mnist(folder: Path | None = None) -> Split:
-    """60,000 + 10,000 pieces of clothing, 28 by 28 pixels, from IDX files, gzipped or not."""
+    """60,000 + 10,000 pieces of clothing, 28 by 28 pixels, from IDX files, gzipped or not.
+
+    Without a folder, from where Debian's package has them.
+    """
     where = _checked_folder(
-        folder,
+        DEBIAN if folder is None and DEBIAN.is_dir() else folder,
         "fashion-mnist",
         "train-images-idx3-ubyte and its three companions, with or without .gz "
-        "(Debian: apt-get install dataset-fashion-mnist; dpkg -L dataset-fashion-mnist says where)",
+        "(Debian: apt-get install dataset-fashion-mnist, whose files are found by themselves)",
     )
     parts = []
     for part in ("train", "t10k"):
@@ -138,13 +152,6 @@ def cifar100(folder: Path | None = None) -> Split:
         parts.append((images, _checked_labels(np.array(labels), len(images), len(names), path)))
     classes = [_text(name).replace("_", " ") for name in names]
     return _split(parts[0], parts[1], classes, augment=True)
-
-
-LOADERS: dict[str, Callable[[Path | None], Split]] = {
-    "digits": digits,
-    "fashion-mnist": fashion_mnist,
-    "cifar100": cifar100,
-}
 
 
 def _split(

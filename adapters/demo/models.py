@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from .datasets import Images
 
-__all__ = ["MODELS", "ConvNet", "ResNet", "accuracy", "build", "conv", "recipe", "train"]
+__all__ = ["ConvNet", "Perceptron", "ResNet", "accuracy", "build", "conv", "recipe", "train"]
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -26,13 +26,25 @@ def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 class ConvNet(nn.Sequential):
     """Three convolutions and a linear layer, for small grey images of any size."""
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, width: int, classes: int, stride: int = 1) -> None:
         super().__init__(
-            *(conv(1, width), nn.ReLU()),
+            *(conv(1, width, stride), nn.ReLU()),
             *(conv(width, 2 * width, stride=2), nn.ReLU()),
             *(conv(2 * width, 2 * width, stride=2), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes)),
         )
+
+
+class Perceptron(nn.Sequential):
+    """Linear layers of these ``widths``, for vectors of ``inputs`` numbers."""
+
+    def __init__(self, inputs: int, widths: tuple[int, ...], classes: int) -> None:
+        hidden = [
+            layer
+            for size in zip((inputs, *widths), widths, strict=False)
+            for layer in (nn.Linear(*size), nn.ReLU())
+        ]
+        super().__init__(*hidden, nn.Linear(widths[-1], classes))
 
 
 class Residual(nn.Module):
@@ -64,14 +76,6 @@ class ResNet(nn.Sequential):
                 layers.append(Residual(inputs, outputs, stride=2 if group and not block else 1))
                 inputs = outputs
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
-
-
-#: (teacher, student) for each data set, as functions of the number of classes.
-MODELS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], nn.Module]]] = {
-    "digits": (lambda classes: ConvNet(32, classes), lambda classes: ConvNet(4, classes)),
-    "fashion-mnist": (lambda classes: ConvNet(32, classes), lambda classes: ConvNet(8, classes)),
-    "cifar100": (lambda classes: ResNet(9, 16, classes), lambda classes: ResNet(3, 16, classes)),
-}
 
 
 def build(model: Callable[[int], nn.Module], classes: int, seed: int) -> nn.Module:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -14,41 +15,68 @@ import kcd_core as kcd
 
 from ..extras import need
 from .datasets import Split
+from .results import Run
 
-__all__ = ["draw", "draw_classes", "draw_images", "draw_values"]
+__all__ = ["draw", "draw_accuracy", "draw_classes", "draw_images", "draw_values"]
 
 COLUMNS = 10
+# Told apart in grey, too.
+MARKERS = (("*", "black"), ("o", "#0f766e"), ("s", "#f0a35e"), ("v", "#8a94a0"))
 MOST_CLASSES = 20  # that the picture of the classes has room for
 
 
-def draw(
-    folder: Path, split: Split, loader: kcd.CondensedLoader[Any], sets: Sequence[kcd.CondensedSet]
-) -> list[Path]:
-    """Draw what a run did.
+def draw(folder: Path, split: Split, arms: Mapping[str, Sequence[Run]], shown: Run | None) -> list[Path]:
+    """Draw a comparison, and what one run did.
 
     Parameters
     ----------
     folder : Path
         Where the PNG files go.
     split : Split
-    loader : CondensedLoader
-        After the run: its tracker and history are shown.
-    sets : sequence of CondensedSet
-        The decision of every stage, of one at least.
+    arms : mapping
+        Arm to its runs; the first is plain distillation.
+    shown : Run, optional
+        Its tracker, history and sets are shown; it had a stage at least.
 
     Returns
     -------
     list of Path
         The files.
     """
-    figures = {
-        "values.png": draw_values(loader.history),
-        "classes.png": draw_classes(split, sets),
-        "images.png": draw_images(split, loader.tracker, sets),
-    }
+    figures = {"accuracy.png": draw_accuracy(arms)}
+    if shown is not None:
+        figures["values.png"] = draw_values(shown.loader.history)
+        figures["classes.png"] = draw_classes(split, shown.sets)
+        if split.train.data.ndim > 2:  # else they are vectors, not images
+            figures["images.png"] = draw_images(split, shown.loader.tracker, shown.sets)
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=150)
     return [folder / name for name in figures]
+
+
+def draw_accuracy(arms: Mapping[str, Sequence[Run]]) -> Any:
+    """Accuracy against the share of samples drawn: a point for each run, and a bar at each arm's mean."""
+    figure = _figure(8.4, 4.6)
+    axes = figure.subplots()
+    plain = next(iter(arms.values()))
+    some = {name: runs for name, runs in arms.items() if runs}
+    for place, (name, runs) in enumerate(some.items()):
+        share = 100 * runs[0].cost.drawn / plain[0].cost.drawn
+        beside = share + 1.5 * (place - 2) * (
+            runs is not plain
+        )  # the arms that draw as many stand side by side
+        percent = [100 * run.accuracy for run in runs]
+        marker, color = MARKERS[place % len(MARKERS)]
+        label = f"{name}: {share:.0f} % of the samples, {fmean(run.seconds for run in runs):.1f} s a run"
+        axes.plot([beside] * len(percent), percent, marker, color=color, markersize=5, label=label)
+        axes.plot(beside, fmean(percent), "_", color=color, markersize=22, markeredgewidth=2)
+    axes.set_xlabel("samples drawn, % of KD's (arms that draw as many stand side by side)")
+    axes.set_ylabel("test accuracy, %\n(a point a run, the bar is their mean)")
+    axes.set_xlim(0, 105)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
+    axes.set_title("Accuracy against samples drawn", loc="left")
+    return figure
 
 
 def draw_values(history: kcd.CondensationHistory) -> Any:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from torch import nn, optim
 
-from kcd_adapters.demo.datasets import LOADERS, Split
+from kcd_adapters.demo.datasets import Split, digits, fashion_mnist
+from kcd_adapters.demo.keel import keel
 from kcd_adapters.demo.models import conv
-
-from .keel import keel
 
 Model = Callable[[int], nn.Module]  # of the number of classes; the last layer is linear
 Shape = tuple[int, ...]  # of one sample
@@ -107,8 +106,8 @@ vectors = partial(
 )
 
 DATA = {
-    "digits": DataSet(LOADERS["digits"], 1_198, 60),  # 2 and 5, mirrored, are other digits
-    "fashion-mnist": DataSet(LOADERS["fashion-mnist"], 20_000, 10, mirrored=True),
+    "digits": DataSet(digits, 1_198, 60),  # 2 and 5, mirrored, are other digits
+    "fashion-mnist": DataSet(fashion_mnist, 20_000, 10, mirrored=True),
     "letter": vectors(partial(keel, "letter"), 16_041),
     "satimage": vectors(partial(keel, "satimage"), 5_167),
     "penbased": vectors(partial(keel, "penbased"), 8_758),

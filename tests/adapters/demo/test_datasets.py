@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import kcd_core as kcd
+from kcd_adapters.demo import datasets
 from kcd_adapters.demo.dataset_files import read_idx, read_pickle
 from kcd_adapters.demo.datasets import Images, cifar100, digits, fashion_mnist
 
@@ -53,6 +54,28 @@ def test_fashion_mnist_reads_what_was_written(tmp_path, zipped):
     assert target == arrays["train-labels-idx1-ubyte"][3]
     expected = (pixels[3] - pixels.mean()) / pixels.std()
     np.testing.assert_allclose(image[0].numpy(), expected, atol=1e-4)
+
+
+def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "DEBIAN", tmp_path)
+    arrays = write_fashion(tmp_path)
+    split = fashion_mnist()
+    np.testing.assert_array_equal(split.train.data, arrays["train-images-idx3-ubyte"])
+    other = tmp_path / "other"
+    other.mkdir()
+    arrays = write_fashion(other)
+    np.testing.assert_array_equal(fashion_mnist(other).test.data, arrays["t10k-images-idx3-ubyte"])
+
+
+def test_the_first_samples_of_a_split(tmp_path):
+    write_fashion(tmp_path)
+    split = fashion_mnist(tmp_path)
+    few = split.first(7)
+    assert (len(few.train), len(few.test), len(split.train)) == (7, 20, 30)
+    np.testing.assert_array_equal(few.train.data, split.train.data[:7])
+    assert torch.equal(few.train[6][0], split.train[6][0])
+    assert few.train[6][1] == split.train[6][1]
+    assert split.first(None) is split
 
 
 GOOD = idx(np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
@@ -97,7 +120,8 @@ def test_images_and_labels_must_belong_together(tmp_path):
         fashion_mnist(tmp_path)
 
 
-def test_the_folder_is_asked_for(tmp_path):
+def test_the_folder_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "DEBIAN", tmp_path / "absent")
     for load in (fashion_mnist, cifar100):
         with pytest.raises(ValueError, match="needs --data-dir"):
             load(None)

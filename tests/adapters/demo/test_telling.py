@@ -1,0 +1,73 @@
+"""What ``kcd demo`` says it has shown: only what the intervals of its runs do."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from kcd_adapters.demo import telling
+from kcd_adapters.demo.telling import Difference, difference, more, sentences
+
+
+def runs(*percent, drawn=100, seconds=2.0):
+    cost = SimpleNamespace(drawn=drawn)
+    return [SimpleNamespace(accuracy=x / 100, cost=cost, seconds=seconds) for x in percent]
+
+
+def test_a_difference_is_paired_and_its_interval_students():
+    """By hand: 1, 2 and 3 have a mean of 2 and a deviation of 1; t of two degrees of freedom is 4.303."""
+    apart = difference(runs(61, 72, 83), runs(60, 70, 80))
+    assert apart.mean == pytest.approx(2)
+    assert apart.half == pytest.approx(4.303 / 3**0.5, abs=0.001)
+    assert apart.sign == 0
+    assert str(apart) == "+2.00 ± 2.48"
+    assert difference(runs(61, 72, 83), runs(60, 70)).mean == pytest.approx(1.5)  # an interruption
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "sign"),
+    [(0.5, 0.4, 1), (-0.5, 0.4, -1), (0.4, 0.4, 0), (-0.3, 0.4, 0), (5.0, None, 0)],
+)
+def test_what_differs_beyond_chance(mean, half, sign):
+    assert Difference(mean, half).sign == sign
+
+
+def test_equal_differences_tell_no_interval():
+    """Of few images, two runs may well differ by the same number of them: that is no certainty."""
+    assert difference(runs(60, 70), runs(60, 70)) == Difference(0.0, None)
+
+
+def test_what_is_seen_and_what_is_not():
+    told = sentences(
+        {
+            "KD": runs(90, 91, 92, drawn=1000, seconds=4.0),
+            "KC-KD": runs(90.1, 91, 91.9, drawn=710, seconds=3.0),
+            "random dropping": runs(88, 89.1, 90),
+            "KD, shorter": runs(92.1, 93, 94),
+        }
+    )
+    assert told == [
+        "KC-KD drew 71% of KD's samples, and a run took 3.0 s, where KD took 4.0 s.",
+        "Seen: KC-KD is better than random dropping (+1.97 ± 0.29 points) and KC-KD is worse than KD, shorter "
+        "(-2.03 ± 0.14 points).",
+        "Not seen: a difference, beyond chance, between KC-KD and KD (+0.00 ± 0.25 points).",
+        "± are 95 % intervals over 3 runs, each of one comparison taken by itself.",
+    ]
+
+
+def test_one_run_shows_nothing_and_none_less():
+    arms = {"KD": runs(90, 95), "KC-KD": runs(99), "random dropping": []}
+    assert sentences(arms)[1:] == [
+        "Not seen: whether KC-KD differs from KD (+9.00 points): one run can't tell chance."
+    ]
+    assert sentences({**arms, "KC-KD": []}) == ["Nothing can be compared: no run of KC-KD is complete."]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_more_is_what_was_not_run(there, tmp_path, monkeypatch):
+    monkeypatch.setattr(telling, "DEBIAN", tmp_path if there else tmp_path / "absent")
+    text = "\n".join(more("letter", Path("out/results.json")))
+    assert "DATA=letter" not in text
+    assert "kcd report out/results.json -o DIR" in text
+    assert ("found on this machine" in text) == there
+    assert "DATA=letter" in "\n".join(more("digits", Path("x")))
