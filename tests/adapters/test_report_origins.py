@@ -140,7 +140,7 @@ def demo(path: Path) -> dict[str, Any]:
     """What the demo writes of runs like these."""
     pytest.importorskip("torch")
     pytest.importorskip("rich")
-    from kcd_adapters.demo.results import Run, save_results
+    from kcd_adapters.demo.results import Results, Run, save_results
 
     def runs(name: str, accuracies: list[float]) -> list[Any]:
         account = kcd.Account()
@@ -151,13 +151,14 @@ def demo(path: Path) -> dict[str, Any]:
         loader.history.account = account
         return [Run(loader, [], 2.0, 0.1, accuracy) for accuracy in accuracies]
 
-    save_results(
-        path,
+    results = Results(
         {"data": "digits", "epochs": 40, "ratio": 0.7},
-        0.99,
+        2,
         {"KD": runs("KD", [0.9, 0.92]), "KC-KD": runs("KC-KD", [0.9361, 0.9381])},
+        0.99,
         kcd.StepFlops(student=10.0, teacher=70.0),
     )
+    save_results(path, results)
     content: dict[str, Any] = json.loads(path.read_text())
     return content
 
