@@ -109,6 +109,9 @@ ARMS = {
     "by-chance": Arm("chances in proportion to V", ByChance),
     # Other schedules.
     "kc-kd-for-epochs": Arm("KC-KD v2, for_epochs", Condensed, schedule=for_epochs),
+    "kc-kd-v3-for-epochs": Arm(
+        "KC-KD v3, for_epochs", Condensed, {"mixing": "cumulative"}, schedule=for_epochs
+    ),
     "kc-kd-1-stage": Arm("KC-KD v2, 1 stage, early", Condensed, schedule=one_stage),
     "kc-kd-3-stages": Arm("KC-KD v2, 3 stages", Condensed, schedule=partial(in_stages, 3)),
     "kc-kd-12-stages": Arm("KC-KD v2, 12 stages", Condensed, schedule=partial(in_stages, 12)),

@@ -305,6 +305,7 @@ def test_a_live_teacher_says_what_a_kept_one_said(study, finished, material):
     [
         ("kc-kd-v2", [300] * 2 + [265] * 2 + [230] * 2 + [195] * 2 + [160] * 2 + [125] * 2),
         ("kc-kd-for-epochs", [300, 265, 230, 195, 160, 125] + [90] * 6),
+        ("kc-kd-v3-for-epochs", [300, 265, 230, 195, 160, 125] + [90] * 6),
         ("kc-kd-1-stage", [300] * 2 + [90] * 10),
         ("kc-kd-3-stages", [300] * 4 + [230] * 4 + [160] * 4),
         ("kc-kd-12-stages", [300 - 17 * stage for stage in range(12)]),
