@@ -20,6 +20,7 @@ from .base import checkpoint as checkpoint
 from .base.checkpoint import load_checkpoint, save_checkpoint
 from .condense import CondensedSet, condense
 from .em_step import condense_step
+from .free_schedule import FreeSchedule
 from .gate import TeacherGate
 from .history import CondensationHistory
 from .mixing import mix_arrays, mix_samples
@@ -50,6 +51,7 @@ __all__ = [
     "CondensedSet",
     "CondensedStream",
     "Cost",
+    "FreeSchedule",
     "KnowledgeValueTracker",
     "ShardedSampler",
     "StepFlops",

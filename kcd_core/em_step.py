@@ -17,7 +17,7 @@ from .base import distributed
 from .base.arguments import check_kind
 from .base.arrays import to_numpy
 from .condense import CondensedSet, Indices, check_settings, condense, partition, set_of
-from .rules import Rule, Select, SelectName, resolve_select
+from .rules import Rule, Select, SelectName, check_rule, resolve_select
 from .schedule import CondensationSchedule
 from .tracker import KnowledgeValueTracker
 
@@ -95,7 +95,8 @@ def condense_step(
         What replaces ranking and partition. "random" keeps samples of the set in force by chance; "rs2", any samples,
         others at each stage's end (RS2). Or your own ``select(value, count, kept, target, generator) -> CondensedSet``,
         where ``generator`` is a ``numpy.random.Generator`` that is the same on every rank, and so must
-        the set be. It must keep exactly ``target`` samples, since lengths are promised ahead. One that has a parameter
+        the set be. It must keep exactly ``target`` samples, since lengths are promised ahead; with a `FreeSchedule`, ``target``
+        is None, and it may keep any number. One that has a parameter
         named ``stage`` is given the new stage's number, too, by name. See docs/rules.md in the repository.
     group : torch.distributed.ProcessGroup, optional
         The ranks that train this student. Default: all.
@@ -107,7 +108,8 @@ def condense_step(
     Raises
     ------
     ValueError
-        If tracker and sampler differ in ``num_samples``, or ``select`` breaks its promise.
+        If tracker and sampler differ in ``num_samples``, ``select`` breaks its promise, or does not go with the schedule
+        or the sampler.
     RuntimeError
         If nothing was ever recorded on any rank; if ranks disagree in anything that decides the set, or one
         is gone; if the sampler draws for several ranks and no process group is initialised, or one of another
@@ -121,6 +123,7 @@ def condense_step(
     def checked() -> tuple[float, float, Rule | None]:
         rule = resolve_select(select)
         check_parts(tracker, sampler, schedule)
+        check_rule(rule, schedule, sampler)
         return *check_settings(alpha, min_weight), rule
 
     alpha, min_weight, rule = distributed.together(checked, group)
@@ -167,7 +170,7 @@ def decide(
     ``ended``: stages that have ended, of a sampler that doesn't count them.
     """
 
-    def sizes() -> tuple[int, int]:
+    def sizes() -> tuple[int, int | None]:
         if sampler.num_samples != tracker.num_samples:
             raise ValueError(
                 f"tracker and sampler must be of one size, got num_samples = {tracker.num_samples} and "
@@ -176,11 +179,12 @@ def decide(
         if unsummed := distributed.unsummed(getattr(sampler, "num_replicas", 1), group):
             raise RuntimeError(unsummed)
         previous = size_of(sampler)
-        return previous, schedule.target(tracker.num_samples, previous)
+        return previous, schedule.target_of(stage, tracker.num_samples, previous)
 
-    previous, target = distributed.together(sizes, group)
     stage = int(getattr(sampler, "stage", ended)) + 1
+    previous, target = distributed.together(sizes, group)
     if rule is None:
+        assert target is not None  # as `check_rule` saw
         distributed.check_agreement({"target": target}, shard=0, shards=1, group=group)
         score, value, count, unseen = scores_of_all(tracker, alpha, group)
         parts = partition(score, previous, target)
@@ -265,16 +269,17 @@ def choose(
 ) -> CondensedSet:
     """`condense`, or what a rule chooses in its place: checked, and the same on every rank."""
 
-    def chosen_here() -> tuple[CondensedSet, int]:
-        target = schedule.target(len(value), len(kept))
+    def chosen_here() -> tuple[CondensedSet, int | None]:
+        target = schedule.target_of(stage, len(value), len(kept))
         if rule is None:
+            assert target is not None  # as `check_rule` saw
             settings: dict[str, Any] = {"alpha": alpha, "min_weight": min_weight, "stage": stage}
             return condense(value, count, previous=len(kept), target=target, **settings), target
         chosen = rule(value, count, kept, target, np.random.default_rng([seed, stage]), stage)
-        if chosen.num_samples != len(value) or len(chosen.kept) != target:
+        if chosen.num_samples != len(value) or target not in (None, len(chosen.kept)):
+            size = "some" if target is None else f"exactly {target}"
             raise ValueError(
-                f"select must keep exactly {target} of {len(value)} samples, got {len(chosen.kept)} of "
-                f"{chosen.num_samples}"
+                f"select must keep {size} of {len(value)} samples, got {len(chosen.kept)} of {chosen.num_samples}"
             )
         return chosen, target
 

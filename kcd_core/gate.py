@@ -84,6 +84,7 @@ class TeacherGate:
     """
 
     in_force: GateInForce
+    why_unweighable = "a gate says of which samples to ask, and weighs no loss"
 
     def __init__(self, num_samples: int) -> None:
         self._num_samples = checked_int(num_samples, "num_samples", 1)
@@ -126,9 +127,7 @@ class TeacherGate:
             raise ValueError(
                 f"the set is of {condensed_set.num_samples} samples, this gate of {self._num_samples}"
             )
-        refuse_weights(
-            condensed_set.sample_weights, "a gate says of which samples to ask, and weighs no loss"
-        )
+        refuse_weights(condensed_set.sample_weights, self.why_unweighable)
         self.in_force = GateInForce(self.stage + 1, self._mask(condensed_set.kept))
 
     def _mask(self, kept: npt.NDArray[Any]) -> Mask:

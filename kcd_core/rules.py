@@ -9,14 +9,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .base.arguments import check_callable, checked_choice, takes_named
+from .base.arguments import check_callable, check_kind, checked_bool, checked_choice, takes_named
 from .base.states import value_name
 from .condense import CondensedSet
+from .schedule import CondensationSchedule
 
-__all__ = ["Rule", "Select", "SelectName", "resolve_select"]
+__all__ = ["Rule", "Select", "SelectName", "check_rule", "resolve_select", "schedule_of"]
 
 #: A selection: ``select(value, count, kept, target, generator) -> CondensedSet``. One that has a parameter named
-#: ``stage`` is given the new stage's number, too, by name.
+#: ``stage`` is given the new stage's number, too, by name. Attributes may say what it needs: see `Rule`.
 Select = Callable[..., CondensedSet]
 SelectName = Literal["random", "rs2"]
 Indices = npt.NDArray[np.int64]
@@ -59,19 +60,33 @@ class Rule:
         Whether it is given the stage's number.
     mixes : bool
         Whether its sets may say what is mixed.
+    weighs : bool
+        Whether its sets have sample weights.
+    free : bool or None
+        Whether it keeps any number of samples, or needs to be told one; None is not known.
+    schedule : CondensationSchedule or None
+        The one to use where none is given.
+
+    Notes
+    -----
+    The last four are read from attributes of a user's callable, where it has them. One with a schedule of its own that is
+    free keeps any number.
     """
 
     function: Select
     name: str
     takes_stage: bool = False
     mixes: bool = True
+    weighs: bool = False
+    free: bool | None = None
+    schedule: CondensationSchedule | None = None
 
     def __call__(
         self,
         value: npt.NDArray[np.float64],
         count: npt.NDArray[Any],
         kept: Indices,
-        target: int,
+        target: int | None,
         generator: np.random.Generator,
         stage: int,
     ) -> CondensedSet:
@@ -97,7 +112,7 @@ def resolve_select(select: Any) -> Rule | None:
         return select
     if not callable(select):
         named = _NAMED[checked_choice(select, "select", tuple(_NAMED), "a callable")]
-        return Rule(named, value_name(named), mixes=False)
+        return Rule(named, value_name(named), mixes=False, free=False)
     takes_stage = takes_named(select, "stage", places=5)
     check_callable(
         select,
@@ -106,4 +121,41 @@ def resolve_select(select: Any) -> Rule | None:
         places=5,
         also=("stage",) if takes_stage else (),
     )
-    return Rule(select, value_name(select), takes_stage)
+    schedule = getattr(select, "schedule", None)
+    check_kind(schedule, "select.schedule", CondensationSchedule, type(None))
+    return Rule(
+        select,
+        value_name(select),
+        takes_stage,
+        mixes=checked_bool(getattr(select, "mixes", True), "select.mixes"),
+        weighs=checked_bool(getattr(select, "weighs", False), "select.weighs"),
+        free=True if schedule is not None and schedule.free else None,
+        schedule=schedule,
+    )
+
+
+def schedule_of(rule: Rule | None, schedule: CondensationSchedule | None) -> CondensationSchedule | None:
+    """The schedule that was given, or else the rule's own."""
+    return rule.schedule if schedule is None and rule is not None else schedule
+
+
+def check_rule(rule: Rule | None, schedule: CondensationSchedule, target: Any) -> None:
+    """ValueError unless a rule goes with the schedule, and with what its sets are installed in."""
+    if schedule.free and rule is None:
+        raise ValueError(
+            f"schedule={schedule!r} leaves the sizes to select: give select, or another schedule"
+        )
+    if rule is None:
+        return
+    if schedule.free and rule.free is False:
+        raise ValueError(
+            f"select={rule.name!r} has to be told how many samples to keep, and schedule={schedule!r} doesn't: use a "
+            "CondensationSchedule"
+        )
+    if rule.free and not schedule.free:
+        raise ValueError(
+            f"select={rule.name} keeps as many samples as it will, and schedule={schedule!r} says how many: leave schedule out "
+            "(None), or use a FreeSchedule"
+        )
+    if rule.weighs and (why := getattr(target, "why_unweighable", "")):
+        raise ValueError(f"select={rule.name} gives samples weights, but {why}")

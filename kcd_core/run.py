@@ -63,7 +63,7 @@ class Run(RunState):
     def __init__(
         self,
         layout: Layout,
-        schedule: CondensationSchedule,
+        schedule: CondensationSchedule | None,
         *,
         alpha: float,
         min_weight: float,

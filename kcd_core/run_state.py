@@ -9,13 +9,12 @@ from typing import Any
 
 from .account import Account
 from .agreement import Agreement, numbered
-from .base.arguments import check_kind
 from .condense import check_settings
 from .history import CondensationHistory
 from .layout import Layout, nothing_of
 from .progress import EpochProgress
 from .recipes import adopted_mixing
-from .rules import Select, SelectName, resolve_select
+from .rules import Select, SelectName, check_rule, resolve_select, schedule_of
 from .saved import Saved, checked, gathered
 from .schedule import CondensationSchedule
 from .tracker import KnowledgeValueTracker
@@ -49,7 +48,7 @@ class RunState:
     def __init__(
         self,
         layout: Layout,
-        schedule: CondensationSchedule,
+        schedule: CondensationSchedule | None,
         *,
         alpha: float,
         min_weight: float,
@@ -58,11 +57,17 @@ class RunState:
         own: Mapping[str, Any] | None,
         alike: Mapping[str, Any] | None,
     ) -> None:
-        check_kind(schedule, "schedule", CondensationSchedule)
-        self.layout = layout
-        self.schedule = schedule
-        self.alpha, self.min_weight = check_settings(alpha, min_weight)
         self.rule = resolve_select(select)
+        wanted = schedule_of(self.rule, schedule)
+        if not isinstance(wanted, CondensationSchedule):
+            raise TypeError(
+                f"schedule must be a CondensationSchedule, got {type(wanted).__name__}; None goes with a select that has a "
+                "schedule of its own"
+            )
+        self.layout = layout
+        self.schedule = wanted
+        self.alpha, self.min_weight = check_settings(alpha, min_weight)
+        check_rule(self.rule, wanted, self.sampler)
         self._own = dict(own or {})
         self.agreement = Agreement(layout, numbered(what, layout.num_samples) if what else "", alike or {})
         self.history = CondensationHistory(layout.num_samples, schedule)

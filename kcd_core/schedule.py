@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from .base.arrays import checked_float, checked_int
 
-__all__ = ["AHEAD", "CondensationSchedule", "NoStages"]
+__all__ = ["AHEAD", "CondensationSchedule", "NoStages", "checked_sizes"]
 
 AHEAD = 1000  # epochs that are looked through where no formula says when a stage ends
 
@@ -72,6 +72,9 @@ class CondensationSchedule:
     >>> [InTurn(period=1).size(100, epoch) for epoch in (1, 2, 3, 4)]
     [100, 50, 100, 50]
     """
+
+    #: Whether whoever selects may keep any number of samples: see `FreeSchedule`.
+    free: ClassVar[bool] = False
 
     ratio: float = 0.7
     stages: int = 6
@@ -205,8 +208,12 @@ class CondensationSchedule:
             A subclass may let a set grow: where the target is not below ``previous``, the samples are ranked
             anew, and nothing is dropped or mixed.
         """
-        num_samples, previous = _checked_sizes(num_samples, previous, "previous")
+        num_samples, previous = checked_sizes(num_samples, previous, "previous")
         return max(self._final(num_samples), previous - self._step(num_samples))
+
+    def target_of(self, stage: int, num_samples: int, previous: int) -> int | None:
+        """`target` of the stage with this number, from 1; None where it may keep any number of samples."""
+        return self.target(num_samples, previous)
 
     def size(self, num_samples: int, epoch: int) -> int:
         """The size of the set during ``epoch`` (from 1) if every due stage is carried out.
@@ -237,7 +244,7 @@ class CondensationSchedule:
             If ``epoch`` is before ``current_epoch``, or a size is not in 1 .. ``num_samples``, that which the
             ``target`` of a subclass returns included.
         """
-        num_samples, size = _checked_sizes(num_samples, current, "current")
+        num_samples, size = checked_sizes(num_samples, current, "current")
         ended = self._stages_between(checked_int(current_epoch, "current_epoch", 1), epoch)
         if type(self).target is CondensationSchedule.target:
             # target() is linear in the number of stages, so its iteration has this closed form.
@@ -308,7 +315,7 @@ class NoStages(CondensationSchedule):
         return {}
 
 
-def _checked_sizes(num_samples: int, size: int, name: str) -> tuple[int, int]:
+def checked_sizes(num_samples: int, size: int, name: str) -> tuple[int, int]:
     num_samples = checked_int(num_samples, "num_samples", 1)
     if checked_int(size, name, 1) > num_samples:
         raise ValueError(f"{name} must be at most num_samples = {num_samples}, got {size}")

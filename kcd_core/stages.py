@@ -29,7 +29,8 @@ class Condensation(Run):
     ----------
     sampler : CondensedSampler, CondensedLoss, TeacherGate, or anything with ``num_samples``, ``kept`` and ``install``
         What each stage's set is installed in.
-    schedule : CondensationSchedule
+    schedule : CondensationSchedule or None
+        None is that of a ``select`` that has one of its own.
     value, on_nonfinite
         See `KnowledgeValueTracker`.
     alpha, min_weight, select
@@ -57,7 +58,7 @@ class Condensation(Run):
     Raises
     ------
     TypeError
-        If ``schedule`` is no CondensationSchedule, ``sampler`` lacks one of the three, ``select`` can't be called as
+        If ``schedule`` is no CondensationSchedule and ``select`` has none, ``sampler`` lacks one of the three, ``select`` can't be called as
         `condense_step` calls it, or ``group`` is no process group.
     ValueError
         If a setting is outside its range; if ``tracker`` is of another number of samples, or ``value``,
@@ -83,7 +84,7 @@ class Condensation(Run):
         self,
         sampler: Condensable,
         *,
-        schedule: CondensationSchedule,
+        schedule: CondensationSchedule | None,
         value: ValueName | Value | None = None,
         alpha: float = 0.03,
         min_weight: float = 0.7,
@@ -126,7 +127,7 @@ class Condensation(Run):
             depth=4,
         )
         layout.install(None, self.epoch)
-        self.warn_once("drops nothing", schedule.why_idle(sampler.num_samples), stacklevel=3)
+        self.warn_once("drops nothing", self.schedule.why_idle(sampler.num_samples), stacklevel=3)
 
     def _shared_out_twice(self, epoch: int, decision: Decision | None) -> Mapping[str, str]:
         """A trainer that shares out a sampler's share again leaves this rank a part of it: to a batch, that of one rank."""

@@ -43,6 +43,7 @@ LAYERS = (
     (
         "kcd_core.epoch_sampler",
         "kcd_core.flops",
+        "kcd_core.free_schedule",
         "kcd_core.gate",
         "kcd_core.row_losses",
         "kcd_core.rules",

@@ -49,7 +49,7 @@ def prepare(
         As `wrap_loader` takes it; not yet prepared, though one that is will do. Its batch size is one process's; with
         ``split_batches``, that of all together. Nothing is drawn from its generator, which says a seed alone.
     schedule : CondensationSchedule or None
-        None with ``ask`` alone: see `wrap_loader`.
+        None with ``ask``, or with a ``select`` that has a schedule of its own: see `wrap_loader`.
     seed : int, optional
         Of the order of the samples, and of the workers in each epoch. Default: the accelerator's ``data_seed`` with
         ``use_seedable_sampler``; else the main process's, as `wrap_loader` finds it on one rank. Set it with

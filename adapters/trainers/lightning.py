@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from kcd_core import CondensationSchedule, CondensedLoader, wrap_loader
 from kcd_core.base.arguments import check_kind
+from kcd_core.rules import resolve_select, schedule_of
 
 from .lightning_loader import (
     TrainLoader,
@@ -54,7 +55,7 @@ class KCDCallback(Callback):
     Parameters
     ----------
     schedule : CondensationSchedule or None
-        None with ``ask`` alone.
+        None with ``ask``, or with a ``select`` that has a schedule of its own.
     student : str, optional
         The LightningModule's submodule whose output is recorded, as ``get_submodule`` names it: logits [B, C] of the
         whole batch, called once in a step with gradients.
@@ -64,7 +65,8 @@ class KCDCallback(Callback):
         ``outputs={"student_logits": "logits", "teacher_logits": "soft"}``.
     **settings
         Of `wrap_loader`, but for ``return_index``, and for ``num_replicas`` and ``rank``, which Lightning says. With ``ask``,
-        the rows to ask the teacher for are ``self.trainer.train_dataloader.asked_rows`` in ``training_step``.
+        the rows to ask the teacher for are ``self.trainer.train_dataloader.asked_rows`` in ``training_step``; what losses are
+        multiplied by, where the set has sample weights, is its ``sample_weights``.
 
     Attributes
     ----------
@@ -91,8 +93,9 @@ class KCDCallback(Callback):
         outputs: str | Mapping[str, str] | None = None,
         **settings: Any,
     ) -> None:
-        if schedule is not None or settings.get("ask") is None:
-            check_kind(schedule, "schedule", CondensationSchedule)
+        own = schedule_of(resolve_select(settings.get("select")), schedule)
+        if own is not None or settings.get("ask") is None:
+            check_kind(own, "schedule", CondensationSchedule)
         if (student is None) == (outputs is None):
             raise TypeError(
                 "give KCDCallback either student=, the name of a submodule, or outputs=, what training_step returns its "

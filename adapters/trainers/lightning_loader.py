@@ -157,11 +157,12 @@ def lengths(trainer: Any, loader: CondensedLoader[Any], epochs: int) -> list[int
 
 
 def check_lengths(trainer: Any, loader: CondensedLoader[Any]) -> None:
-    """Refuse what Lightning would refuse in the first epoch that is too short for it."""
-    endless = trainer.max_epochs == -1
-    if not endless and not trainer.fast_dev_run:
+    """Refuse what Lightning would refuse in the first epoch that is too short for it, as far ahead as lengths are known."""
+    endless, free = trainer.max_epochs == -1, loader.schedule.free
+    if not endless and not trainer.fast_dev_run and not free:
         loader.total_steps(trainer.max_epochs)  # warns of a run that is over before it drops anything
-    each = lengths(trainer, loader, AHEAD if endless else trainer.max_epochs)
+    ahead = AHEAD if endless else trainer.max_epochs
+    each = lengths(trainer, loader, min(loader.epoch, ahead) if free else ahead)
     if not each:
         return
     shortest = min(each)

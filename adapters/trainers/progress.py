@@ -19,8 +19,15 @@ def metrics(loader: Any) -> dict[str, float]:
     return {
         "kcd/kept": loader.sampler.num_kept,
         **({} if cut is None else {"kcd/cut": cut}),
-        "kcd/saved": 1 - samples_of(loader, done) / (n * done),
+        "kcd/saved": 1 - _samples_until_now(loader) / (n * done),
     }
+
+
+def _samples_until_now(loader: Any) -> int:
+    """Samples of the epochs that have ended: of the sets that their stages left."""
+    stages = [(0, loader.sampler.num_samples), *((stage["epoch"], stage["kept"]) for stage in loader.history)]
+    ends = [*(epoch for epoch, _ in stages[1:]), loader.epoch - 1]
+    return sum(kept * (end - begin) for (begin, kept), end in zip(stages, ends, strict=True))
 
 
 def updates(batches: int, accumulate: int) -> int:

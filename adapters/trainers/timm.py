@@ -42,7 +42,7 @@ def wrap_loader(
     loader : timm.data.loader.PrefetchLoader or torch.utils.data.DataLoader
         Not changed.
     schedule : CondensationSchedule or None
-        None with ``ask`` alone.
+        None with ``ask``, or with a ``select`` that has a schedule of its own.
     **settings
         As `kcd_core.wrap_loader` takes them, but for ``prefetch``: ``value``, ``alpha``, ``mixing``, ``seed`` and the others. What
         is mixed are the images after their transform: uint8, before timm normalizes them.

@@ -95,6 +95,11 @@ class KCDTrainerMixin(Base):
 
     def __init__(self, *args: Any, kcd_schedule: CondensationSchedule, **kwargs: Any) -> None:
         check_kind(kcd_schedule, "kcd_schedule", CondensationSchedule)
+        if kcd_schedule.free:
+            raise ValueError(
+                f"kcd_schedule must say how many samples are kept, and {kcd_schedule!r} leaves that to select: the Trainer "
+                "counts all its steps before the first. Use a CondensationSchedule, or a loop of your own"
+            )
         given = {name[4:]: kwargs.pop(name) for name in list(kwargs) if name.startswith("kcd_")}
         if given.keys() & {"ask", "ask_multiple"}:
             raise TypeError(f"KCDTrainerMixin takes no kcd_ask: {NO_GATE}")

@@ -25,6 +25,8 @@ __all__ = ["Asker", "Asking", "ask_schedule", "check_asking", "on_host"]
 def ask_schedule(ask: Any) -> CondensationSchedule:
     """What ``ask=`` is short for."""
     if isinstance(ask, CondensationSchedule):
+        if ask.free:
+            raise ValueError(f"ask must say how many samples the teacher is asked for, and {ask!r} doesn't")
         return ask
     if isinstance(ask, (bool, str)) or not isinstance(ask, (int, float, np.number)):
         raise TypeError(

@@ -23,7 +23,7 @@ class Planned:
     def steps(self, epoch: int, *, accumulate: int = 1) -> int:
         """Number of batches of any epoch (from 1), past or future, before training starts.
 
-        Exact, since the schedule alone fixes every size. For epochs from the present one on it starts
+        Exact, since the schedule alone fixes every size, unless it is a `FreeSchedule`. For epochs from the present one on it starts
         from the set in force, whoever installed it. With ``accumulate`` batches to a step of the optimizer, the
         number of such steps; what is left over at an epoch's end is a step.
 
@@ -31,6 +31,8 @@ class Planned:
         ------
         RuntimeError
             For an epoch that has ended, if a set was installed by hand: its length is not known any more.
+        ValueError
+            With a `FreeSchedule`, for epochs whose length nobody knows yet.
         """
         self._planned = True
         run, sampler = self._run, self._run.sampler
@@ -48,6 +50,11 @@ class Planned:
 
     def total_steps(self, epochs: int, *, accumulate: int = 1) -> int:
         """Number of steps in epochs 1 .. ``epochs``: what a per-step LR schedule needs to know.
+
+        Raises
+        ------
+        RuntimeError, ValueError
+            As `steps` does.
 
         Warns
         -----
@@ -74,6 +81,6 @@ class Planned:
                 "planned",
                 f"set_epoch({epoch}) comes from a trainer, and trainers take all epochs for as long as the first, so that "
                 "the learning rate is scheduled for too many steps: use what there is for yours (docs/trainers.md in the "
-                "repository), or a scheduler over loader.total_steps(epochs)",
+                f"repository), or a scheduler over {'epochs' if run.schedule.free else 'loader.total_steps(epochs)'}",
                 stacklevel=3,
             )

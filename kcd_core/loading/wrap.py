@@ -13,7 +13,7 @@ from ..base.states import value_name
 from ..layout import Layout, WholeLayout
 from ..mixing import Mixer, resolve_mixing
 from ..recipes import Mixing
-from ..rules import Select, SelectName, resolve_select
+from ..rules import Select, SelectName, resolve_select, schedule_of
 from ..run import Run
 from ..sampler import CondensedSampler
 from ..schedule import AHEAD, CondensationSchedule, NoStages
@@ -68,7 +68,8 @@ def wrap_loader(
         else. What it does is compared with the first samples of each process, and ``record`` refuses what is seen to
         be in another order; soft targets, say, show none.
     schedule : CondensationSchedule or None
-        When the set of samples shrinks, and to what. With ``ask``, None draws all samples in every epoch.
+        When the set of samples shrinks, and to what. None is that of a ``select`` that has one of its own; with ``ask`` alone,
+        it draws all samples in every epoch.
     ask : float or CondensationSchedule, optional
         How many samples the teacher is asked for: see `TeacherGate` and docs/gate.md in the repository. A share r of all
         samples, in (0, 1], is short for ``CondensationSchedule(r, stages=1, period=1)``: all in the first epoch, then
@@ -163,11 +164,14 @@ def wrap_loader(
         loader, seed=seed, num_replicas=num_replicas, rank=rank, group=distributed.check_group(group)
     )
     asking_schedule = None if ask is None else ask_schedule(ask)
+    rule = resolve_select(select)
+    schedule = schedule_of(rule, schedule)
     if schedule is None and asking_schedule is not None:
         schedule = NoStages()
     if not isinstance(schedule, CondensationSchedule):
         raise TypeError(
-            f"schedule must be a CondensationSchedule, got {type(schedule).__name__}; None goes with ask= alone"
+            f"schedule must be a CondensationSchedule, got {type(schedule).__name__}; None goes with ask=, or with a select "
+            "that has a schedule of its own"
         )
     if prefetch is not None:
         check_callable(prefetch, "prefetch", "a callable prefetch(batches) -> iterator", places=1)
@@ -178,7 +182,6 @@ def wrap_loader(
         raise ValueError("ask needs the values of all samples in one place: not with sharded=True")
     num_samples = len(loader.dataset)  # type: ignore[arg-type]
     recording: dict[str, Any] = {"value": value, "on_nonfinite": on_nonfinite, "device": device}
-    rule = resolve_select(select)
     mix = resolve_mixer(mixer, loader.dataset)
     mode = resolve_mixing(mixing, mix)
     if rule is not None and not rule.mixes:
@@ -235,7 +238,8 @@ def wrap_loader(
 
 def _without_batch(schedule: CondensationSchedule, batches: KeyBatches, num_samples: int) -> str:
     """What to say of a schedule with which an epoch has no batch; empty if each of the first has one."""
-    sizes = schedule.sizes(num_samples, AHEAD) if batches.why_none(1) else iter(())
+    ahead = 1 if schedule.free else AHEAD
+    sizes = schedule.sizes(num_samples, ahead) if batches.why_none(1) else iter(())
     for epoch, size in enumerate(sizes, 1):
         if why := batches.why_none(size):
             return f"epoch {epoch} will have no batch: {why}; use a smaller batch, a higher ratio, or drop_last=False"

@@ -21,6 +21,7 @@ from ..base.arguments import check_kind
 from ..condense import check_settings, no_indices, weights_of
 from ..em_step import check_share
 from ..history import MOST
+from ..rules import check_rule
 from ..schedule import CondensationSchedule
 from ..tracker import KnowledgeValueTracker
 from .sampler import ShardedSampler
@@ -159,6 +160,7 @@ def condense_sharded(
         check_kind(tracker, "tracker", KnowledgeValueTracker)
         check_kind(sampler, "sampler", ShardedSampler)
         check_kind(schedule, "schedule", CondensationSchedule)
+        check_rule(None, schedule, sampler)
         return check_settings(alpha, min_weight)
 
     alpha, min_weight = distributed.together(checked, group)

@@ -92,6 +92,7 @@ class ShardedSampler(EpochSampler):
     """
 
     in_force: ShardInForce
+    why_unweighable = "a sampler of slices keeps none"
 
     def everything(self, seed: int, mixing: Mixing) -> ShardInForce:
         """What is in force before the first stage."""
@@ -142,7 +143,7 @@ class ShardedSampler(EpochSampler):
         """What `install` would put in force. Changes nothing, and raises as it does."""
         self.check_size(condensed_set, CondensedSet, ShardedSet)
         if isinstance(condensed_set, CondensedSet):
-            refuse_weights(condensed_set.sample_weights, "a sampler of slices keeps none")
+            refuse_weights(condensed_set.sample_weights, self.why_unweighable)
             condensed_set = self._part_of(condensed_set)
         here, made = (self.rank, self.num_replicas), (condensed_set.rank, len(condensed_set.sizes))
         if here != made:

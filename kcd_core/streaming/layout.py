@@ -48,6 +48,7 @@ class SlotLayout:
     parts: tuple[str, ...] = ("stage", "dropped")
     call = "stream.record(student_logits, ids=...)"
     mixing = False
+    why_unweighable = "a stream keeps none"
 
     def __init__(
         self, slots: StreamFilter, tracker: KnowledgeValueTracker, key: str, group: Any = None
@@ -107,7 +108,7 @@ class SlotLayout:
             rule=rule,
             group=self.group,
         )
-        refuse_weights(chosen.sample_weights, "a stream keeps none")
+        refuse_weights(chosen.sample_weights, self.why_unweighable)
         by_slot = CondensedSet(
             kept=recorded[chosen.kept],
             num_samples=self.filter.slots,

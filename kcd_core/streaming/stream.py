@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from ..base import distributed
-from ..base.arguments import check_kind, checked_length
+from ..base.arguments import checked_length
 from ..base.arrays import checked_int, to_numpy
 from ..base.states import value_name
 from ..condense import CondensedSet
@@ -103,7 +103,7 @@ class CondensedStream(RunOwner, StreamFilter):
         *,
         key: str | int | Key,
         slots: int,
-        schedule: CondensationSchedule,
+        schedule: CondensationSchedule | None,
         value: ValueName | Value = "entropy",
         alpha: float = 0.03,
         select: SelectName | Select | None = None,
@@ -117,7 +117,6 @@ class CondensedStream(RunOwner, StreamFilter):
                 f"dataset must be something that can be iterated anew each epoch, got {type(dataset).__name__}; "
                 "for a data set with indices, use wrap_loader"
             )
-        check_kind(schedule, "schedule", CondensationSchedule)
         if not callable(key) and (isinstance(key, bool) or not isinstance(key, (str, int))):
             raise TypeError(f"key must be a field's name, a place in a tuple or a function, got {key!r}")
         slots = checked_int(slots, "slots", 1)

@@ -201,6 +201,8 @@ CALLS: dict[str, Call] = {
     "CondensationSchedule": Call(
         made_by(kcd.CondensationSchedule), {"ratio": lambda: 0.5, "stages": lambda: 1, "period": lambda: 1, "warmup": lambda: 0}, {"ratio": "half"}
     ),
+    "FreeSchedule": Call(made_by(kcd.FreeSchedule), {"period": lambda: 2, "until": lambda: 4}, {"until": "none"}),
+    "FreeSchedule.size": Call(method(partial(kcd.FreeSchedule, 1, 2), "size"), {"num_samples": lambda: N, "epoch": lambda: 3}),
     "CondensationSchedule.due": Call(method(schedule, "due"), {"epoch": lambda: 1}),
     "CondensationSchedule.target": Call(method(schedule, "target"), {"num_samples": lambda: N, "previous": lambda: N}),
     "CondensationSchedule.size": Call(method(schedule, "size"), {"num_samples": lambda: N, "epoch": lambda: 3}),

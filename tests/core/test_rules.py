@@ -227,3 +227,84 @@ def test_a_rule_is_looked_at_once() -> None:
     rule = resolve_select(by_name)
     assert isinstance(rule, Rule)
     assert resolve_select(rule) is rule
+
+
+# -- what a selection says it needs ------------------------------------------------------------------
+
+
+class Half:
+    """Keeps the upper half by value, however many that are, and says so."""
+
+    schedule = kcd.FreeSchedule(period=2, until=6)
+    mixes = False
+
+    def __call__(self, value: Any, count: Any, kept: Any, target: Any, generator: Any) -> kcd.CondensedSet:
+        if target is not None:
+            return kcd.CondensedSet(np.arange(target), len(value))
+        return kcd.CondensedSet(np.flatnonzero(value >= np.nanmean(value)), len(value))
+
+
+def test_a_selection_may_bring_its_schedule() -> None:
+    for run in (
+        wrapped(schedule=None, select=Half()),
+        kcd.Condensation(kcd.CondensedSampler(N), schedule=None, select=Half()),
+        kcd.CondensedStream(range(N), key=int, slots=400, schedule=None, select=Half()),
+    ):
+        assert run.schedule is Half.schedule
+    own = kcd.FreeSchedule(period=1)
+    assert wrapped(schedule=own, select=Half()).schedule is own
+    assert wrapped(schedule=None, ask=0.5, select=Half()).schedule is Half.schedule
+    for select in (None, of_five, "random"):
+        with pytest.raises(TypeError, match="schedule must be a CondensationSchedule, got NoneType"):
+            wrapped(schedule=None, select=select)
+        with pytest.raises(TypeError, match="schedule must be a CondensationSchedule, got NoneType"):
+            kcd.Condensation(kcd.CondensedSampler(N), schedule=None, select=select)
+
+
+def test_what_does_not_go_together_is_refused_at_construction() -> None:
+    free = kcd.FreeSchedule()
+    for how in (
+        lambda **given: wrapped(**given),
+        lambda **given: kcd.Condensation(kcd.CondensedSampler(N), **given),
+        lambda **given: kcd.CondensedStream(range(N), key=int, slots=400, **given),
+        lambda **given: kcd.condense_step(kcd.KnowledgeValueTracker(N), kcd.CondensedSampler(N), **given),
+    ):
+        with pytest.raises(
+            ValueError, match=r"FreeSchedule\(period=1, until=None\) leaves the sizes to select: give"
+        ):
+            how(schedule=free, select=None)
+        for name in NAMES:
+            with pytest.raises(ValueError, match=f"select='{name}' has to be told how many"):
+                how(schedule=free, select=name)
+        with pytest.raises(ValueError, match="select=Half keeps as many samples as it will"):
+            how(schedule=SCHEDULE, select=Half())
+    with pytest.raises(ValueError, match="leaves the sizes to select"):
+        kcd.condense_sharded(
+            kcd.KnowledgeValueTracker(N), kcd.ShardedSampler(N, num_replicas=1, rank=0), free
+        )
+    with pytest.raises(ValueError, match="ask must say how many samples"):
+        wrapped(ask=free)
+
+
+class Weighing(Half):
+    weighs = True
+
+
+def test_who_can_not_weigh_refuses_who_weighs() -> None:
+    wrapped(schedule=None, select=Weighing())
+    for how, why in (
+        (lambda: kcd.Condensation(kcd.TeacherGate(N), schedule=None, select=Weighing()), "a gate says"),
+        (
+            lambda: kcd.CondensedStream(range(N), key=int, slots=400, schedule=None, select=Weighing()),
+            "a stream",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"select=Weighing gives samples weights, but {why}"):
+            how()
+
+
+def test_what_a_selection_says_is_checked() -> None:
+    for name, wrong in (("schedule", 0.7), ("mixes", "no"), ("weighs", None)):
+        select = type("Wrong", (Half,), {name: wrong})()
+        with pytest.raises(TypeError, match=f"select.{name} must be"):
+            wrapped(select=select)
