@@ -162,11 +162,15 @@ def ratio_of(arm: str, ratio: float) -> float:
 
 
 def counterpart(arm: str) -> str:
-    """The arm without mixing, or whose gate asks by chance; a name of none where there is no such arm."""
+    """The arm without mixing, with the paper's schedule, or whose gate asks by chance; "" where there is none."""
     kind, _, rest = arm.partition("-")
     if kind in STAND_INS:
         return f"{kind}-chance-{rest}"
-    return {"gate": f"chance-{rest}"}.get(kind, "kc-kd-v2" if arm == "kc-kd-v3" else "")
+    if kind == "gate":
+        return f"chance-{rest}"
+    if arm == "kc-kd-v3-for-epochs":
+        return "kc-kd-for-epochs"
+    return "kc-kd-v2" if arm == "kc-kd-v3" or ARMS[arm].schedule is not papers else ""
 
 
 def run(job: Job, material: Material) -> dict[str, Any]:

@@ -132,6 +132,17 @@ def test_what_choosing_by_value_does_beside_chance():
         ]
 
 
+def test_what_a_schedule_does_beside_the_papers():
+    base = np.array([0.8, 0.81, 0.82])
+    runs = [*runs_of("kc-kd-v2", 0.3, base), *runs_of("kc-kd-for-epochs", 0.3, base + 0.01)]
+    runs += [*runs_of("kc-kd-1-stage", 0.3, base - 0.02), *runs_of("kc-kd-v3-for-epochs", 0.3, base + 0.03)]
+    assert report.of_choice(runs) == [
+        "kc-kd-for-epochs minus kc-kd-v2, small student: +1.00 at 0.3",
+        "kc-kd-1-stage minus kc-kd-v2, small student: -2.00 at 0.3",
+        "kc-kd-v3-for-epochs minus kc-kd-for-epochs, small student: +2.00 at 0.3",
+    ]
+
+
 def test_teacher_queries_and_operations_beside_samples():
     """Runs of before queries were counted asked for all; the operations, by the layers' formulas."""
     kd = np.array([0.8, 0.81])
