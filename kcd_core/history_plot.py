@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FAINT", "INK", "KEPT", "draw_ridges"]
+from .base import style
+from .base.style import DROPPED, FAINT, INK, KEPT, UNPARTED
 
-# Dark and light, so that they differ in grey as well.
-KEPT, DROPPED, UNPARTED = "#0f766e", "#f0a35e", "#b8c0c8"
-INK, FAINT = "#1f2933", "#8a94a0"
+__all__ = ["draw_ridges"]
 
 MOST_ROWS = 20  # more can't be read
 SHOWN = 0.998  # of each row, at least: a long thin tail would squeeze everything else
@@ -42,18 +41,9 @@ def draw_ridges(records: Sequence[Record], num_samples: int, axes: Any = None) -
     ImportError
         If matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-        from matplotlib.patches import Patch
-    except ImportError:
-        raise ImportError(
-            "drawing a history needs matplotlib: pip install '.[plot]' in a checkout of kcd_core"
-        ) from None
     shown = _some_of(records)
-    if axes is None:  # the Figure class alone: no pyplot, no window system, no global state
-        height = 1.3 + 0.62 * max(1, len(shown))
-        axes = Figure(figsize=(8.4, height), layout="constrained").subplots()
+    if axes is None:
+        axes = style.figure(8.4, 1.3 + 0.62 * max(1, len(shown))).subplots()
     for row, record in enumerate(shown):
         _draw_row(axes, record, -row)
         axes.annotate(
@@ -73,25 +63,13 @@ def draw_ridges(records: Sequence[Record], num_samples: int, axes: Any = None) -
         notes.append(f"up to {high:.3g}; at most {left_out:.2%} of a row lies above")
     note = f"   ({'; '.join(notes)})" if notes else ""
     axes.set_xlabel(f"ranking score $V\\cdot F^{{\\alpha}}$ at the end of the stage{note}")
+    axes.set_ylabel("samples, each row to its own height", color=INK)
     axes.tick_params(axis="y", length=0)
-    axes.tick_params(colors=INK)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
-    keys: list[Any] = [Patch(color=KEPT, label="kept"), Patch(color=DROPPED, label="below the cut: left out")]
-    keys.append(Line2D([], [], color=INK, linewidth=1.6, label="cut"))
+    style.plain(axes, "bottom")
+    keys = [style.patch("kept", KEPT), style.patch("below the cut: left out", DROPPED), style.line("cut")]
     if any(record["cut"] is None for record in shown):
-        keys.append(Patch(color=UNPARTED, label="no cut"))
-    axes.legend(
-        handles=keys,
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-        ncols=len(keys),
-        frameon=False,
-        fontsize=9,
-        handlelength=1.0,
-        handleheight=1.0,
-        borderaxespad=0.2,
-    )
+        keys.append(style.patch("no cut", UNPARTED))
+    style.keys(axes, keys)
     return axes
 
 

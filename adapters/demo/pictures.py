@@ -1,4 +1,4 @@
-"""The demo's pictures. Figures are made without pyplot: no window, no global state."""
+"""The demo's pictures."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ import numpy.typing as npt
 import torch
 
 import kcd_core as kcd
+from kcd_core.base import style
+from kcd_core.base.files import write_whole
 
-from ..extras import need
 from .datasets import Split
 from .results import Run
 
 __all__ = ["draw", "draw_accuracy", "draw_classes", "draw_images", "draw_values"]
 
 COLUMNS = 10
-# Told apart in grey, too.
-MARKERS = (("*", "black"), ("o", "#0f766e"), ("s", "#f0a35e"), ("v", "#8a94a0"))
 MOST_CLASSES = 20  # that the picture of the classes has room for
 
 
@@ -50,13 +49,13 @@ def draw(folder: Path, split: Split, arms: Mapping[str, Sequence[Run]], shown: R
         if split.train.data.ndim > 2:  # else they are vectors, not images
             figures["images.png"] = draw_images(split, shown.loader.tracker, shown.sets)
     for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=150)
+        write_whole(folder / name, style.png(figure))
     return [folder / name for name in figures]
 
 
 def draw_accuracy(arms: Mapping[str, Sequence[Run]]) -> Any:
     """Accuracy against the share of samples drawn: a point for each run, and a bar at each arm's mean."""
-    figure = _figure(8.4, 4.6)
+    figure = style.figure(8.4, 4.6)
     axes = figure.subplots()
     plain = next(iter(arms.values()))
     some = {name: runs for name, runs in arms.items() if runs}
@@ -66,15 +65,15 @@ def draw_accuracy(arms: Mapping[str, Sequence[Run]]) -> Any:
             runs is not plain
         )  # the arms that draw as many stand side by side
         percent = [100 * run.accuracy for run in runs]
-        marker, color = MARKERS[place % len(MARKERS)]
+        marker, color, _ = style.ARMS[place]
         label = f"{name}: {share:.0f} % of the samples, {fmean(run.seconds for run in runs):.1f} s a run"
         axes.plot([beside] * len(percent), percent, marker, color=color, markersize=5, label=label)
         axes.plot(beside, fmean(percent), "_", color=color, markersize=22, markeredgewidth=2)
     axes.set_xlabel("samples drawn, % of KD's (arms that draw as many stand side by side)")
     axes.set_ylabel("test accuracy, %\n(a point a run, the bar is their mean)")
     axes.set_xlim(0, 105)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
+    style.plain(axes)
+    style.legend(figure)
     axes.set_title("Accuracy against samples drawn", loc="left")
     return figure
 
@@ -94,15 +93,15 @@ def draw_classes(split: Split, sets: Sequence[kcd.CondensedSet]) -> Any:
     shares = (np.stack(kept) / np.maximum(1, everyone)).T
     order = np.argsort(-shares[:, -1], kind="stable")
     order = order[everyone[order] > 0]
-    title = "Share of each class that is kept"
+    title = "Share of each class that is kept, the most kept first"
     if len(order) > MOST_CLASSES:
         half = MOST_CLASSES // 2
         title += f" (the {half} most and the {half} least kept of {len(order)})"
         order = np.concatenate([order[:half], order[-half:]])
     shares = shares[order]
-    figure = _figure(2.5 + 0.9 * len(sets), 1.5 + 0.36 * len(order))
+    figure = style.figure(2.5 + 0.9 * len(sets), 1.5 + 0.36 * len(order))
     axes = figure.subplots()
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap=style.SHARES, aspect="auto")
     for (row, column), share in np.ndenumerate(shares):
         color = "white" if share < 0.6 else "black"
         axes.text(column, row, f"{share:.0%}", ha="center", va="center", color=color, fontsize=9)
@@ -114,7 +113,11 @@ def draw_classes(split: Split, sets: Sequence[kcd.CondensedSet]) -> Any:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_title(title, loc="left")
-    figure.colorbar(image, ax=axes, format=lambda share, _: f"{share:.0%}").outline.set_visible(False)
+    axes.set_xlabel("stage, and the share of all samples that it keeps")
+    axes.set_ylabel("class")
+    figure.colorbar(
+        image, ax=axes, format=lambda share, _: f"{share:.0%}", label="kept, share of the class"
+    ).outline.set_visible(False)
     return figure
 
 
@@ -141,7 +144,7 @@ def draw_images(split: Split, tracker: kcd.KnowledgeValueTracker, sets: Sequence
                 [(kcd.mix_arrays(images, pair[0], (pair,)), f"{pair[2]:.0%}") for pair in pairs],
             ),
         ]
-    figure = _figure(1.6 + COLUMNS, 0.5 + 1.25 * len(rows))
+    figure = style.figure(1.6 + COLUMNS, 0.5 + 1.25 * len(rows))
     grid = figure.subplots(len(rows), COLUMNS, squeeze=False)
     for line, (what, cells) in zip(grid, rows, strict=True):
         line[0].set_ylabel(what, rotation=0, ha="right", va="center", labelpad=8)
@@ -153,7 +156,8 @@ def draw_images(split: Split, tracker: kcd.KnowledgeValueTracker, sets: Sequence
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_color("0.8")
-    figure.suptitle("What the student learns most and least from, and what is mixed", x=0.01, ha="left")
+    title = "What the student learns most and least from, by value, and what is mixed, by rank"
+    figure.suptitle(title, x=0.01, ha="left")
     return figure
 
 
@@ -168,7 +172,3 @@ class _Pixels:
 
     def __getitem__(self, index: int) -> Any:
         return self.data[int(index)]
-
-
-def _figure(width: float, height: float) -> Any:
-    return need("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")

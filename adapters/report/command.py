@@ -1,43 +1,59 @@
-"""``kcd report``: a history as a page and pictures."""
+"""``kcd report``: a history, or several side by side, as a page and pictures."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kcd_core.base.files import write_whole
 
-from .history_file import read
-from .page import MARK, page
-from .pictures import GENERATOR, PICTURES
+from .compare import as_json, as_page, as_text, draw, names_of
+from .history_file import Recorded, read
+from .html import GENERATOR, MARK
+from .page import page
+from .pictures import PICTURES
 
-__all__ = ["configure", "run", "write_report"]
+__all__ = ["configure", "run", "write_comparison", "write_report"]
 
 PAGE = "report.html"
+#: What our own files have near their beginning.
+MARKS = {".html": MARK, ".png": f"Software\0{GENERATOR}", ".json": f'"made_by": "{GENERATOR}"'}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = "exit status: 0 written; 2 refused, and nothing was written."
     parser.add_argument(
-        "history",
+        "histories",
         metavar="HISTORY.json",
         type=Path,
-        help="what --history, history.to_json() or kcd demo wrote",
+        nargs="+",
+        help="what --history, history.to_json() or kcd demo wrote; two or more are compared",
     )
     parser.add_argument(
         "-o", "--out", metavar="DIR", type=Path, required=True, help="folder for the report, made if need be"
     )
-    parser.add_argument("--title", help="heading of the page (default: repository, method and ratio)")
+    parser.add_argument(
+        "--title", help="heading of the page (default: repository, method and ratio, or the files' names)"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite files that kcd report did not make")
 
 
 def run(args: argparse.Namespace) -> int:
     """``kcd report``."""
-    for path in write_report(args.history, args.out, title=args.title, force=args.force):
+    if len(args.histories) > 1:
+        paths = write_comparison(args.histories, args.out, title=args.title, force=args.force)
+        told = as_text(_named(args.histories))
+    else:
+        (history,) = args.histories
+        paths = write_report(history, args.out, title=args.title, force=args.force)
+        cost = read(history).cost
+        told = "" if cost is None else str(cost)
+    for path in paths:
         print(path)
-    if (cost := read(args.history).cost) is not None:
-        print(cost)
+    if told:
+        print(told)
     return 0
 
 
@@ -70,10 +86,53 @@ def write_report(history: Path, out: Path, *, title: str | None = None, force: b
     recorded = read(history)
     if title is None:
         title = recorded.title or f"Knowledge condensation: {history.stem}"
-    drawn = {name: draw(recorded) for name, (_, draw, _) in PICTURES.items()}
+    drawn = {name: make(recorded) for name, (_, make, _) in PICTURES.items()}
     pictures = {name: png for name, png in drawn.items() if png is not None}
     contents = {PAGE: page(recorded, pictures, title)}
     contents |= {f"{name}.png": png for name, png in pictures.items()}
+    return _write(out, contents, force)
+
+
+def write_comparison(
+    histories: Sequence[Path], out: Path, *, title: str | None = None, force: bool = False
+) -> list[Path]:
+    """Read several histories, write what differs as a page, JSON and a picture.
+
+    Parameters
+    ----------
+    histories : sequence of Path
+        See `write_report`.
+    out, title, force
+        See `write_report`; the files are ``report.html``, ``comparison.json`` and ``comparison.png``.
+
+    Returns
+    -------
+    list of Path
+        What was written, the page first.
+
+    Raises
+    ------
+    ValueError, ImportError
+        See `write_report`.
+    """
+    runs = _named(histories)
+    png = draw(runs)
+    contents = {
+        PAGE: as_page(runs, png, " and ".join(runs) if title is None else title),
+        "comparison.json": as_json(runs),
+        "comparison.png": png,
+    }
+    return _write(out, contents, force)
+
+
+def _named(histories: Sequence[Path]) -> dict[str, Recorded]:
+    if len(set(histories)) < len(histories):
+        raise ValueError("a file is given twice: give each run's own")
+    return {name: read(path) for name, path in zip(names_of(histories), histories, strict=True)}
+
+
+def _write(out: Path, contents: Mapping[str, bytes], force: bool) -> list[Path]:
+    """All of them or, where one may not be written, none."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not force:
@@ -94,7 +153,7 @@ def _refuse_strangers(path: Path) -> None:
     if path.is_file() and not path.is_symlink():
         with path.open("rb") as file:
             start = file.read(4096)
-        mine = (MARK if path.suffix == ".html" else f"Software\0{GENERATOR}").encode() in start
+        mine = MARKS[path.suffix].encode() in start
     if not mine:
         raise ValueError(
             f"{path} exists and was not made by kcd report: choose another folder with -o, or add --force to replace it"

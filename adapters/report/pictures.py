@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from io import BytesIO
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from kcd_core.history_plot import FAINT, INK, KEPT
+from kcd_core.base import style
+from kcd_core.base.style import KEPT, MIXED, PALE
 
-from ..extras import need
 from .history_file import Recorded
+from .html import GENERATOR
 
-__all__ = ["GENERATOR", "PICTURES"]
-
-GENERATOR = "kcd report"
-MIXED, PALE = "#5eb8ad", "#f8d6b5"
+__all__ = ["PICTURES"]
 
 
 def distribution(run: Recorded) -> bytes:
     """The distribution of the ranking score, a row for each stage, parted by the cut."""
-    return _png(run.history.plot().figure)
+    return style.png(run.history.plot().figure, GENERATOR)
 
 
 def sizes(run: Recorded) -> bytes:
     """How many samples each stage keeps, mixes and drops."""
-    figure, axes = _figure(3.6)
+    axes = _axes(3.6)
     stages, n = run.stages, run.num_samples
     place = np.arange(len(stages) + 1)
     kept = np.array([n, *(s["kept"] for s in stages)]) / n * 100
@@ -46,18 +43,26 @@ def sizes(run: Recorded) -> bytes:
             )  # fmt: skip
         labels = ["before", *(f"stage {s['stage']}\nepoch {s['epoch']}" for s in stages)]
         axes.set_xticks(place, labels, fontsize=9 if len(stages) <= 8 else 7)
+        axes.set_xlabel("stage, and the epoch at whose end it was decided")
     else:
         axes.set_xlabel("stage (0: before the first)")
     axes.margins(x=0.02)
     axes.set_ylim(0, 100)
     axes.set_ylabel("% of all samples")
-    _legend(axes, [("kept as is", KEPT), ("kept, mixed with a dropped sample", MIXED), ("dropped", PALE)])
-    return _png(figure)
+    style.keys(
+        axes,
+        [
+            style.patch("kept as is", KEPT),
+            style.patch("kept, mixed with a dropped sample", MIXED),
+            style.patch("dropped", PALE),
+        ],
+    )
+    return style.png(axes.figure, GENERATOR)
 
 
 def drawn(run: Recorded) -> bytes:
     """How many samples each epoch draws, and what that saves."""
-    figure, axes = _figure(3.2)
+    axes = _axes(3.2)
     segments = run.segments()
     edges = [segments[0].first - 1, *(s.last for s in segments)]
     share = [s.size / run.num_samples * 100 for s in segments]
@@ -68,8 +73,8 @@ def drawn(run: Recorded) -> bytes:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
     axes.set_ylabel("% of all samples")
-    _legend(axes, [(f"drawn: {run.drawn:,}", KEPT), (f"saved: {run.saved:,}", PALE)])
-    return _png(figure)
+    style.keys(axes, [style.patch(f"drawn: {run.drawn:,}", KEPT), style.patch(f"saved: {run.saved:,}", PALE)])
+    return style.png(axes.figure, GENERATOR)
 
 
 def classes(run: Recorded) -> bytes | None:
@@ -80,8 +85,8 @@ def classes(run: Recorded) -> bytes | None:
     table = np.full((len(run.classes), width), np.nan)
     for row, one in enumerate(run.classes):
         table[row, : len(one.shares)] = [np.nan if x is None else 100 * x for x in one.shares]
-    figure, axes = _figure(1.6 + 0.3 * min(len(table), 16))
-    image = axes.imshow(table, aspect="auto", cmap="viridis", interpolation="nearest")
+    axes = _axes(1.6 + 0.3 * min(len(table), 16))
+    image = axes.imshow(table, aspect="auto", cmap=style.SHARES, interpolation="nearest")
     few = table.size <= 160
     for (row, label), share in np.ndenumerate(table) if few else ():
         if np.isfinite(share):
@@ -90,9 +95,10 @@ def classes(run: Recorded) -> bytes | None:
     if len(table) <= 16:
         axes.set_yticks(range(len(table)), [f"stage {one.stage}" for one in run.classes])
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("class")
-    figure.colorbar(image, ax=axes, label="% kept")
-    return _png(figure)
+    axes.set_xlabel("class, in the order of the labels")
+    axes.set_ylabel("stage, the first above")
+    axes.figure.colorbar(image, ax=axes, label="kept, % of the class")
+    return style.png(axes.figure, GENERATOR)
 
 
 #: name: (caption, what draws it (None: it has nothing to show), the text for whoever can't see it)
@@ -120,26 +126,5 @@ PICTURES: dict[str, tuple[str, Callable[[Recorded], bytes | None], str]] = {
 }
 
 
-def _figure(height: float) -> tuple[Any, Any]:
-    # The Figure class alone: no pyplot, no window system, no global state.
-    figure = need("matplotlib.figure", "plot").Figure(figsize=(8.4, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(colors=INK)
-    return figure, axes
-
-
-def _legend(axes: Any, entries: Sequence[tuple[str, str]]) -> None:
-    patch = need("matplotlib.patches", "plot").Patch
-    axes.legend(
-        handles=[patch(color=color, label=label) for label, color in entries],
-        loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(entries), frameon=False, fontsize=9,
-        handlelength=1.0, handleheight=1.0, borderaxespad=0.2,
-    )  # fmt: skip
-
-
-def _png(figure: Any) -> bytes:
-    file = BytesIO()
-    figure.savefig(file, format="png", dpi=160, metadata={"Software": GENERATOR})
-    return file.getvalue()
+def _axes(height: float) -> Any:
+    return style.plain(style.figure(8.4, height).subplots())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kcd_core.history_plot import FAINT, INK, KEPT
+from kcd_core.base.style import FAINT, INK, KEPT
 
 __all__ = ["BAND", "FAINT", "INK", "LOOKS", "START", "STUDENTS", "plain"]
 

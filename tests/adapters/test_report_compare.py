@@ -1,0 +1,137 @@
+"""``kcd report`` of several runs: what differs, counted by hand."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kcd_adapters.cli import main
+from kcd_adapters.report.compare import as_text, differing, draw, facts, kept, names_of
+from kcd_adapters.report.history_file import parse
+
+
+def stage(number: int, epoch: int, kept: int, dropped: int) -> dict[str, Any]:
+    return {
+        "stage": number, "epoch": epoch, "kept": kept, "dropped": dropped, "mixed": 0, "cut": None, "unseen": 0,
+        "quantiles": [], "edges": [0, 1], "counts": [0],
+    }  # fmt: skip
+
+
+def written(n: int, sizes: dict[int, int], settings: dict[str, Any], **summary: Any) -> str:
+    before, records = n, []
+    for number, (epoch, size) in enumerate(sizes.items(), 1):
+        records.append(stage(number, epoch, size, before - size))
+        before = size
+    history = {"num_samples": n, "records": records}
+    return json.dumps({"history": history, "settings": settings, "summary": summary})
+
+
+A = written(
+    100, {2: 80, 4: 60}, {"ratio": 0.6, "alpha": 0.03}, epochs=6, accuracy=76.5,
+    drawn=480, full=600, saved=120, processes=1, asked=240, seconds=12.34,
+)  # fmt: skip
+B = written(100, {2: 50}, {"ratio": 0.5, "alpha": 0.03, "ask": 0.25}, epochs=6)
+RUNS = {"a": parse(A), "b": parse(B)}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    for name, text in (("a", A), ("b", B)):
+        (tmp_path / f"{name}.json").write_text(text)
+    return [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+
+
+def test_what_runs_took_is_counted_by_hand() -> None:
+    assert facts(RUNS["a"]) == {
+        "samples": 100,
+        "epochs": 6,
+        "stages": 2,
+        "kept in the end": 60,
+        "samples drawn": 2 * (100 + 80 + 60),
+        "drawn, % of plain distillation's": 80.0,
+        "teacher queries, of one process": 240,
+        "seconds of training": 12.3,
+        "accuracy": "76.5",
+    }
+    own = facts(RUNS["b"])
+    assert own["samples drawn"] == 2 * 100 + 4 * 50
+    assert [own[name] for name in list(own)[-3:]] == [None] * 3  # nothing is made up
+
+
+def test_only_settings_that_differ_are_shown() -> None:
+    assert differing(RUNS) == {"ratio": {"a": 0.6, "b": 0.5}, "ask": {"a": None, "b": 0.25}}
+    assert differing({"a": RUNS["a"], "same": RUNS["a"]}) == {}
+
+
+def test_stages_are_set_side_by_side_by_epoch() -> None:
+    assert kept(RUNS) == {"epoch 2": {"a": 80, "b": 50}, "epoch 4": {"a": 60, "b": None}}
+
+
+def test_text_page_picture_and_json(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    assert main(["report", *files, "-o", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [Path(line).name for line in lines[:3]] == ["report.html", "comparison.json", "comparison.png"]
+    assert "\n".join(lines[3:]) == as_text(RUNS)
+    table = [line.split() for line in lines[3:]]
+    assert ["ratio", "0.6", "0.5"] in table
+    assert ["ask", "-", "0.25"] in table
+    assert ["epoch", "4", "60", "-"] in table
+    assert len({len(line) for line in lines[4:] if line.startswith("  ")}) == 1  # columns are flush
+    content = json.loads((out / "comparison.json").read_text())
+    assert content["runs"] == {name: facts(run) for name, run in RUNS.items()}
+    assert content["settings_that_differ"] == differing(RUNS)
+    assert content["kept"] == kept(RUNS)
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG\r\n")
+    page = (out / "report.html").read_text("utf-8")
+    assert "data:image/png;base64," in page
+    assert "<td>teacher queries, of one process</td><td>240</td><td>-</td>" in page
+    # Its own files, it may replace; one run's report would not be mixed up with somebody's.
+    assert main(["report", *files, "-o", str(out)]) == 0
+    (out / "comparison.json").write_text("{}")
+    assert main(["report", *files, "-o", str(out)]) == 2
+    assert "comparison.json exists and was not made by kcd report" in capsys.readouterr().err
+
+
+def test_a_file_given_twice_and_one_that_is_none(files: list[str], tmp_path: Path, capsys: Any) -> None:
+    for given, reason in (([files[0]] * 2, "given twice"), ([files[0], str(tmp_path)], "not a file")):
+        assert main(["report", *given, "-o", str(tmp_path / "out")]) == 2
+        assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_are_as_short_as_they_can_be() -> None:
+    assert names_of([Path("x/a.json"), Path("y/b.json")]) == ["a", "b"]
+    assert names_of([Path("x/h.json"), Path("y/h.json")]) == ["x/h", "y/h"]
+    assert names_of([Path("1/x/h.json"), Path("2/x/h.json")]) == ["1/x/h.json", "2/x/h.json"]
+
+
+EVIL = "$x^{<script>alert(1)</script>\u202e\x00"
+
+
+def test_markup_and_formulas_in_files_stay_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    evil = written(7, {1: 3}, {EVIL: EVIL, "far": 1})[:-1] + ', "run": {"method": 1e999}}'
+    paths = [tmp_path / "$x^{<b>.json", tmp_path / "_b.json"]
+    paths[0].write_text(evil)
+    paths[1].write_text(B)
+    assert main(["report", *map(str, paths), "-o", str(tmp_path / "out")]) == 0
+    assert "\x00" not in capsys.readouterr().out
+    json.loads((tmp_path / "out" / "comparison.json").read_text(), parse_constant=pytest.fail)
+    tags: set[str] = set()
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: tags.add(tag)  # type: ignore[method-assign]
+    parser.feed((tmp_path / "out" / "report.html").read_text("utf-8"))
+    assert not {"script", "b"} & tags
+
+
+def test_many_runs_are_drawn() -> None:
+    pytest.importorskip("matplotlib")
+    assert draw({str(number): RUNS["a"] for number in range(9)}).startswith(b"\x89PNG")
