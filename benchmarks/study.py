@@ -142,6 +142,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
     add("--live", action="store_true",
         help="run the teacher in every step on the samples it is asked for, so that times are those of a loop that "
         "keeps nothing of it")  # fmt: skip
+    add("--augment", action="store_true",
+        help="mirror and shift what is seen, in every epoch anew, for the student and the teacher alike, which is "
+        "then run as with --live (of fashion-mnist alone: what is mirrored must be of the same class)")  # fmt: skip
     add("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
         help="processes (default: as many as cores)")  # fmt: skip
     add_out(parser, "for tables, plot and, in a folder below, the runs")
@@ -150,6 +153,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
     bounded(parser, args, seeds=1, samples=1, batch=1, teacher_epochs=1, workers=1)
     if args.epochs < STAGES or args.epochs % STAGES:
         parser.error(f"--epochs must be a multiple of {STAGES}, got {args.epochs}")
+    if args.augment and not DATA[args.data].mirrored:
+        parser.error(
+            f"--augment is of fashion-mnist, not of {args.data}, of which a mirror image may be another class"
+        )
     fashion = args.data == "fashion-mnist"
     setting = Setting(
         data=args.data,
@@ -159,7 +166,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Setting]
         batch=args.batch,
         teacher_epochs=args.teacher_epochs or DATA[args.data].teacher_epochs,
         out=args.out,
-        live=args.live,
+        live=args.live or args.augment,
+        augmented=args.augment,
         label=f"-{args.label}" if args.label else "",
     )
     for ratio in args.ratios:
@@ -198,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StudyError as error:
         print(error, file=sys.stderr)
         return 2
-    text = report(setting.out, setting.name, runs, None if args.report_only else header)
+    text = report(setting, runs, None if args.report_only else header)
     console.print(text, soft_wrap=True)
     console.print(f"\nwritten to {setting.out}: .json, .txt and .png of what the title names")
     return status

@@ -196,13 +196,13 @@ def run(job: Job, material: Material) -> dict[str, Any]:
     for epoch in range(1, last + 1):
         for group in optimizer.param_groups:
             group["lr"] = rate * 0.1 ** sum(epoch - 1 >= milestone for milestone in milestones)
-        order = chooser.draw(epoch)
+        order, views = chooser.draw(epoch), material.views(job.seed, epoch)
         if arm.equal and epoch == last:
             # A batch of a few images would be the last that BatchNorm goes by in the test.
             order = np.concatenate([order, chooser.draw(epoch + 1)])[: total - sum(drawn)]
         # Batches of nearly one size: BatchNorm can't train on a last batch of one.
         for indices in np.array_split(order, math.ceil(len(order) / job.batch)):
-            asked += step(student, optimizer, chooser, indices, loss)
+            asked += step(student, optimizer, chooser, indices, loss, views)
         drawn.append(len(order))
         chooser.end_epoch(epoch)
     if arm.refresh:
@@ -235,14 +235,16 @@ def step(
     chooser: Everything,
     indices: Indices,
     loss: Loss,
+    views: Callable[[torch.Tensor], torch.Tensor],
 ) -> int:
     """One batch: forward, loss, backward, update, record. For how many samples the teacher was asked."""
     material, targets = chooser.material, chooser.material.targets[indices]
-    features = student[:-1](material.inputs[indices])
+    seen = views(material.inputs[indices])
+    features = student[:-1](seen)
     view = View(features, student[-1](features))
     rows, weights = chooser.asked(indices, view.logits.detach()), chooser.weights(indices)
-    asked = indices if rows is None else indices[rows]
-    teacher = material.taught(asked)
+    asked = np.arange(len(indices)) if rows is None else rows
+    teacher = material.taught(indices[asked], seen[asked])
     if rows is None or chooser.standin:
         if rows is not None:
             teacher = chooser.completed(teacher, rows, view.logits.detach(), targets)
@@ -255,5 +257,5 @@ def step(
     optimizer.zero_grad()
     together.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    chooser.record(indices, view.logits, losses)
+    chooser.record(indices, view.logits, losses, teacher.logits if rows is None else None)
     return len(asked)

@@ -62,8 +62,14 @@ class Everything:
         """The rows of a batch for which the teacher is asked; None is all. ``logits`` are the student's."""
         return None
 
-    def record(self, indices: Indices, logits: torch.Tensor, losses: torch.Tensor) -> None:
-        """Take note of a batch."""
+    def record(
+        self,
+        indices: Indices,
+        logits: torch.Tensor,
+        losses: torch.Tensor,
+        teacher_logits: torch.Tensor | None,
+    ) -> None:
+        """Take note of a batch. ``teacher_logits`` is None where the teacher was not asked for all of it."""
 
     def end_epoch(self, epoch: int) -> None:
         """Choose anew, if it is time."""
@@ -107,11 +113,17 @@ class Condensed(Everything):
             return None
         return np.flatnonzero(self.gate.asked(indices, mixed=self.sampler.recipes.contains(indices)))
 
-    def record(self, indices: Indices, logits: torch.Tensor, losses: torch.Tensor) -> None:
+    def record(
+        self,
+        indices: Indices,
+        logits: torch.Tensor,
+        losses: torch.Tensor,
+        teacher_logits: torch.Tensor | None,
+    ) -> None:
         self.tracker.update(
             indices,
             logits,
-            teacher_logits=self.material.logits[indices],
+            teacher_logits=teacher_logits,
             targets=self.material.targets[indices],
         )
 
@@ -204,7 +216,13 @@ class InfoBatch(Everything):
     def weights(self, indices: Indices) -> torch.Tensor | None:
         return self.factor[indices]
 
-    def record(self, indices: Indices, logits: torch.Tensor, losses: torch.Tensor) -> None:
+    def record(
+        self,
+        indices: Indices,
+        logits: torch.Tensor,
+        losses: torch.Tensor,
+        teacher_logits: torch.Tensor | None,
+    ) -> None:
         self.scores[indices] = losses.detach()
 
 

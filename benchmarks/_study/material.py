@@ -1,8 +1,10 @@
-"""What the study distils: its samples, and the teacher's view of them."""
+"""What the study distils: its samples, as the student and the teacher see them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +25,11 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Material:
-    """Training samples as the student and the teacher see them. Nothing is augmented but by KCD, so what the teacher
-    says is kept: it sees each sample once, not once an epoch, unless it is ``live``."""
+    """Training samples as the student and the teacher see them.
+
+    What the teacher says is kept: it sees each sample once, not once an epoch, unless it is ``live``. It is where samples
+    are ``augmented``, since it sees them as the student does.
+    """
 
     data: str
     train: Images
@@ -32,25 +37,42 @@ class Material:
     classes: int
     teacher: nn.Sequential
     live: bool
+    augmented: bool
     inputs: torch.Tensor  # [N, ...], normalised
     targets: torch.Tensor  # [N]
     features: torch.Tensor  # [N, D], the teacher's
     logits: torch.Tensor  # [N, C], the teacher's
 
-    def taught(self, indices: npt.NDArray[np.int64]) -> View:
-        """What the teacher says of these samples."""
+    def views(self, seed: int, epoch: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What makes of the inputs of a batch, one after the other, what is seen of them in an epoch."""
+        if not self.augmented:
+            return lambda inputs: inputs
+        generator = torch.Generator().manual_seed(
+            int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+        )
+        return partial(flipped_and_shifted, generator=generator)
+
+    def taught(self, indices: npt.NDArray[np.int64], seen: torch.Tensor) -> View:
+        """What the teacher says of these samples, which the student has ``seen`` so."""
         if self.live:
-            return look(self.teacher, self.inputs[indices])
+            return look(self.teacher, seen)
         return View(self.features[indices], self.logits[indices])
 
     def mixed(self, indices: npt.NDArray[np.int64], sampler: kcd.CondensedSampler) -> Material:
-        """The same with the samples of ``indices`` mixed as ``sampler`` says."""
+        """The same with the samples of ``indices`` mixed as ``sampler`` says: as they are stored, before any view."""
         inputs = torch.stack([kcd.mix_arrays(self.train, i, sampler.steps(i))[0] for i in indices.tolist()])
         new = {"inputs": inputs}
         if not self.live:
             new |= look(self.teacher, inputs)._asdict()
         place = torch.from_numpy(indices)
         return replace(self, **{name: getattr(self, name).index_copy(0, place, x) for name, x in new.items()})
+
+
+def flipped_and_shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Each image mirrored or not, the batch shifted by up to two pixels."""
+    mirror = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
+    return torch.where(mirror, images.flip(-1), images).roll(shift, dims=(-2, -1))
 
 
 @torch.no_grad()

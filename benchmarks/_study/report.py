@@ -6,7 +6,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from kcd_core.base.files import write_whole
 from .arms import ARMS, counterpart, ratio_of
 from .flops import step_of
 from .picture import draw
+from .runs import Setting
 
 NOTE = """\
 Mean ± s.d. over seeds. Differences are paired by seed, in percentage points, with Student's t interval. The bootstrap's
@@ -28,13 +28,23 @@ Better and worse: paired t tests at 5 %, by Holm's method corrected for all comp
 intervals are not).
 Intervals and tests cover the seeds alone, that is the student's initial weights and the order of the samples: there is
 one teacher, one training set and one test set.
-The teacher learned from the whole training set, and Fashion-MNIST mirrored and shifted. The students' samples are not
-augmented, so the teacher sees each once, and once more when it is mixed: times are the student's, with all choosing,
-recording and mixing. Wall and CPU times depend on what else the machine did: rows made in one session compare.
+The teacher learned from the whole training set, and Fashion-MNIST mirrored and shifted.
+{seen}
+Samples, queries and seconds are those of one run, on average. Seconds have all choosing, recording and mixing in them, too,
+and depend on what else the machine did: rows made in one session compare.
 Arms over another loss (PKT, CRD+KD) are compared with that loss on all samples.
 A query is a sample for which the teacher is asked. FLOPs are those of a pass of the teacher for each, and of three of the
-student for each sample drawn (backward is two), by torch's counter; losses are not counted. Time is another matter: what
-this teacher says was kept, so only a live one's runs have its passes in their seconds."""
+student for each sample drawn (backward is two), by torch's counter; losses are not counted."""
+
+KEPT = """\
+The students' samples are not augmented, so the teacher sees each once, and once more when it is mixed. What it says is kept:
+its passes are in the seconds of runs with --live alone."""
+LIVE = """\
+The students' samples are not augmented. The teacher runs in every step, on the samples it is asked for: its passes are in
+the seconds."""
+AUGMENTED = """\
+The students' samples are mirrored and shifted as well, in every epoch anew. The teacher sees them so, too: it runs in every
+step, on the samples it is asked for, and its passes are in the seconds."""
 
 #: Why arms may do the same.
 WHY = {
@@ -79,22 +89,22 @@ class Row:
     to_equal: Difference | None
 
 
-def report(out: Path, name: str, runs: list[dict[str, Any]], header: Mapping[str, Any] | None = None) -> str:
-    """Write ``name``.json, .txt and .png in ``out``, or a trial's beside them if runs are there that are not here.
+def report(setting: Setting, runs: list[dict[str, Any]], header: Mapping[str, Any] | None = None) -> str:
+    """Write the study's .json, .txt and .png, or a trial's beside them if runs are there that are not here.
 
-    Returns the text. Without ``runs`` it is that of those in ``name``.json.
+    Returns the text. Without ``runs`` it is that of those in the .json.
     ``header`` says how and where runs were made; those of earlier calls are kept.
     """
-    path = out / f"{name}.json"
+    path = setting.out / f"{setting.name}.json"
     if runs:
         path = without_loss(path, runs, "arm", "ratio", "student", "seed")
     old = table_at(path)
     runs = runs or old["runs"]
     if not runs:
-        return f"{name}: no run is finished"
+        return f"{setting.name}: no run is finished"
     made_by = old["made_by"] + [header] * (header is not None and header not in old["made_by"])
     rows = rows_of(runs)
-    text = text_of(path.stem, runs, rows, made_by)
+    text = text_of(path.stem, runs, rows, made_by, note_of(setting))
     content = {"made_by": made_by, "table": [asdict(row) for row in rows], "runs": runs}
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
     write_whole(path.with_suffix(".txt"), f"{text}\n".encode())
@@ -199,7 +209,7 @@ def holm(p: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def text_of(
-    name: str, runs: list[dict[str, Any]], rows: list[Row], made_by: Iterable[Mapping[str, Any]]
+    name: str, runs: list[dict[str, Any]], rows: list[Row], made_by: Iterable[Mapping[str, Any]], note: str
 ) -> str:
     one = runs[0]
     lines = [
@@ -218,7 +228,7 @@ def text_of(
         lines += ["", *verdicts(own)]
     lines += [
         "",
-        *NOTE.splitlines(),
+        *note.splitlines(),
         *of_choice(runs),
         *twins(runs),
         "",
@@ -228,6 +238,11 @@ def text_of(
             "; ".join(f"{key} {value}" if key != "command" else str(value) for key, value in header.items())
         )
     return "\n".join(lines).rstrip()
+
+
+def note_of(setting: Setting) -> str:
+    """What has to be known of a study's figures."""
+    return NOTE.format(seen=AUGMENTED if setting.augmented else LIVE if setting.live else KEPT)
 
 
 def verdicts(rows: list[Row]) -> list[str]:

@@ -27,13 +27,14 @@ class Setting:
     teacher_epochs: int
     out: Path
     live: bool = False  # the teacher runs in every step, and what it said is not kept
+    augmented: bool = False  # so are the samples, as the student and the live teacher see them
     label: str = ""  # of a study apart, with a teacher of its own
 
     @property
     def name(self) -> str:
         batch = "" if self.batch == 128 else f"-b{self.batch}"
         teacher = "" if self.teacher_epochs == DATA[self.data].teacher_epochs else f"-t{self.teacher_epochs}"
-        kind = ("-live" if self.live else "") + self.label
+        kind = ("-augmented" if self.augmented else "-live" if self.live else "") + self.label
         return f"study-{self.data}-{self.samples}x{self.epochs}{batch}{teacher}{kind}"
 
     @property

@@ -15,7 +15,7 @@ from kcd_adapters.demo.models import accuracy, build
 from kcd_core.base.files import write_whole
 
 from .data import DATA, teacher_of
-from .material import Material, look
+from .material import Material, flipped_and_shifted, look
 from .runs import Setting, StudyError
 
 if TYPE_CHECKING:
@@ -110,13 +110,6 @@ def kept_teacher(setting: Setting) -> tuple[Any, dict[str, Any]]:
     return teacher, kept
 
 
-def flipped_and_shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image mirrored or not, the batch shifted by up to two pixels."""
-    mirror = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-    shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
-    return torch.where(mirror, images.flip(-1), images).roll(shift, dims=(-2, -1))
-
-
 def tensors(images: Images) -> tuple[torch.Tensor, torch.Tensor]:
     """All of them, normalised, and their targets."""
     return images.transform(torch.from_numpy(images.data)), torch.from_numpy(images.targets)
@@ -135,6 +128,7 @@ def material_of(setting: Setting) -> tuple[Material, float]:
         len(split.classes),
         teacher,
         setting.live,
+        setting.augmented,
         *tensors(train),
         kept["features"][:n].clone(),
         kept["logits"][:n].clone(),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +203,7 @@ def test_a_gate_by_chance_asks_for_others_in_every_epoch(study, material):
 def test_a_gates_loss_on_all_rows_is_the_papers(study, material):
     losses, view = sys.modules["_study.losses"], sys.modules["_study.material"].View
     logits, some = torch.randn(9, 10), np.arange(9)
-    teacher, targets = material.taught(some), material.targets[some]
+    teacher, targets = material.taught(some, material.inputs[some]), material.targets[some]
     parts = losses.labels(logits, targets), losses.distilled(logits, teacher.logits)
     together = kcd.gated_loss(*parts, torch.arange(9)).item()
     assert together == pytest.approx(
@@ -271,7 +272,7 @@ def test_a_stand_in_has_no_say_on_rows_asked(study, material, standin):
     job = study.Job(name, 1.0, "small", 0, epochs=6, batch=128)
     chooser = arm.chooser(job, material, kcd.CondensationSchedule(1.0, stages=6, period=1), **arm.options)
     own, targets = torch.randn(N, 10), material.targets
-    everything = material.taught(np.arange(N))
+    everything = material.taught(np.arange(N), material.inputs)
     assert chooser.completed(everything, np.arange(N), own, targets) is everything
     chooser.tracker.record(np.arange(N), np.arange(N) / N)
     chooser.end_epoch(1)
@@ -292,10 +293,10 @@ def test_a_live_teacher_says_what_a_kept_one_said(study, finished, material):
     assert setting.name == f"{NAME}-live"
     live = study.material_of(setting)[0]
     some = np.array([5, 299, 17])
-    kept = material.taught(some)
-    for said, before in zip(live.taught(some), kept, strict=True):
+    kept, inputs = material.taught(some, material.inputs[some]), live.inputs[some]
+    for said, before in zip(live.taught(some, inputs), kept, strict=True):
         torch.testing.assert_close(said, before)
-    assert live.taught(np.empty(0, np.int64)).logits.shape == (0, 10)
+    assert live.taught(np.empty(0, np.int64), inputs[:0]).logits.shape == (0, 10)
     job = study.Job("kc-kd-v3", 0.3, "small", 0, epochs=6, batch=128)
     assert study.run(job, live)["drawn"] == study.run(job, material)["drawn"]
 
@@ -316,10 +317,82 @@ def test_arms_of_other_schedules(study, material, monkeypatch, arm, sizes):
     monkeypatch.setattr(
         sys.modules["_study.arms"],
         "step",
-        lambda *args: args[2].record(args[3], torch.zeros(len(args[3]), 10), 0) or 0,
+        lambda *args: args[2].record(args[3], torch.zeros(len(args[3]), 10), 0, None) or 0,
     )
     done = study.run(study.Job(arm, 0.3, "small", 0, epochs=12, batch=128), material)
     assert done["drawn_by_epoch"] == sizes
+
+
+@pytest.fixture
+def augmented(study, finished):
+    """The digits as no study takes them: mirrored and shifted."""
+    return study.material_of(replace(study.parse(finished[1])[1], live=True, augmented=True))[0]
+
+
+def moved(image, mirrored, down, right):
+    """As NumPy moves it, a pixel that leaves coming in on the other side."""
+    return np.roll(image[..., ::-1] if mirrored else image, (down, right), (-2, -1))
+
+
+def test_a_view_is_mirrored_one_by_one_and_shifted_together(augmented):
+    inputs = augmented.inputs[:50]
+    views = augmented.views(3, 5)
+    first, second = views(inputs).numpy(), views(inputs).numpy()
+    shifts = [
+        (down, right) for down in range(-2, 3) for right in range(-2, 3)
+        if all(any((moved(old, mirrored, down, right) == new).all() for mirrored in (False, True))
+               for old, new in zip(inputs.numpy(), first, strict=True))
+    ]  # fmt: skip
+    assert len(shifts) == 1
+    mirrored = [
+        (moved(old, True, *shifts[0]) == new).all() for old, new in zip(inputs.numpy(), first, strict=True)
+    ]
+    assert 10 < sum(mirrored) < 40
+    assert (first != second).any(), "a batch later"
+    assert torch.equal(augmented.views(3, 5)(inputs), torch.from_numpy(first))
+    for other in ((3, 6), (4, 5)):
+        assert not torch.equal(augmented.views(*other)(inputs), torch.from_numpy(first))
+
+
+@pytest.mark.parametrize("arm", ["kd", "kc-kd-v3", "gate-quarter"])
+def test_the_teacher_sees_what_the_student_sees(study, augmented, arm):
+    """Of all rows, or of those asked for; and in plain studies the samples as they are."""
+    job = study.Job(arm, 0.3, "small", 0, epochs=6, batch=100)
+    seen = {"student": [], "teacher": []}
+    arms = sys.modules["_study.arms"]
+    build = arms.build
+
+    def watched(*args):
+        model = build(*args)
+        model[0].register_forward_pre_hook(
+            lambda layer, given: seen["student"].append(given[0]) if model.training else None
+        )
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arms, "build", watched)
+        hook = augmented.teacher[0].register_forward_pre_hook(
+            lambda layer, given: seen["teacher"].append(given[0])
+        )
+        done = study.run(job, augmented)
+        hook.remove()
+    assert sum(map(len, seen["student"])) == done["drawn"]
+    assert sum(map(len, seen["teacher"])) == done["asked"]
+    for student, teacher in zip(seen["student"], seen["teacher"], strict=True):
+        assert {row.numpy().tobytes() for row in teacher} <= {row.numpy().tobytes() for row in student}
+    original = {row.numpy().tobytes() for row in augmented.inputs}
+    assert (
+        sum(row.numpy().tobytes() not in original for row in torch.cat(seen["student"])) > done["drawn"] / 2
+    )
+
+
+def test_an_augmented_study_is_another(study, capsys):
+    setting = study.parse(["--data", "fashion-mnist", "--augment", "--label", "x"])[1]
+    assert setting.name == "study-fashion-mnist-20000x24-augmented-x"
+    assert setting.live
+    with pytest.raises(SystemExit):
+        study.parse([*SMALL, "--augment"])
+    assert "--augment is of fashion-mnist, not of digits" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("batch", [16, 75, 76, 128])
@@ -338,7 +411,7 @@ def test_infobatch_leaves_out_half_of_the_easy_and_counts_the_others_twice(study
     arm = study.ARMS["infobatch"].chooser(job, material, kcd.CondensationSchedule())
     everything = arm.draw(1)
     assert sorted(everything) == list(range(N))
-    arm.record(np.arange(N), torch.empty(0), torch.arange(N).float())
+    arm.record(np.arange(N), torch.empty(0), torch.arange(N).float(), None)
     drawn = arm.draw(2)
     low = drawn < N / 2
     assert 0.3 * N / 2 < low.sum() < 0.7 * N / 2

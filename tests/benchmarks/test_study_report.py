@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import study
 from _study import flops, report
 from _study.data import DATA
 
@@ -106,9 +107,9 @@ def test_arms_with_one_accuracy_in_every_run_are_told():
         + report.WHY["kc-kd-v1", "kc-kd-v2"]
     ]
     text = report.text_of("x", [{"samples": 1, "data": "x", "epochs": 6, "batch": 1, "teacher_accuracy": 1} | run
-                                for run in runs], report.rows_of(runs), [])  # fmt: skip
+                                for run in runs], report.rows_of(runs), [], "one note\nof two lines")  # fmt: skip
     assert report.twins(runs)[0] in text
-    assert "one teacher" in text
+    assert "\none note\nof two lines\n" in text
 
 
 def test_what_mixing_adds():
@@ -167,3 +168,20 @@ def test_teacher_queries_and_operations_beside_samples():
     (unknown,) = report.rows_of(runs_of("rs2", 0.5, kd))
     assert (unknown.flops, unknown.asked_share, unknown.flops_share) == (None, None, None)
     assert set(flops.SAMPLES) == set(DATA)
+
+
+def test_what_is_said_of_seconds_is_of_the_study():
+    """Whether the teacher's passes are in them."""
+    said = {}
+    for option in ((), ("--live",), ("--augment",)):
+        _, setting = study.parse(["--data", "fashion-mnist", *option])
+        said[option] = report.note_of(setting)
+        assert "one teacher, one training set and one test set" in said[option]
+        assert "seconds are those of one run" in said[option]
+    assert "of runs with --live alone" in said[()]
+    for option, augmented in (
+        (("--live",), "not augmented"),
+        (("--augment",), "mirrored and shifted as well"),
+    ):
+        assert augmented in said[option]
+        assert "are in the seconds" in " ".join(said[option].split())
