@@ -109,6 +109,13 @@ class EpochSampler(ABC):
     def num_kept(self) -> int:
         """The size of the set in force, over all ranks."""
 
+    def __repr__(self) -> str:
+        share = f", rank={self.rank} of {self.num_replicas}" if self.num_replicas > 1 else ""
+        return (
+            f"{type(self).__name__}(kept={self.num_kept} of {self.num_samples}, epoch={self.epoch}, "
+            f"stage={self.stage}, shuffle={self.shuffle}, seed={self.seed}, mixing={self.mixing!r}{share})"
+        )
+
     @property
     def stage(self) -> int:
         """How many sets were installed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sized
+from html import escape
 from itertools import pairwise
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
@@ -170,6 +171,16 @@ class CondensationHistory:
 
     def __str__(self) -> str:
         return f"{self._table()}\n{self.account}" if self.account else self._table()
+
+    def _repr_html_(self) -> str:
+        """The table in a notebook."""
+        head, *lines = self._table().splitlines()
+        if not lines:
+            return f"<p>{escape(head)}</p>"
+        rows = [f"<tr><th>{'</th><th>'.join(head.split())}</th></tr>"]
+        rows += [f"<tr><td>{'</td><td>'.join(line.split())}</td></tr>" for line in lines]
+        cost = f"<p>{escape(str(self.account))}</p>" if self.account else ""
+        return f"<table>{''.join(rows)}</table>{cost}"
 
     def _table(self) -> str:
         if not self.records:

@@ -21,6 +21,7 @@ from .keys import KeyBatches
 from .lengths import Planned
 from .prefetch import Prefetch
 from .reader import Reader
+from .rebuild import told
 from .weighing import Weigher
 
 __all__ = ["CondensedLoader"]
@@ -329,5 +330,6 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
         return (
             f"CondensedLoader({type(self.dataset).__name__}, kept={self.sampler.num_kept} of "
             f"{self.sampler.num_samples}, epoch={self.epoch}, stage={self.sampler.stage}, "
-            f"next stage {self.schedule.next_stage(self.epoch)})"
+            f"next stage {self.schedule.next_stage(self.epoch)}, batch_size={self.batch_size}"
+            f"{', drop_last=True' * self.drop_last}{told(self._reader.inner)})"
         )

@@ -13,6 +13,7 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    default_collate,
 )
 
 from ..base import distributed
@@ -20,7 +21,7 @@ from ..base.arguments import check_callable, checked_choice
 from ..mixing import Mixer, default_mixer, mix_arrays, mix_samples
 from .keys import IndexedCollate, KeyBatches, KeyedDataset
 
-__all__ = ["Order", "order_of", "rebuild", "resolve_mixer", "understand"]
+__all__ = ["Order", "order_of", "rebuild", "resolve_mixer", "told", "understand"]
 
 MANUAL = "; use Condensation with a CondensedSampler by hand (docs/by-hand.md in the repository)"
 # What the rebuilt loader sets itself; every other argument of DataLoader is carried over by name.
@@ -142,6 +143,24 @@ def rebuild(
         collate_fn=IndexedCollate(loader.collate_fn),  # type: ignore[arg-type]
         **carried,
     )
+
+
+def told(rebuilt: DataLoader[Any]) -> str:
+    """What of a rebuilt loader's settings is not `DataLoader`'s default: ``", name=value"`` for each."""
+    parameters = inspect.signature(DataLoader.__init__).parameters
+    usual = {name: parameter.default for name, parameter in parameters.items()}
+    usual |= {"collate_fn": default_collate, "prefetch_factor": 2}  # what DataLoader makes of None
+    own = {name: getattr(rebuilt, name, None) for name in usual if name not in OWN_ARGUMENTS}
+    collate = rebuilt.collate_fn
+    own["collate_fn"] = collate.collate if isinstance(collate, IndexedCollate) else collate
+    changed = {name: x for name, x in own.items() if x is not None and x != usual[name]}
+    return "".join(f", {name}={_shown(x)}" for name, x in changed.items())
+
+
+def _shown(x: Any) -> str:
+    if isinstance(x, torch.Generator):
+        return f"Generator(seed {x.initial_seed()})"
+    return getattr(x, "__qualname__", None) or repr(x)
 
 
 def resolve_mixer(mixer: str | Mixer, dataset: Any) -> Mixer:
