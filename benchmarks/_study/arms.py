@@ -100,6 +100,7 @@ ARMS = {
     "infobatch": Arm("InfoBatch's rule on KD", InfoBatch, free=True),
     # Explorations beyond the paper.
     "kc-kd-kl": Arm("KC-KD by KD divergence", Condensed, {"value": "kd_divergence"}),
+    "rho": Arm("by reducible loss (RHO)", Condensed, {"value": "reducible_loss"}),
     "kc-kd-floors": Arm("KC-KD with class floors", Condensed, {"floors": True}),
     "kc-kd-full-end": Arm("KC-KD, all data at the end", Condensed, {"full_end": 1 / 12}),
     "kc-kd-bn": Arm("KC-KD v2, BatchNorm anew", Condensed, refresh=True),

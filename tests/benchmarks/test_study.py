@@ -323,6 +323,39 @@ def test_arms_of_other_schedules(study, material, monkeypatch, arm, sizes):
     assert done["drawn_by_epoch"] == sizes
 
 
+def kept_first(study, material, arm, recorded):
+    """The set of ``arm`` after its first stage, in which each epoch recorded these logits of all samples."""
+    chosen = study.ARMS[arm]
+    job = study.Job(arm, 0.3, "small", 0, epochs=6 * len(recorded), batch=128)
+    schedule = chosen.schedule(job.ratio, job.epochs)
+    chooser = chosen.chooser(job, material, schedule, **chosen.options)
+    everything = np.arange(N)
+    for epoch, logits in enumerate(recorded, 1):
+        chooser.record(everything, torch.from_numpy(logits), None, material.logits)
+        chooser.end_epoch(epoch)
+    assert chooser.sampler.mixing is None
+    kept = chooser.sampler.kept.tolist()
+    assert len(kept) == schedule.size(N, len(recorded) + 1) < N
+    return kept
+
+
+def highest(value, kept):
+    return sorted(np.argsort(-value, kind="stable")[: len(kept)].tolist())
+
+
+def test_rho_keeps_what_the_student_has_yet_to_learn_of_the_teacher(study, material):
+    """The student's cross-entropy minus the teacher's, read by index."""
+    logits = np.random.default_rng(0).normal(size=(N, 10)) * 3
+    kept = kept_first(study, material, "rho", [logits])
+    targets = material.targets.numpy()
+
+    def loss(of):
+        of = of - of.max(1, keepdims=True)
+        return np.log(np.exp(of).sum(1)) - of[np.arange(N), targets]
+
+    assert kept == highest(loss(logits) - loss(material.logits.numpy().astype(float)), kept)
+
+
 @pytest.fixture
 def augmented(study, finished):
     """The digits as no study takes them: mirrored and shifted."""
