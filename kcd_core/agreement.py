@@ -75,7 +75,7 @@ class Agreement:
                 **layout.in_force(),
                 **self._alike,
                 "run": self._run,
-                "value": layout.tracker.value_name,
+                **layout.tracker.alike,
                 "number of epochs drawn": len(self._drawn),
             }
             distributed.check_agreement(settings, shard=layout.rank, shards=layout.ranks, group=layout.group)

@@ -1,7 +1,8 @@
-"""What all ranks recorded, taken together: as scores to rank by, or as sums; or why no stage can end."""
+"""What all ranks recorded, taken together: as scores to rank by, or as values; or why no stage can end."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,16 @@ import numpy.typing as npt
 from .algorithms.ranks import Scores, rank_scores
 from .base import distributed
 from .history import MOST
-from .sums import Sums
+from .statistics import AT_ONCE, over_ranks
 from .tracker import KnowledgeValueTracker
 
-__all__ = ["nothing_recorded", "scores_of_all", "sums_of_all"]
-
-AT_ONCE = 1 << 18  # samples whose sums are copied, and sent to other ranks, together
+__all__ = ["nothing_recorded", "scores_of_all", "values_of_all"]
 
 
 def scores_of_all(
     tracker: KnowledgeValueTracker, alpha: float, group: Any
 ) -> tuple[Scores, npt.NDArray[np.float64], npt.NDArray[np.int32], int]:
-    """`sums_of_all` as ranking scores, +inf where never recorded; made some at a time, so that these alone are held.
+    """`values_of_all` as ranking scores, +inf where never recorded; made some at a time, so that these alone are held.
 
     Beside them, for the history: value and count of every k-th sample, and how many samples were never recorded.
     """
@@ -29,8 +28,7 @@ def scores_of_all(
     some = -(-n // every)
     score, values, counts, unseen = np.empty(n), np.empty(some), np.empty(some, np.int32), 0
     for start in range(0, n, AT_ONCE):
-        total, count = part_of_all(tracker, slice(start, start + AT_ONCE), group)
-        value = tracker.mean(total, count)
+        value, count = part_of_all(tracker, slice(start, start + AT_ONCE), group)
         score[start : start + AT_ONCE] = rank_scores(value, count, alpha, first=start)
         looked_at = slice(-(-start // every), -(-(start + len(value)) // every))
         values[looked_at], counts[looked_at] = (x[-start % every :: every] for x in (value, count))
@@ -40,26 +38,21 @@ def scores_of_all(
     return score, values, counts, unseen
 
 
-def sums_of_all(tracker: KnowledgeValueTracker, group: Any) -> Sums:
-    """The tracker's sums over all ranks, or an error on every one of them."""
-    total, count = part_of_all(tracker, slice(None), group)
+def values_of_all(
+    tracker: KnowledgeValueTracker, group: Any
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+    """V and F over all ranks, or an error on every one of them."""
+    value, count = part_of_all(tracker, slice(None), group)
     if not count.any():
         raise nothing_recorded(tracker, group)
-    return total, count
+    return value, count
 
 
-def part_of_all(tracker: KnowledgeValueTracker, part: slice, group: Any) -> Sums:
-    """The sums of these samples over all ranks, or an error on every one of them."""
-
-    def sums() -> Sums:
-        total, count = tracker.sums(part)
-        if max(int(total.max()), -int(total.min())) > 2**63 // distributed.world_size(group) - 1:
-            raise ValueError("the recorded values are too large to be summed over the ranks: scale them down")
-        return total, count
-
-    # on_nonfinite="raise" on a device, or a warning that is an error, may be one rank's alone
-    total, count = distributed.sum_over_ranks(*distributed.together(sums, group), group=group)
-    return total, count
+def part_of_all(
+    tracker: KnowledgeValueTracker, part: slice, group: Any
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+    """V and F of these samples over all ranks, or an error on every one of them."""
+    return tracker.of_sums(over_ranks(partial(tracker.sums, part), group), part)
 
 
 def nothing_recorded(tracker: KnowledgeValueTracker, group: Any) -> RuntimeError:

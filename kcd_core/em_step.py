@@ -12,13 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .all_ranks import scores_of_all, sums_of_all
+from .all_ranks import scores_of_all, values_of_all
 from .base import distributed
 from .base.arguments import check_kind
 from .base.arrays import to_numpy
 from .condense import CondensedSet, Indices, check_settings, condense, partition, set_of
 from .rules import Rule, Select, SelectName, check_rule, resolve_select
 from .schedule import CondensationSchedule
+from .statistics import check_wanted
 from .tracker import KnowledgeValueTracker
 
 __all__ = ["Condensable", "Decision", "check_sampler", "condense_step", "decide"]
@@ -108,10 +109,11 @@ def condense_step(
     Raises
     ------
     ValueError
-        If tracker and sampler differ in ``num_samples``, ``select`` breaks its promise, or does not go with the schedule
-        or the sampler.
+        If tracker and sampler differ in ``num_samples``, ``select`` breaks its promise, or does not go with the schedule,
+        the sampler or the tracker's statistic.
     RuntimeError
-        If nothing was ever recorded on any rank; if ranks disagree in anything that decides the set, or one
+        If nothing was ever recorded on any rank; with statistic "last", if something was recorded since
+        ``tracker.end_epoch()``; if ranks disagree in anything that decides the set, or one
         is gone; if the sampler draws for several ranks and no process group is initialised, or one of another
         number of ranks; or if it was made before the process group, and each rank draws everything. Nothing is
         changed then.
@@ -124,13 +126,19 @@ def condense_step(
         rule = resolve_select(select)
         check_parts(tracker, sampler, schedule)
         check_rule(rule, schedule, sampler)
+        check_wanted(tracker.statistic, select)
+        if tracker.window == "epoch" and tracker.open:
+            raise RuntimeError(
+                'statistic "last" needs tracker.end_epoch() at the end of every epoch, before a stage ends, and something '
+                "was recorded since"
+            )
         return *check_settings(alpha, min_weight), rule
 
     alpha, min_weight, rule = distributed.together(checked, group)
     if distributed.world_size(group) > 1:
         settings = {
             "num_samples": tracker.num_samples,
-            "value": tracker.value_name,
+            **tracker.alike,
             "schedule": schedule.state_dict(),
             "schedule_type": type(schedule).__qualname__,
             "alpha": alpha,
@@ -150,7 +158,10 @@ def condense_step(
     chosen: CondensedSet = decide(
         tracker, sampler, schedule, alpha=alpha, min_weight=min_weight, rule=rule, group=group
     ).chosen
+    settled = tracker.settled(group) if tracker.window == "stage" else None
     sampler.install(chosen)
+    if settled is not None:
+        tracker.settle(settled)
     return chosen
 
 
@@ -191,9 +202,7 @@ def decide(
         del score
         chosen = set_of(*parts, min_weight=min_weight, stage=stage)
         return Decision(chosen, value, count, unseen)
-    total, count = sums_of_all(tracker, group)
-    value = tracker.mean(total, count)
-    del total
+    value, count = values_of_all(tracker, group)
     chosen = choose(
         value,
         count,

@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from .base import distributed
 from .em_step import Condensable, Decision, decide, fingerprint_of, size_of
 from .history import CondensationHistory
 from .rules import Rule
 from .schedule import CondensationSchedule
 from .sums import CheckedState as TrackerState
-from .sums import summed
 from .tracker import KnowledgeValueTracker
 
 __all__ = [
@@ -25,9 +22,7 @@ __all__ = [
     "WholeLayout",
     "check_same_size",
     "install",
-    "nothing_of",
     "snapshot",
-    "sum_on_first_rank",
 ]
 
 Undo = Callable[[], None]
@@ -216,7 +211,7 @@ class WholeLayout:
     def joined(
         self, parts: Sequence[tuple[TrackerState, Any]], within_epoch: bool
     ) -> tuple[TrackerState, Any]:
-        return sum_on_first_rank([recorded for recorded, _ in parts], self.rank), parts[0][1]
+        return self.tracker.joined([recorded for recorded, _ in parts], self.rank), parts[0][1]
 
     def apply(self, recorded: TrackerState, in_force: Any) -> None:
         self.tracker.apply_state(recorded)
@@ -255,15 +250,3 @@ def install(sampler: Any, chosen: Any | None, epoch: int) -> None:
         sampler.install(chosen)
     if hasattr(sampler, "set_epoch"):
         sampler.set_epoch(epoch)
-
-
-def sum_on_first_rank(recorded: Sequence[TrackerState], rank: int) -> TrackerState:
-    """What all ranks recorded, for the first; nothing for the others, since a stage's end sums over the ranks."""
-    everything = summed(recorded)
-    return everything if rank == 0 else nothing_of(everything)
-
-
-def nothing_of(recorded: TrackerState) -> TrackerState:
-    """A state of the same size, in which nothing was recorded."""
-    total, count, skipped = recorded
-    return np.zeros_like(total), np.zeros_like(count), np.zeros_like(skipped)

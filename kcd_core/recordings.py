@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .base.arrays import Array, backend, to_numpy
+import numpy as np
+import numpy.typing as npt
+
+from .base.arrays import Array, as_indices, backend, checked_range, to_numpy
 from .base.cuda_streams import StreamOrder
+from .base.padding import PADDING, without_padding
 from .skipped import SkipReport
 from .sums import CheckedState, ValueSums
 from .waiting import MAX_PENDING, Step, alike, joined
@@ -22,6 +26,8 @@ class Recordings:
     Parameters
     ----------
     num_samples : int
+    kind : type of ValueSums
+        See `kcd_core.statistics`.
     skips : SkipReport
         Is told what was not added.
 
@@ -34,8 +40,8 @@ class Recordings:
         Appended by this object so far.
     """
 
-    def __init__(self, num_samples: int, skips: SkipReport) -> None:
-        self.sums = ValueSums.zeros(num_samples)
+    def __init__(self, num_samples: int, kind: type[ValueSums], skips: SkipReport) -> None:
+        self.sums = kind.zeros(num_samples)
         self.waiting: list[Step] = []
         self.steps = 0
         self._num_samples, self._skips, self._streams = num_samples, skips, StreamOrder()
@@ -51,6 +57,40 @@ class Recordings:
         """A copy where it is to be added: the caller may reuse the buffer."""
         x = self.sums.place(x)
         return backend(x).copy(x)
+
+    def samples(self, indices: Any, *rows: Any) -> tuple[Any, ...]:
+        """A copy of ``indices``, and what has a row for each of them: in host memory, without those that only pad.
+
+        On the sums' device, padding is left out when it is added.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            As `KnowledgeValueTracker.update` does.
+        """
+        indices = as_indices(indices, "indices")
+        if len(indices) != len(rows[0]):
+            raise ValueError(
+                f"indices and the batch must have one length, got {len(indices)} indices for {len(rows[0])} samples"
+            )
+        if isinstance(indices, np.ndarray):
+            try:
+                return self._in_range(indices), *rows
+            except IndexError:  # which most batches, without padding, don't pay for
+                if PADDING not in indices:
+                    raise
+            return self._in_range(indices[indices != PADDING]), *without_padding(indices, *rows)
+        if self.device is None:
+            raise TypeError(
+                f"indices are on {indices.device} but the tracker is in host memory: pass indices in host "
+                f"memory, or use tracker.to({indices.device.type!r})"
+            )
+        return backend(indices).to_int64(self.placed_copy(indices)), *rows
+
+    def _in_range(self, indices: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        return checked_range(
+            indices, "indices", self._num_samples, outcome="; nothing of this batch was recorded"
+        )
 
     def append(self, indices: Array, values: Array) -> None:
         """Let checked indices wait with ``values`` [B], or logits [B, C], where they are to be added."""
@@ -114,11 +154,16 @@ class Recordings:
             self.sums, self._streams = sums.to(device, copy=False), StreamOrder()
             self._join_stream()
 
+    def change(self, change: Callable[[ValueSums], ValueSums]) -> None:
+        """Hold other sums, made from these, with all that was appended."""
+        with self.added() as sums:
+            self.sums = change(sums)
+
     def replace(self, checked: CheckedState) -> None:
         """Take over what a state holds. What waits is forgotten."""
         with self._lock:
             self._join_stream()
-            copies = ValueSums(*checked).to(self.sums.device)
+            copies = type(self.sums)(*checked).to(self.sums.device)
             self._skips.told(checked[2])
             self.sums, self.waiting = copies, []
 

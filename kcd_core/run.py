@@ -189,7 +189,8 @@ class Run(RunState):
             is gone.
         ValueError
             With ``on_nonfinite="raise"`` and values on a device, if some were not finite in this epoch. Where no
-            stage is due, only the rank that recorded them raises; the others wait for it at the next stage.
+            stage is due, only the rank that recorded them raises; the others wait for it at the next stage, or with
+            statistic "last", raise, too.
 
         Warns
         -----
@@ -205,7 +206,8 @@ class Run(RunState):
         self.account.begin()
         self.agreement.check_moment()
         due = self.schedule.due(self.epoch)
-        if due or self.agreement.missing:
+        meets = due or self.tracker.window == "epoch"
+        if meets or self.agreement.missing:
             self.agreement.check({**self.identity(), "epoch": self.epoch})
         decision = self._decide() if due else None
         problem: Exception | None = None
@@ -218,7 +220,7 @@ class Run(RunState):
             self._warn(decision)  # before anything is changed, since a warning may be an error
         except Exception as error:
             problem = error
-        if due:
+        if meets:
             distributed.raise_together(problem, self.group)
         elif problem is not None:
             raise problem
@@ -297,14 +299,20 @@ class Run(RunState):
 
 
 def end_together(*runs: Run) -> list[Any]:
-    """`Run.end_epoch` of several runs: all of them, or none. All that may fail is done first."""
+    """`Run.end_epoch` of several runs of one tracker: all of them, or none. All that may fail is done first."""
     endings, chosen = [], []
     for run in runs:
         endings.append(run.decide_end())
-    undo = [run.snapshot() for run in runs]
+    tracker = runs[0].tracker
+    stage_ends = any(ending.decision is not None for ending in endings)
+    window_ends = tracker.window == "epoch" or (tracker.window == "stage" and stage_ends)
+    settled = tracker.settled(runs[0].group) if window_ends else None
+    undo = [tracker.snapshot(), *(run.snapshot() for run in runs)]
     try:
         for run, ending in zip(runs, endings, strict=True):
             chosen.append(run.carry_out(ending))
+        if settled is not None:
+            tracker.settle(settled)
         return chosen
     except BaseException:
         for put_back in undo:

@@ -11,7 +11,7 @@ from .account import Account
 from .agreement import Agreement, numbered
 from .condense import check_settings
 from .history import CondensationHistory
-from .layout import Layout, nothing_of
+from .layout import Layout
 from .progress import EpochProgress
 from .recipes import adopted_mixing
 from .rules import Select, SelectName, check_rule, resolve_select, schedule_of
@@ -244,8 +244,8 @@ class RunState:
         done = CondensationHistory.from_state(history)
         parts = {"tracker": tracker, "sampler": sampler}
         recorded, in_force = layout.check_state(parts, done, layout.rank, layout.ranks)
-        if summed and layout.rank > 0:
-            recorded = nothing_of(recorded)
+        if summed:
+            recorded = layout.tracker.joined([recorded], layout.rank)
         spent = None if account is None else Account.from_state(account)
         self.apply(Saved(epoch, seen, recorded, in_force, done, also={}, account=spent))
 

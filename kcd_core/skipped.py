@@ -27,6 +27,8 @@ class SkipReport:
         See `KnowledgeValueTracker`.
     looks : bool
         Whether `look` is to be called with the next batch: with the first one, of which logits are expected.
+    largest : str
+        Up to which size values are recorded.
 
     Raises
     ------
@@ -34,9 +36,9 @@ class SkipReport:
         If ``on_nonfinite`` is neither of both.
     """
 
-    def __init__(self, on_nonfinite: OnNonfinite, looks: bool) -> None:
+    def __init__(self, on_nonfinite: OnNonfinite, looks: bool, largest: str = "2**20") -> None:
         self.raises = checked_choice(on_nonfinite, "on_nonfinite", ("skip", "raise")) == "raise"
-        self.looks = looks
+        self.looks, self._largest = looks, largest
         self._found: Any = None  # by `look`, on a device
         self._told = np.zeros(2, np.int64)
 
@@ -61,7 +63,7 @@ class SkipReport:
         """Raise ValueError if one of these values cannot be recorded, before any of them is."""
         wrong = int(np.count_nonzero(~recordable(values)))
         if wrong:
-            raise ValueError(_unrecordable(wrong))
+            raise ValueError(self._unrecordable(wrong))
 
     def told(self, skipped: npt.NDArray[np.int64]) -> None:
         """Take it that this was said: it is what a state holds."""
@@ -89,7 +91,7 @@ class SkipReport:
         self.told(skipped)
         unrecordable, out_of_range = new.tolist()
         texts = (
-            _unrecordable(unrecordable),
+            self._unrecordable(unrecordable),
             f"{out_of_range} recordings had an index outside 0 .. {num_samples - 1} and were not recorded",
         )
         if self.raises:
@@ -99,9 +101,9 @@ class SkipReport:
                 text + "; further ones are only counted (tracker.skipped)", RuntimeWarning, stacklevel=3
             )
 
-
-def _unrecordable(number: int) -> str:
-    return (
-        f"{number} values were not finite (a NaN or infinite logit? a sequence whose labels are all -100?) or larger "
-        "than 2**20 in size, or of a sample whose values add up to more than 2**22 already, and were not recorded"
-    )
+    def _unrecordable(self, number: int) -> str:
+        return (
+            f"{number} values were not finite (a NaN or infinite logit? a sequence whose labels are all -100?) or larger "
+            f"than {self._largest} in size, or of a sample whose values add up to more than 2**22 already, and were not "
+            "recorded"
+        )

@@ -14,6 +14,7 @@ from .rules import Select, SelectName
 from .run import Run
 from .schedule import CondensationSchedule
 from .skipped import OnNonfinite
+from .statistics import StatisticName, check_wanted, wanted
 from .tracker import KnowledgeValueTracker
 from .values import Value, ValueName
 
@@ -33,12 +34,14 @@ class Condensation(Run):
         None is that of a ``select`` that has one of its own.
     value, on_nonfinite
         See `KnowledgeValueTracker`.
+    statistic : {"mean", "stage_mean", "last", "variance"}, optional
+        See `KnowledgeValueTracker`. Default: ``select.statistic``, if it has one, which is what it wants; else "mean".
     alpha, min_weight, select
         See `condense` and `condense_step`.
     device : torch device, optional
         Where values are kept. Default: where the first recorded logits are.
     tracker : KnowledgeValueTracker, optional
-        One that is there already, in place of ``value``, ``on_nonfinite`` and ``device``. Default: the sampler's own,
+        One that is there already, in place of ``value``, ``statistic``, ``on_nonfinite`` and ``device``. Default: the sampler's own,
         as a `CondensedLoss` has one.
     dataset : optional
         What the indices are of. What of it says which samples these are, such as its labels, is then part of the run's
@@ -61,8 +64,8 @@ class Condensation(Run):
         If ``schedule`` is no CondensationSchedule and ``select`` has none, ``sampler`` lacks one of the three, ``select`` can't be called as
         `condense_step` calls it, or ``group`` is no process group.
     ValueError
-        If a setting is outside its range; if ``tracker`` is of another number of samples, or ``value``,
-        ``on_nonfinite`` or ``device`` is given beside it; or if this process is not in ``group``.
+        If a setting is outside its range; if ``tracker`` is of another number of samples, or of another statistic than
+        ``select`` wants, or ``value``, ``statistic``, ``on_nonfinite`` or ``device`` is given beside it; or if this process is not in ``group``.
     RuntimeError
         If the sampler draws for another number of ranks than there are, or was made before the process group
         and draws everything on each of several.
@@ -86,6 +89,7 @@ class Condensation(Run):
         *,
         schedule: CondensationSchedule | None,
         value: ValueName | Value | None = None,
+        statistic: StatisticName | None = None,
         alpha: float = 0.03,
         min_weight: float = 0.7,
         select: SelectName | Select | None = None,
@@ -100,9 +104,15 @@ class Condensation(Run):
             check_kind(tracker, "tracker", KnowledgeValueTracker)
         if tracker is None:
             tracker = getattr(sampler, "tracker", None)
-        recording: dict[str, Any] = {"value": value, "on_nonfinite": on_nonfinite, "device": device}
+        recording: dict[str, Any] = {
+            "value": value,
+            "statistic": statistic,
+            "on_nonfinite": on_nonfinite,
+            "device": device,
+        }
         given = {name: setting for name, setting in recording.items() if setting is not None}
         if tracker is None:
+            given["statistic"] = wanted(statistic, select)
             tracker = KnowledgeValueTracker(sampler.num_samples, **given)
         elif given:
             raise ValueError(
@@ -113,6 +123,7 @@ class Condensation(Run):
                 f"tracker and sampler must be of one size, got num_samples = {tracker.num_samples} and "
                 f"{sampler.num_samples}"
             )
+        check_wanted(tracker.statistic, None if "statistic" in given else select)
         check_share(sampler, distributed.check_group(group))
         layout = WholeLayout(sampler, tracker, group)
         super().__init__(

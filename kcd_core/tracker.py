@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .base.arrays import (
     Array,
-    as_indices,
-    backend,
     checked_int,
-    checked_range,
     detached,
     dtype_name,
     in_memory,
     is_real,
     outside_of_graphs,
-    to_numpy,
 )
 from .base.cuda_streams import refuse_capture
-from .base.padding import PADDING, without_padding
-from .base.states import check_same
 from .logits import check_logits
-from .recordings import Recordings
-from .skipped import OnNonfinite, SkipReport
-from .sums import CheckedState, Sums, checked_sums, mean, summed
+from .recorded_values import RecordedValues
+from .skipped import OnNonfinite
+from .statistics import StatisticName
 from .value_function import ValueFunction
 from .values import Value, ValueName, entropy, host_entropy
 from .waiting import may_wait
 
 __all__ = ["KnowledgeValueTracker"]
 
-STATE_VERSION = 1
 
-
-class KnowledgeValueTracker:
+class KnowledgeValueTracker(RecordedValues):
     """Records values as the student trains (OGVE, part a): no extra forward pass, 12 bytes a sample.
 
     Parameters
@@ -52,11 +41,16 @@ class KnowledgeValueTracker:
         passed to `update`, and nothing else. One with a parameter named ``indices`` is given the batch's, too:
         int64 [B], of the logits' kind and on their device; without padding in host memory, with -1 for it on a
         device. See `kcd_core.values`.
+    statistic : {"mean", "stage_mean", "last", "variance"}
+        What V is of a sample's values: the mean of all of them (the paper's); the mean of those since the last stage
+        ended, or of those in the last epoch in which it was recorded; or their variance (of the population, so 0 of a
+        single one). What was not recorded in the last stage, or epoch, keeps the value that it had.
     device : torch device or str, optional
         Where V and F live. None keeps them in NumPy arrays, which also take tensors in host memory;
         recording CUDA logits needs a CUDA device here, so that no step waits for the GPU.
     on_nonfinite : {"skip", "raise"}
-        What to do with a value that is not finite, or larger than 2**20 in size: do not record it
+        What to do with a value that is not finite, or larger than 2**20 in size (2**10 with statistic "variance"): do
+        not record it
         (counted in `skipped`, warned of once), or raise ValueError. On a device, where looking would
         stall the step, both come when `value`, `count` or `sums` is read, and at each `report`: a run's
         ``end_epoch`` makes one.
@@ -67,7 +61,7 @@ class KnowledgeValueTracker:
     Raises
     ------
     ValueError
-        If ``num_samples`` < 1, or ``value`` or ``on_nonfinite`` is not one of those named.
+        If ``num_samples`` < 1, or ``value``, ``statistic`` or ``on_nonfinite`` is not one of those named.
     TypeError
         If ``num_samples`` is not an integer.
 
@@ -77,8 +71,12 @@ class KnowledgeValueTracker:
     ends without mixing, or while a state is saved or loaded, which lies beside the run until it is let go
     (``benchmarks/memory.py``).
 
+    The variance takes 8 bytes a sample more, and each of the two means of a window 12, and 24 besides while one ends. With
+    "last" the ranks of a process group meet at the end of every epoch.
+
     V is kept as an int64 sum of ``round(value * 2**40)``. A sample whose values add up to more than 2**22,
-    which no entropy reaches, is not recorded any further (counted in `skipped`); with ``device``, the values
+    which no entropy reaches, is not recorded any further (counted in `skipped`), nor, for the variance, one whose squares do,
+    which is right to 2**-40 times the values' size; with ``device``, the values
     that wait for one sample are refused together if they would carry its sum beyond 1.5 * 2**22.
 
     The values of up to 32 steps wait and are added together; whatever reads adds them first. If adding fails
@@ -110,14 +108,13 @@ class KnowledgeValueTracker:
         num_samples: int,
         *,
         value: ValueName | Value = "entropy",
+        statistic: StatisticName = "mean",
         device: Any = None,
         on_nonfinite: OnNonfinite = "skip",
         first: int = 0,
     ) -> None:
-        self._num_samples = checked_int(num_samples, "num_samples", 1)
-        self._function = ValueFunction(value, checked_int(first, "first", 0))
-        self._skips = SkipReport(on_nonfinite, looks=self._function.built_in)
-        self.recordings = Recordings(self._num_samples, self._skips)
+        function = ValueFunction(value, checked_int(first, "first", 0))
+        super().__init__(num_samples, function, statistic, on_nonfinite)
         self.to(device)
 
     # -- recording ---------------------------------------------------------------------------------
@@ -163,7 +160,7 @@ class KnowledgeValueTracker:
             at the next `report`.
         """
         logits = check_logits(student_logits, "student_logits", sequences=self._function.of_sequences)
-        indices, *rows = self._samples(indices, logits, teacher_logits, targets)
+        indices, *rows = self.recordings.samples(indices, logits, teacher_logits, targets)
         if self._function.takes_indices:
             indices = self.recordings.sums.place_indices(indices)
         values = self._values(indices, *rows)
@@ -208,173 +205,12 @@ class KnowledgeValueTracker:
         if not is_real(values):
             raise TypeError(f"values must be real numbers, got dtype {dtype_name(values)}")
         refuse_capture(self.device)
-        indices, values = self._samples(indices, values)
+        indices, values = self.recordings.samples(indices, values)
         return self._append(indices, self.recordings.placed_copy(values))
 
     def _append(self, indices: Array, values: Array) -> int:
         """Let checked indices wait with ``values`` [B], or logits [B, C], where they are to be added."""
         if self.device is None and self._skips.raises:
-            self._skips.refuse(values.astype(np.float64, copy=False))
+            self._skips.refuse(self.recordings.sums.powers(values.astype(np.float64, copy=False))[-1])
         self.recordings.append(indices, values)
         return len(indices)
-
-    def _in_range(self, indices: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        return checked_range(
-            indices, "indices", self._num_samples, outcome="; nothing of this batch was recorded"
-        )
-
-    def _samples(self, indices: Any, *rows: Any) -> tuple[Any, ...]:
-        """A copy of ``indices``, and what has a row for each of them: in host memory, without those that only pad.
-
-        On this tracker's device, padding is left out when it is added.
-        """
-        indices = as_indices(indices, "indices")
-        if len(indices) != len(rows[0]):
-            raise ValueError(
-                f"indices and the batch must have one length, got {len(indices)} indices for {len(rows[0])} samples"
-            )
-        if isinstance(indices, np.ndarray):
-            try:
-                return self._in_range(indices), *rows
-            except IndexError:  # which most batches, without padding, don't pay for
-                if PADDING not in indices:
-                    raise
-            return self._in_range(indices[indices != PADDING]), *without_padding(indices, *rows)
-        if self.device is None:
-            raise TypeError(
-                f"indices are on {indices.device} but the tracker is in host memory: pass indices in host "
-                f"memory, or use tracker.to({indices.device.type!r})"
-            )
-        return backend(indices).to_int64(self.recordings.placed_copy(indices)), *rows
-
-    # -- reading -----------------------------------------------------------------------------------
-
-    @property
-    def num_samples(self) -> int:
-        """N."""
-        return self._num_samples
-
-    @property
-    def device(self) -> Any:
-        """The torch device of V and F, or None for NumPy."""
-        return self.recordings.device
-
-    @property
-    def batches(self) -> int:
-        """How many batches were recorded by this object so far, whoever called."""
-        return self.recordings.steps
-
-    @property
-    def function(self) -> Value:
-        """The value function: ``f(student_logits, *, teacher_logits, targets) -> [B]``."""
-        return self._function.function
-
-    @property
-    def value_name(self) -> str:
-        """What the value function is called in a state, and where ranks compare their settings."""
-        return self._function.name
-
-    @property
-    def value(self) -> Array:
-        """V, the mean recorded value: float64 [N], NaN where never recorded. A new array each time."""
-        with self.recordings.read() as sums:
-            return sums.mean()
-
-    @property
-    def count(self) -> Array:
-        """F, how many times each sample was recorded: int32 [N]. A new array each time."""
-        with self.recordings.read() as sums:
-            return backend(sums.count).copy(sums.count)
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """How many recordings were not made: ``{"nonfinite": ..., "out_of_range": ...}``.
-
-        ``nonfinite`` includes values larger than 2**20 in size, and those of a sample whose sum is full
-        (its values add up to more than 2**22).
-        """
-        with self.recordings.added() as sums:
-            nonfinite, out_of_range = to_numpy(sums.skipped).tolist()
-        return {"nonfinite": nonfinite, "out_of_range": out_of_range}
-
-    def sums(self, part: slice = slice(None)) -> Sums:
-        """What is stored, copied to host memory: int64 sums of ``round(value * 2**40)``, int32 counts.
-
-        ``part``: of which samples, all by default.
-
-        Sums of several trackers add up to that of one tracker that recorded everything.
-        """
-        with self.recordings.read() as sums:
-            return sums.part(part)
-
-    mean = staticmethod(mean)
-
-    def report(self) -> None:
-        """Say what was skipped since the last report, as reading does. Two numbers are copied from a device.
-
-        Warns
-        -----
-        RuntimeWarning
-            Once, if values were not finite; and once, if indices on a device were out of range.
-
-        Raises
-        ------
-        ValueError, IndexError
-            With ``on_nonfinite="raise"``, in place of the warnings, and not only once.
-        """
-        with self.recordings.read():
-            pass
-
-    def to(self, device: Any) -> KnowledgeValueTracker:
-        """Move V and F to a torch device, or to NumPy with None. Returns self."""
-        if device is None and self.device is None:
-            return self
-        self.recordings.move(device)
-        return self
-
-    def __repr__(self) -> str:
-        where = "numpy" if self.device is None else str(self.device)
-        return f"KnowledgeValueTracker({self._num_samples}, value={self.value_name!r}, device={where!r})"
-
-    def __copy__(self) -> KnowledgeValueTracker:
-        """One that records by itself from now on: the sums are copied, too."""
-        made = object.__new__(type(self))
-        made.__dict__.update(self.__dict__, recordings=copy.copy(self.recordings))
-        return made
-
-    # -- state -------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and tensors (NumPy arrays where torch is not installed). Copies."""
-        with self.recordings.added() as sums:
-            return {**self._settings(), **sums.state()}
-
-    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-        """Take over a state, or, of a list, the sum of several; the device stays as it is.
-
-        Raises
-        ------
-        ValueError
-            If one is of another version, N or value function, or not a tracker's state, or if a sample's
-            values are too large to be summed. Nothing is changed then.
-        """
-        states = state if isinstance(state, (list, tuple)) else [state]
-        self.apply_state(summed([self.check_state(s) for s in states]))
-
-    def check_state(self, state: Any) -> CheckedState:
-        """What a state of this tracker holds, for `apply_state`. Changes nothing.
-
-        Raises
-        ------
-        ValueError
-            If it is of another version, N or value function, or not a tracker's state.
-        """
-        check_same(state, self._settings(), "tracker", needs=("total", "count", "skipped"))
-        return checked_sums(state, self._num_samples)
-
-    def apply_state(self, checked: CheckedState) -> None:
-        """Take over what `check_state` (or the sum of several) gave. What waits is forgotten."""
-        self.recordings.replace(checked)
-
-    def _settings(self) -> dict[str, Any]:
-        return {"version": STATE_VERSION, "num_samples": self._num_samples, "value": self.value_name}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from functools import partial
 from typing import Any
 
-from .base.arguments import check_callable, checked_choice
+from .base.arguments import check_callable, checked_choice, takes_named
 from .base.arrays import Array, as_array, backend, detached, dtype_name, is_floating, is_real
 from .base.padding import PADDING
 from .base.rows import nan_unless_finite
@@ -116,19 +114,13 @@ class ValueFunction:
 
 def _takes_indices(function: Value) -> bool:
     """Whether ``function`` has a parameter named ``indices`` that it is to be given."""
-    if isinstance(function, partial) and "indices" in function.keywords:
-        return False
-    try:
-        # A torch module's own signature takes anything, and hands it on to forward().
-        parameters = inspect.signature(getattr(function, "forward", function)).parameters
-    except (TypeError, ValueError):  # what is built in may have none
-        return False
-    if "indices" not in parameters:
-        return False
-    parameter = parameters["indices"]
-    if parameter is next(iter(parameters.values())) and parameter.kind is not parameter.KEYWORD_ONLY:
+    # A torch module's own signature takes anything, and hands it on to forward().
+    called = getattr(function, "forward", function)
+    if takes_named(called, "indices", places=1):
+        return True
+    if takes_named(called, "indices"):
         raise TypeError(
             f"value must be {WANTED}, and {function!r} takes indices in the first place, where it is given the "
             "student's logits"
         )
-    return parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    return False

@@ -132,7 +132,7 @@ def same(a, b):
     if type(a) is not type(b):
         return False
     if isinstance(a, (torch.Tensor, np.ndarray)):
-        return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
+        return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
     if isinstance(a, dict):
         return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):

@@ -171,7 +171,7 @@ def test_by_hand_examples_run(capsys):
         "my_weights": torch.rand(1000, generator=torch.Generator().manual_seed(0)),
     }
     blocks = python_blocks(ROOT / "docs" / "by-hand.md")
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     for block in blocks:
         exec(compile(block, "by-hand.md", "exec"), names)
     assert names["schedule"].size(1000, 13) == len(names["sampler"].kept) == len(names["parts"].kept) == 700

@@ -20,6 +20,7 @@ from ..schedule import AHEAD, CondensationSchedule, NoStages
 from ..sharded.layout import SliceLayout
 from ..sharded.sampler import ShardedSampler
 from ..skipped import OnNonfinite
+from ..statistics import StatisticName, wanted
 from ..tracker import KnowledgeValueTracker
 from ..values import Value, ValueName
 from .asking import Asking, ask_schedule
@@ -41,6 +42,7 @@ def wrap_loader(
     ask: float | CondensationSchedule | None = None,
     ask_multiple: int = 1,
     value: ValueName | Value = "entropy",
+    statistic: StatisticName | None = None,
     alpha: float = 0.03,
     min_weight: float = 0.7,
     mixing: Mixing | Literal["auto"] = "auto",
@@ -79,6 +81,9 @@ def wrap_loader(
         The number of rows asked in a batch is rounded up to a multiple of it: see `TeacherGate.asked`.
     value, on_nonfinite
         See `KnowledgeValueTracker`.
+    statistic : {"mean", "stage_mean", "last", "variance"}, optional
+        See `KnowledgeValueTracker`. Default: ``select.statistic``, if it has one, which is what it wants; else "mean".
+        With ``sharded``, "mean" alone; with both ``schedule`` and ``ask``, not "stage_mean".
     alpha, min_weight, select
         See `condense` and `condense_step`.
     mixing : {"auto", "cumulative", "fresh", None}
@@ -181,7 +186,21 @@ def wrap_loader(
     if sharded and ask is not None:
         raise ValueError("ask needs the values of all samples in one place: not with sharded=True")
     num_samples = len(loader.dataset)  # type: ignore[arg-type]
-    recording: dict[str, Any] = {"value": value, "on_nonfinite": on_nonfinite, "device": device}
+    statistic = wanted(statistic, select)
+    if sharded and statistic != "mean":
+        raise ValueError(
+            f"statistic={statistic!r} needs the values of all samples in one place: not with sharded=True"
+        )
+    if statistic == "stage_mean" and ask is not None and schedule.drops(len(loader.dataset)):  # type: ignore[arg-type]
+        raise ValueError(
+            'statistic="stage_mean" can\'t be of the stages of schedule= and of ask= at once: leave out one of them'
+        )
+    recording: dict[str, Any] = {
+        "value": value,
+        "statistic": statistic,
+        "on_nonfinite": on_nonfinite,
+        "device": device,
+    }
     mix = resolve_mixer(mixer, loader.dataset)
     mode = resolve_mixing(mixing, mix)
     if rule is not None and not rule.mixes:

@@ -146,7 +146,7 @@ def condense_sharded(
     Raises
     ------
     ValueError
-        If ``tracker`` is not of the slice's length, ``alpha`` is so large that a score is not finite, or a
+        If ``tracker`` is not of the slice's length or of another statistic than "mean", ``alpha`` is so large that a score is not finite, or a
         rank would keep no sample.
     TypeError
         If one of the arguments is of another type.
@@ -161,6 +161,10 @@ def condense_sharded(
         check_kind(sampler, "sampler", ShardedSampler)
         check_kind(schedule, "schedule", CondensationSchedule)
         check_rule(None, schedule, sampler)
+        if tracker.statistic != "mean":
+            raise ValueError(
+                f"tracker must be of statistic 'mean', got {tracker.statistic!r}: see condense_step"
+            )
         return check_settings(alpha, min_weight)
 
     alpha, min_weight = distributed.together(checked, group)
@@ -183,7 +187,7 @@ def settings_of(
     """All that decides the set and must be the same on every rank."""
     return {
         "num_samples": sampler.num_samples,
-        "value": tracker.value_name,
+        **tracker.alike,
         "schedule": schedule.state_dict(),
         "schedule_type": type(schedule).__qualname__,
         "alpha": alpha,

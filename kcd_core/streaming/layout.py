@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..all_ranks import sums_of_all
+from ..all_ranks import values_of_all
 from ..base import distributed
 from ..base.arrays import state_array, to_numpy
 from ..base.states import state_int
 from ..condense import CondensedSet
 from ..em_step import Decision, choose
 from ..history import CondensationHistory
-from ..layout import Undo, sum_on_first_rank
+from ..layout import Undo
 from ..rules import Rule
 from ..sample_weights import refuse_weights
 from ..schedule import CondensationSchedule
@@ -91,10 +91,9 @@ class SlotLayout:
         ended: int,
     ) -> Decision:
         """Over the slots recorded until now; the others are neither ranked nor dropped."""
-        total, count = sums_of_all(self.tracker, self.group)
+        value, count = values_of_all(self.tracker, self.group)
         recorded = np.flatnonzero(count)
-        count = count[recorded]
-        value = self.tracker.mean(total[recorded], count)
+        value, count = value[recorded], count[recorded]
         in_force = np.flatnonzero(self.filter.passes(recorded))
         chosen = choose(
             value,
@@ -170,7 +169,7 @@ class SlotLayout:
     def joined(
         self, parts: Sequence[tuple[TrackerState, InForce]], within_epoch: bool
     ) -> tuple[TrackerState, InForce]:
-        return sum_on_first_rank([recorded for recorded, _ in parts], self.rank), parts[0][1]
+        return self.tracker.joined([recorded for recorded, _ in parts], self.rank), parts[0][1]
 
     def apply(self, recorded: TrackerState, in_force: InForce) -> None:
         self.tracker.apply_state(recorded)

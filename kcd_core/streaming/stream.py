@@ -25,6 +25,7 @@ from ..rules import Select, SelectName
 from ..run import Run, RunOwner, end_together
 from ..schedule import CondensationSchedule
 from ..skipped import OnNonfinite
+from ..statistics import check_wanted
 from ..tracker import KnowledgeValueTracker
 from ..value_function import ValueFunction
 from ..values import Value, ValueName
@@ -133,6 +134,7 @@ class CondensedStream(RunOwner, StreamFilter):
                 "value has a parameter named indices, and what a stream yields has ids alone: record such values "
                 "yourself, with stream.tracker.record(stream.slots_of(ids), values)"
             )
+        check_wanted("mean", select)  # the only one of a stream
         tracker = KnowledgeValueTracker(slots, value=value, on_nonfinite=on_nonfinite, device=device)
         named = repr(self.key) if isinstance(self.key, itemgetter) else value_name(self.key)
         self._layout = SlotLayout(self, tracker, named, distributed.check_group(group))

@@ -182,7 +182,7 @@ RUN_TAKES = {"alpha": "half", "min_weight": "half", "select": "none", "device": 
 CALLS: dict[str, Call] = {
     "KnowledgeValueTracker": Call(
         made_by(kcd.KnowledgeValueTracker),
-        {"num_samples": lambda: N, "value": lambda: "entropy", "device": nothing, "on_nonfinite": lambda: "raise", "first": lambda: 2},
+        {"num_samples": lambda: N, "value": lambda: "entropy", "statistic": lambda: "last", "device": nothing, "on_nonfinite": lambda: "raise", "first": lambda: 2},
         {"device": "none"},
     ),
     "KnowledgeValueTracker.update": Call(method(tracker, "update"), {"indices": some, "student_logits": logits}),
@@ -196,6 +196,7 @@ CALLS: dict[str, Call] = {
         method(partial(tracker, value="sequence_entropy"), "update"), {"indices": some, "student_logits": tokens, "targets": token_labels}
     ),
     "KnowledgeValueTracker.record": Call(method(tracker, "record"), {"indices": some, "values": lambda: torch.rand(N)}, {"values": "floats"}, {"values": "values|the batch"}),
+    "KnowledgeValueTracker.end_epoch": Call(method(tracker, "end_epoch"), {"group": nothing}, {"group": "none"}),
     "KnowledgeValueTracker.to": Call(method(tracker, "to"), {"device": nothing}, {"device": "none"}),
     "KnowledgeValueTracker.load_state_dict": Call(method(tracker, "load_state_dict"), {"state": lambda: tracker().state_dict()}),
     "CondensationSchedule": Call(
@@ -257,15 +258,15 @@ CALLS: dict[str, Call] = {
         {"label_losses": "floats", "label_weight": "half", "teacher_weight": "half", "unasked_weight": "half"},
     ),
     "Condensation": Call(
-        made_by(kcd.Condensation), {"sampler": sampler, **RUN, "tracker": nothing, "dataset": nothing},
-        {**RUN_TAKES, "tracker": "none", "dataset": "none text empty mixed dict set bytes complex mask floats cube objects", "device": "none", "value": "none", "on_nonfinite": "none"},
+        made_by(kcd.Condensation), {"sampler": sampler, **RUN, "statistic": lambda: "variance", "tracker": nothing, "dataset": nothing},
+        {**RUN_TAKES, "tracker": "none", "dataset": "none text empty mixed dict set bytes complex mask floats cube objects", "device": "none", "value": "none", "statistic": "none", "on_nonfinite": "none"},
     ),
     "Condensation.record": Call(method(run, "record"), {"indices": some, "student_logits": logits}),
     "Condensation.load_state_dict": Call(method(run, "load_state_dict"), {"state": lambda: run().state_dict()}),
     "wrap_loader": Call(
         made_by(kcd.wrap_loader),
-        {"loader": plain, **RUN, "ask": lambda: 0.5, "ask_multiple": lambda: 2, "mixing": nothing, "mixing_cache": lambda: 0, "mixer": lambda: "auto", "return_index": lambda: True, "prefetch": lambda: iter, "seed": lambda: 1, "num_replicas": lambda: 1, "rank": lambda: 0, "sharded": lambda: False},
-        {**RUN_TAKES, "schedule": "none", "ask": "none half", "mixing": "none", "mixing_cache": "none", "return_index": "true", "prefetch": "none lambda", "sharded": "true", "seed": "none", "num_replicas": "none", "rank": "none"},
+        {"loader": plain, **RUN, "statistic": lambda: "last", "ask": lambda: 0.5, "ask_multiple": lambda: 2, "mixing": nothing, "mixing_cache": lambda: 0, "mixer": lambda: "auto", "return_index": lambda: True, "prefetch": lambda: iter, "seed": lambda: 1, "num_replicas": lambda: 1, "rank": lambda: 0, "sharded": lambda: False},
+        {**RUN_TAKES, "schedule": "none", "statistic": "none", "ask": "none half", "mixing": "none", "mixing_cache": "none", "return_index": "true", "prefetch": "none lambda", "sharded": "true", "seed": "none", "num_replicas": "none", "rank": "none"},
     ),
     "CondensedLoader.record": Call(method(loader, "record"), {"indices": drawn, "student_logits": lambda: torch.randn(3, CLASSES)}, {"indices": "none"}),
     "CondensedLoader.record(values)": Call(method(loader, "record"), {"indices": drawn, "values": lambda: torch.rand(3)}, takes={"indices": "none"},
