@@ -131,6 +131,10 @@ class RecordedValues:
         """At whose end a window of recordings ends: a "stage"'s, or an "epoch"'s; None where V is of all recordings."""
         return WINDOWS.get(self._statistic)
 
+    def window_ends(self, stage: bool) -> bool:
+        """Whether a window ends where an epoch does, and with it a ``stage``, or none."""
+        return self.window == "epoch" or (stage and self.window == "stage")
+
     def settled(self, group: Any = None) -> Settled:
         """What the end of a window will change, for `settle`. Changes nothing; all ranks of the group meet in it."""
 

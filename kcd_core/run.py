@@ -303,10 +303,8 @@ def end_together(*runs: Run) -> list[Any]:
     endings, chosen = [], []
     for run in runs:
         endings.append(run.decide_end())
-    tracker = runs[0].tracker
-    stage_ends = any(ending.decision is not None for ending in endings)
-    window_ends = tracker.window == "epoch" or (tracker.window == "stage" and stage_ends)
-    settled = tracker.settled(runs[0].group) if window_ends else None
+    tracker, stage = runs[0].tracker, any(ending.decision is not None for ending in endings)
+    settled = tracker.settled(runs[0].group) if tracker.window_ends(stage) else None
     undo = [tracker.snapshot(), *(run.snapshot() for run in runs)]
     try:
         for run, ending in zip(runs, endings, strict=True):

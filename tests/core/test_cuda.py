@@ -163,6 +163,18 @@ def test_no_value_waits(value: str, index_device: str) -> None:
         assert not watch.to_host
 
 
+@pytest.mark.parametrize("statistic", ["stage_mean", "last", "variance"])
+@pytest.mark.parametrize("index_device", ["numpy", "cuda:0"])
+def test_no_statistic_waits(statistic: Any, index_device: str) -> None:
+    with fake_cuda():
+        tracker = Tracker(N, device="cuda:0", statistic=statistic)
+        indices, logits = step_inputs(index_device)
+        with Watch() as watch:
+            for _ in range(STEPS):
+                tracker.update(indices, logits)
+        no_wait(watch, index_device)
+
+
 @pytest.mark.parametrize("index_device", ["numpy", "cuda:0"])
 @pytest.mark.parametrize("first", [0, 7])
 def test_a_value_that_is_given_indices_does_not_wait(index_device: str, first: int) -> None:
