@@ -33,6 +33,7 @@ SETTINGS = (
     "mixer",
     "mixing_cache",
     "select",
+    "statistic",
     "on_nonfinite",
     "device",
     "seed",
@@ -56,7 +57,7 @@ class KCDTrainerMixin(Base):
     *args, **kwargs
         Of the Trainer.
     kcd_schedule : CondensationSchedule
-    kcd_value, kcd_alpha, kcd_min_weight, kcd_mixer, kcd_mixing_cache, kcd_select, kcd_on_nonfinite, kcd_device
+    kcd_value, kcd_statistic, kcd_alpha, kcd_min_weight, kcd_mixer, kcd_mixing_cache, kcd_select, kcd_on_nonfinite, kcd_device
         Of `wrap_loader`, under these names.
     kcd_mixing : {None, "auto", "cumulative", "fresh"}
         Of `wrap_loader`, but None by default: a Trainer's samples are dicts, which are only mixed with a ``kcd_mixer`` that

@@ -500,10 +500,15 @@ def test_settings_have_names(tmp_path: Path) -> None:
         match=r"takes no kcd_ask: .* for kcd_adapters\.trainers\.accelerate\.prepare, in a loop of your own",
     ):
         made(tmp_path, also={"kcd_ask": 0.25})
-    run = made(tmp_path, also={"kcd_alpha": 0.5, "kcd_seed": 9, "kcd_value": "margin"}, num_train_epochs=1)
+    run = made(
+        tmp_path,
+        also={"kcd_alpha": 0.5, "kcd_seed": 9, "kcd_value": "margin", "kcd_statistic": "last"},
+        num_train_epochs=1,
+    )
     run.train()
     state = run.kcd_loader.gather_state_dict()[0]
     assert (state["alpha"], run.kcd_loader.sampler.seed) == (0.5, 9)
+    assert run.kcd_loader.tracker.statistic == "last"
 
 
 def test_the_mixin_comes_first() -> None:
