@@ -36,11 +36,11 @@ class RecordedValues:
     def __init__(
         self, num_samples: int, function: ValueFunction, statistic: StatisticName, on_nonfinite: OnNonfinite
     ) -> None:
-        self._num_samples, self._function = checked_int(num_samples, "num_samples", 1), function
+        self._num_samples, self.value_function = checked_int(num_samples, "num_samples", 1), function
         self._statistic: StatisticName = checked_choice(statistic, "statistic", tuple(KINDS))
         kind = KINDS[self._statistic]
-        self._skips = SkipReport(on_nonfinite, function.built_in, kind.largest)
-        self.recordings = Recordings(self._num_samples, kind, self._skips)
+        self.skips = SkipReport(on_nonfinite, function.built_in, kind.largest)
+        self.recordings = Recordings(self._num_samples, kind, self.skips)
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -62,12 +62,12 @@ class RecordedValues:
     @property
     def function(self) -> Value:
         """The value function: ``f(student_logits, *, teacher_logits, targets) -> [B]``."""
-        return self._function.function
+        return self.value_function.function
 
     @property
     def value_name(self) -> str:
         """What the value function is called in a state, and where ranks compare their settings."""
-        return self._function.name
+        return self.value_function.name
 
     @property
     def statistic(self) -> StatisticName:

@@ -159,13 +159,13 @@ class KnowledgeValueTracker(RecordedValues):
             If the first batch holds probabilities, where the value is one of `kcd_core.values`; on a device,
             at the next `report`.
         """
-        logits = check_logits(student_logits, "student_logits", sequences=self._function.of_sequences)
+        logits = check_logits(student_logits, "student_logits", sequences=self.value_function.of_sequences)
         indices, *rows = self.recordings.samples(indices, logits, teacher_logits, targets)
-        if self._function.takes_indices:
+        if self.value_function.takes_indices:
             indices = self.recordings.sums.place_indices(indices)
         values = self._values(indices, *rows)
-        if self._skips.looks:
-            self._skips.look(detached(rows[0]))
+        if self.skips.looks:
+            self.skips.look(detached(rows[0]))
         return self._append(indices, values)
 
     def _values(self, indices: Array, logits: Array, teacher_logits: Any, targets: Any) -> Array:
@@ -174,10 +174,10 @@ class KnowledgeValueTracker(RecordedValues):
         if device is not None:
             refuse_capture(device)
         if self.function is entropy:
-            if may_wait(logits, device) and not (device is None and self._skips.raises):
+            if may_wait(logits, device) and not (device is None and self.skips.raises):
                 return self.recordings.placed_copy(logits)
             return self.recordings.sums.place(host_entropy(detached(logits)))
-        return self.recordings.sums.place(self._function(indices, logits, teacher_logits, targets))
+        return self.recordings.sums.place(self.value_function(indices, logits, teacher_logits, targets))
 
     @outside_of_graphs
     def record(self, indices: Any, values: Any) -> int:
@@ -210,7 +210,7 @@ class KnowledgeValueTracker(RecordedValues):
 
     def _append(self, indices: Array, values: Array) -> int:
         """Let checked indices wait with ``values`` [B], or logits [B, C], where they are to be added."""
-        if self.device is None and self._skips.raises:
-            self._skips.refuse(self.recordings.sums.powers(values.astype(np.float64, copy=False))[-1])
+        if self.device is None and self.skips.raises:
+            self.skips.refuse(self.recordings.sums.powers(values.astype(np.float64, copy=False))[-1])
         self.recordings.append(indices, values)
         return len(indices)
