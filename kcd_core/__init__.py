@@ -23,6 +23,7 @@ from .em_step import condense_step
 from .free_schedule import FreeSchedule
 from .gate import TeacherGate
 from .history import CondensationHistory
+from .infobatch import InfoBatch
 from .mixing import mix_arrays, mix_samples
 from .sampler import CondensedSampler
 from .schedule import CondensationSchedule
@@ -52,6 +53,7 @@ __all__ = [
     "CondensedStream",
     "Cost",
     "FreeSchedule",
+    "InfoBatch",
     "KnowledgeValueTracker",
     "ShardedSampler",
     "StepFlops",

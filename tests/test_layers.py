@@ -53,7 +53,7 @@ LAYERS = (
         "kcd_core.waiting",
     ),
     ("kcd_core.statistics",),
-    ("kcd_core.recordings", "kcd_core.rehearsal", "kcd_core.sampler"),
+    ("kcd_core.infobatch", "kcd_core.recordings", "kcd_core.rehearsal", "kcd_core.sampler"),
     ("kcd_core.recorded_values",),
     ("kcd_core.tracker",),
     ("kcd_core.all_ranks", "kcd_core.loss"),

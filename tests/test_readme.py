@@ -226,6 +226,38 @@ def test_gate_runs():
     )
 
 
+def test_the_rules_run():
+    images = torch.randn(240, 8)
+    plain = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(images, torch.arange(240) % 5), batch_size=64, shuffle=True
+    )
+    student = torch.nn.Linear(8, 5)
+    names = {
+        "kcd": kcd,
+        "torch": torch,
+        "np": np,
+        "plain": plain,
+        "student": student,
+        "teacher": torch.nn.Linear(8, 5),
+        "kd_losses": lambda z, teacher_logits: (z - teacher_logits).square().sum(1),
+        "optimizer": torch.optim.SGD(student.parameters(), lr=0.05),
+    }
+    *blocks, own = python_blocks(ROOT / "docs" / "rules.md")
+    loaders = []
+    for block in blocks:
+        exec(compile(block, "rules.md", "exec"), names)
+        loaders.append(names["loader"])
+    infobatch = loaders[2]
+    assert [kept["kept"] < 240 for kept in infobatch.history] == 6 * [True] + [False]
+    assert [loader.total_steps(24) for loader in loaders[:2]] == [75, 50]
+    exec(compile(own, "rules.md", "exec"), names)
+    for _ in range(2):
+        for _, targets in names["loader"]:
+            names["loader"].record(values=targets.double())
+        chosen = names["loader"].end_epoch()
+    assert len(chosen.kept) == 3 * 48
+
+
 def test_account_runs(capsys):
     images, targets = torch.randn(1000, 8), torch.arange(1000) % 5
     dataset = torch.utils.data.TensorDataset(images, targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -102,11 +103,15 @@ def check_together(
 
 
 def value_name(value: Any) -> str:
-    """A name to recognise ``value`` by in a checkpoint: of a partial, with what it sets."""
+    """A name to recognise ``value`` by in a checkpoint: of a partial, or a frozen dataclass, with what it sets."""
     if isinstance(value, partial):
         given = [_setting(x) for x in value.args]
         given += [f"{key}={_setting(x)}" for key, x in sorted(value.keywords.items())]
         return value_name(value.func) + (f"({', '.join(given)})" if given else "")
+    parameters = getattr(value, "__dataclass_params__", None)
+    if parameters is not None and parameters.frozen and not isinstance(value, type):
+        given = [f"{each.name}={_setting(getattr(value, each.name))}" for each in fields(value)]
+        return f"{type(value).__qualname__}({', '.join(given)})"
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 

@@ -470,6 +470,39 @@ def test_a_selection_that_differs_is_found_whichever_array_differs(ranks: Ranks)
         assert differences(ranks.each(work)) == {"what select chose"}, name
 
 
+@pytest.mark.parametrize("select", ["random", "rs2", kcd.InfoBatch(9)], ids=["random", "rs2", "infobatch"])
+def test_a_rule_chooses_one_set_on_every_rank(ranks: Ranks, select: Any) -> None:
+    """Each rank records its own samples, and the set, with its weights, is that of all of them."""
+    schedule = None if isinstance(select, kcd.InfoBatch) else SCHEDULE
+    loss = np.random.default_rng(0).gamma(1.0, size=N)
+
+    def work(rank: int | None) -> Any:
+        share = {"num_replicas": 1, "rank": 0} if rank is None else {}
+        sampler = kcd.CondensedSampler(N, seed=5, **share)
+        run = kcd.Condensation(sampler, schedule=schedule, select=select)
+        for _ in range(3):
+            indices = sampler.order()
+            sampler.weights_of(indices)  # as a loop does
+            run.record(values=loss[indices], indices=indices)
+            chosen = run.end_epoch()
+        weights = chosen.sample_weights
+        return chosen.kept.tolist(), weights if weights is None else weights.tolist()
+
+    one, other = ranks.each(work)
+    assert one == other == work(None)
+    assert len(one[0]) < N
+
+
+def test_sample_weights_that_differ_are_found(ranks: Ranks) -> None:
+    def work(rank: int) -> Any:
+        def select(value: Any, count: Any, kept: Any, target: int, generator: Any) -> kcd.CondensedSet:
+            return kcd.CondensedSet(np.arange(target), N, sample_weights=np.full(target, 1.0 + rank))
+
+        return step(rank, select=select)()
+
+    assert differences(ranks.each(work)) == {"what select chose"}
+
+
 def test_two_ranks_that_draw_one_shard_are_told_so(ranks: Ranks) -> None:
     def work(rank: int) -> Any:
         run = by_hand(0)

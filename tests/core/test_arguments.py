@@ -204,6 +204,9 @@ CALLS: dict[str, Call] = {
     ),
     "FreeSchedule": Call(made_by(kcd.FreeSchedule), {"period": lambda: 2, "until": lambda: 4}, {"until": "none"}),
     "FreeSchedule.size": Call(method(partial(kcd.FreeSchedule, 1, 2), "size"), {"num_samples": lambda: N, "epoch": lambda: 3}),
+    "InfoBatch": Call(
+        made_by(kcd.InfoBatch), {"epochs": lambda: 4, "prune": lambda: 0.5, "until": lambda: 0.875}, {"prune": "half", "until": "half"}
+    ),
     "CondensationSchedule.due": Call(method(schedule, "due"), {"epoch": lambda: 1}),
     "CondensationSchedule.target": Call(method(schedule, "target"), {"num_samples": lambda: N, "previous": lambda: N}),
     "CondensationSchedule.size": Call(method(schedule, "size"), {"num_samples": lambda: N, "epoch": lambda: 3}),

@@ -490,6 +490,46 @@ def test_asked_rows(tmp_path: Path, schedule: Any) -> None:
     assert resumed.asked[-1] == lit.asked[-1]
 
 
+# -- lengths that nobody knows ahead, and weights ---------------------------------------------------------------
+
+
+class Weighs(Lit):
+    """Multiplies its losses by the sets' weights."""
+
+    def __init__(self) -> None:
+        super().__init__(linear=False)
+        self.weights: list[list[tuple[int, float]]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if batch_idx == 0:
+            self.weights.append([])
+        x, labels = batch
+        logits = self.student(x)
+        losses, weights = (
+            cross_entropy(logits, labels, reduction="none"),
+            self.trainer.train_dataloader.sample_weights,
+        )
+        weights = torch.ones(len(x)) if weights is None else weights
+        self.weights[-1] += zip(which(x), weights.tolist(), strict=True)
+        return (losses * weights).mean()
+
+
+@pytest.mark.filterwarnings("error:the set has sample weights")
+def test_a_rule_that_weighs(tmp_path: Path) -> None:
+    lit = fit(tmp_path, lit=Weighs(), kcd_callback=callback(schedule=None, select=kcd.InfoBatch(EPOCHS)))
+    sizes = [len(epoch) for epoch in lit.weights]
+    assert sizes == [N, *(stage["kept"] for stage in lit.kcd.loader.history)]
+    assert sizes[0] == sizes[-1] == N > max(sizes[1:-1])
+    for epoch, drawn in enumerate(lit.weights, 1):
+        assert {weight for _, weight in drawn} == ({1.0, 2.0} if 1 < epoch < EPOCHS else {1.0})
+
+
+def test_steps_that_nobody_knows_are_an_error_where_they_are_asked_for(tmp_path: Path) -> None:
+    free = callback(schedule=None, select=kcd.InfoBatch(EPOCHS))
+    with pytest.raises(ValueError, match="nobody knows yet how many samples epoch 2 has"):
+        fit(tmp_path, lit=Lit(linear=True), kcd_callback=free)
+
+
 # -- settings of the trainer -------------------------------------------------------------------------------
 
 

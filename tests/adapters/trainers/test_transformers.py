@@ -496,6 +496,10 @@ def test_settings_have_names(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="kcd_schedule must be a CondensationSchedule"):
         made(tmp_path, also={"kcd_schedule": 3})
     with pytest.raises(
+        ValueError, match=r"kcd_schedule must say how many samples are kept, and FreeSchedule"
+    ):
+        made(tmp_path, also={"kcd_schedule": kcd.FreeSchedule(), "kcd_select": kcd.InfoBatch(4)})
+    with pytest.raises(
         TypeError,
         match=r"takes no kcd_ask: .* for kcd_adapters\.trainers\.accelerate\.prepare, in a loop of your own",
     ):

@@ -1,0 +1,119 @@
+"""InfoBatch's rule: leave out a part of what is learned well, and weigh the rest of it more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .base.arrays import checked_float, checked_int
+from .condense import CondensedSet
+from .free_schedule import FreeSchedule
+
+__all__ = ["InfoBatch"]
+
+
+@dataclass(frozen=True)
+class InfoBatch:
+    """A ``select`` by InfoBatch's rule: after each epoch, samples of low value are left out by chance, others each time.
+
+    Of all samples whose last value is below the mean of all last values, each is left out of the next epoch with probability
+    ``prune``. The loss of those of them that stay is multiplied by ``1 / (1 - prune)``, so that an epoch's sum of losses is,
+    by expectation, that over all samples. In the last epochs all are drawn, and none is weighed.
+
+    It brings its schedule: ``wrap_loader(loader, schedule=None, select=InfoBatch(100), ...)``.
+
+    Parameters
+    ----------
+    epochs : int, at least 1
+        Epochs of the whole run.
+    prune : float, in [0, 1)
+        Probability with which a sample below the mean is left out.
+    until : float, in (0, 1]
+        Share of the epochs in which samples are left out: the last is ``floor(until * epochs)``.
+
+    Attributes
+    ----------
+    schedule : FreeSchedule
+        With which a stage ends after each epoch until then.
+    statistic : str
+        "last": a sample that was left out keeps the value that it had when it was drawn.
+
+    Raises
+    ------
+    ValueError
+        If a number is outside its range.
+    TypeError
+        If ``epochs`` is not an integer, or another is not a number.
+
+    Notes
+    -----
+    After "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning", Qin et al., ICLR 2024 (arXiv 2303.04947).
+    Its value is the loss that is trained on: ``loader.record(values=losses)``, before they are weighed. The authors' code
+    (github.com/NUS-HPC-AI-Lab/InfoBatch) leaves out an exact number of samples; here, as in the paper's formula, chance decides
+    of each by itself. All samples are drawn in the first epoch, as nothing is known of them yet, and one that was never
+    recorded stays.
+
+    The loop has to multiply by the weights, ``(losses * loader.sample_weights).mean()``, and how many steps a run has is
+    not known ahead: see `FreeSchedule`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rule = InfoBatch(epochs=8)
+    >>> rule.schedule
+    FreeSchedule(period=1, until=7)
+    >>> value = np.array([0.1, 0.2, 0.3, 3.0, 0.2, 4.0])
+    >>> chosen = rule(value, np.ones(6, int), np.arange(6), None, np.random.default_rng(0))
+    >>> chosen.kept, chosen.sample_weights
+    (array([0, 3, 4, 5]), array([2., 1., 2., 1.], dtype=float32))
+    """
+
+    statistic: ClassVar[str] = "last"
+    mixes: ClassVar[bool] = False
+    weighs: ClassVar[bool] = True
+
+    epochs: int
+    prune: float = 0.5
+    until: float = 0.875
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epochs", checked_int(self.epochs, "epochs", 1))
+        prune = checked_float(self.prune, "prune", "a number in [0, 1)")
+        if not 0 <= prune < 1:
+            raise ValueError(f"prune must be in [0, 1), the probability of being left out, got {prune}")
+        object.__setattr__(self, "prune", prune)
+        until = checked_float(self.until, "until", "a number in (0, 1]")
+        if not 0 < until <= 1:
+            raise ValueError(
+                f"until must be in (0, 1], the share of the epochs that leave out samples, got {until}"
+            )
+        object.__setattr__(self, "until", until)
+
+    @property
+    def schedule(self) -> FreeSchedule:
+        """The one that it brings."""
+        last = int(Fraction(repr(self.until)) * self.epochs)  # of 0.29 and 100 epochs 29, not 28
+        return FreeSchedule(period=1, until=last)
+
+    def __call__(
+        self,
+        value: npt.NDArray[np.float64],
+        count: npt.NDArray[Any],
+        kept: npt.NDArray[np.int64],
+        target: int | None,
+        generator: np.random.Generator,
+    ) -> CondensedSet:
+        """The set of the next epoch: see `condense_step`. With a ``target``, which is then all samples, all."""
+        size = len(value)
+        if target is not None:
+            return CondensedSet(np.arange(size), size)
+        recorded = value[count > 0]
+        # Rounded, the mean of equal values may be above them all.
+        below = (count > 0) & (value < min(recorded.mean(), recorded.max()))
+        stay = np.flatnonzero(~(below & (generator.random(size) < self.prune)))
+        weights = np.where(below[stay], 1 / (1 - self.prune), 1)
+        return CondensedSet(stay, size, sample_weights=weights)
