@@ -107,6 +107,9 @@ ARMS = {
     "random-full-end": Arm(
         "random, all data at the end", Condensed, {"select": "random", "full_end": 1 / 12}
     ),
+    "kc-kd-stage": Arm("KC-KD v2, V of the stage", Condensed, {"statistic": "stage_mean"}),
+    "kc-kd-last": Arm("KC-KD v2, V of the epoch", Condensed, {"statistic": "last"}),
+    "kc-kd-variance": Arm("KC-KD v2, V's variance", Condensed, {"statistic": "variance"}),
     "by-chance": Arm("chances in proportion to V", ByChance),
     # Other schedules.
     "kc-kd-for-epochs": Arm("KC-KD v2, for_epochs", Condensed, schedule=for_epochs),
@@ -163,7 +166,7 @@ def ratio_of(arm: str, ratio: float) -> float:
 
 
 def counterpart(arm: str) -> str:
-    """The arm without mixing, with the paper's schedule, or whose gate asks by chance; "" where there is none."""
+    """The arm that differs in mixing, schedule or value alone, or whose gate asks by chance; "" where there is none."""
     kind, _, rest = arm.partition("-")
     if kind in STAND_INS:
         return f"{kind}-chance-{rest}"
@@ -171,7 +174,8 @@ def counterpart(arm: str) -> str:
         return f"chance-{rest}"
     if arm == "kc-kd-v3-for-epochs":
         return "kc-kd-for-epochs"
-    return "kc-kd-v2" if arm == "kc-kd-v3" or ARMS[arm].schedule is not papers else ""
+    alone = {"kc-kd-v3", "kc-kd-kl", "rho", "kc-kd-stage", "kc-kd-last", "kc-kd-variance"}
+    return "kc-kd-v2" if arm in alone or ARMS[arm].schedule is not papers else ""
 
 
 def run(job: Job, material: Material) -> dict[str, Any]:

@@ -90,6 +90,7 @@ class Condensed(Everything):
         mixing: str | None = None,
         select: Any = None,
         value: str = "entropy",
+        statistic: str = "mean",
         floors: bool = False,
         full_end: float = 0.0,
         ask: float = 0.0,
@@ -99,7 +100,7 @@ class Condensed(Everything):
     ) -> None:
         super().__init__(*args)
         self.sampler = kcd.CondensedSampler(self.size, seed=self.job.seed, mixing=mixing)
-        self.tracker = kcd.KnowledgeValueTracker(self.size, value=value)
+        self.tracker = kcd.KnowledgeValueTracker(self.size, value=value, statistic=statistic)
         self.alpha, self.select = alpha, self.with_floors if floors else select
         self.last_stage = self.job.epochs - math.ceil(full_end * self.job.epochs)
         self.original = self.material
@@ -137,6 +138,7 @@ class Condensed(Everything):
         return View(teacher.features, filled)
 
     def end_epoch(self, epoch: int) -> None:
+        self.tracker.end_epoch()
         if epoch == self.last_stage < self.job.epochs:
             self.sampler.install(kcd.CondensedSet(np.arange(self.size), self.size, self.sampler.stage + 1))
             self.material = self.original

@@ -356,6 +356,26 @@ def test_rho_keeps_what_the_student_has_yet_to_learn_of_the_teacher(study, mater
     assert kept == highest(loss(logits) - loss(material.logits.numpy().astype(float)), kept)
 
 
+def entropies(logits):
+    chances = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    return -(chances * np.log(chances)).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("arm", "statistic"),
+    [
+        ("kc-kd-last", lambda first, second: second),
+        ("kc-kd-variance", lambda first, second: (first - second) ** 2 / 4),
+        ("kc-kd-stage", lambda first, second: (first + second) / 2),
+    ],
+)
+def test_other_statistics_of_a_samples_values(study, material, arm, statistic):
+    """Of two epochs, which are one stage."""
+    first, second = (np.random.default_rng(seed).normal(size=(N, 10)) * 3 for seed in (0, 1))
+    kept = kept_first(study, material, arm, [first, second])
+    assert kept == highest(statistic(entropies(first), entropies(second)), kept)
+
+
 @pytest.fixture
 def augmented(study, finished):
     """The digits as no study takes them: mirrored and shifted."""
