@@ -135,6 +135,7 @@ SAMPLERS = {
 }
 RUNS = {"shuffle": {"shuffle": False}, "mixing": {"mixing": "fresh"}, "epoch": {"epoch": 5}}
 SELECTS = {"select": {"select": first}}
+STATISTICS = {"statistic": {"statistic": "variance"}}  # where there is a choice
 
 
 # -- by hand -----------------------------------------------------------------------------------------------
@@ -150,7 +151,8 @@ def step(rank: int, *, sharded: bool = False, n: int = N, seed: int = 5, **odd: 
         rank=rank,
     )
     size = sampler.stop - sampler.start if sharded else n
-    tracker = kcd.KnowledgeValueTracker(size, value=odd.pop("value", "entropy"))
+    recording = {name: odd.pop(name) for name in ("value", "statistic") if name in odd}
+    tracker = kcd.KnowledgeValueTracker(size, **recording)
     tracker.record(np.arange(size), np.arange(float(size)))
     if odd.pop("kept", False):
         sampler.install(kcd.CondensedSet(np.arange(3, N - 1), n))
@@ -168,7 +170,7 @@ def step(rank: int, *, sharded: bool = False, n: int = N, seed: int = 5, **odd: 
     return call
 
 
-STEP: dict[str, Any] = {**SAMPLERS, **SELECTS, "num_replicas": {"num_replicas": 4}}
+STEP: dict[str, Any] = {**SAMPLERS, **STATISTICS, **SELECTS, "num_replicas": {"num_replicas": 4}}
 SHARDED_STEP: dict[str, Any] = {
     **SAMPLERS, "mixing": {"mixing": "fresh"}, "num_replicas": {"num_replicas": 4}
 }  # fmt: skip
@@ -190,7 +192,7 @@ def test_a_step_over_slices_compares_every_setting(ranks: Ranks, name: str) -> N
         return step(rank, sharded=True, **(SHARDED_STEP[name] if rank == RANKS - 1 else {}))()
 
     assert name in differences(ranks.each(work))
-    assert ranks.compared == {*SHARDED_STEP, "kcd_core"}
+    assert ranks.compared == {*SHARDED_STEP, "statistic", "kcd_core"}
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -283,6 +285,7 @@ RUN: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
         {
             **SAMPLERS,
             **RUNS,
+            **STATISTICS,
             **SELECTS,
             "drop_last": {"drop_last": True},
             "dataset": {"dataset": list(range(N))},
@@ -295,6 +298,7 @@ RUN: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
             **SAMPLERS,
             **RUNS,
             "mixing": {"mixing": "cumulative"},  # of these samples, fresh is the default
+            **STATISTICS,
             **SELECTS,
             "batch_size": {"batch_size": 3},
             "drop_last": {"cut": True},
@@ -316,7 +320,7 @@ RUN: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
             "drop_last": {"cut": True},
             "loader's drop_last": {"drop_last": True},
         },
-        {"select", "num_replicas", "sharded", "dataset", "mixer", "ask"},
+        {"select", "statistic", "num_replicas", "sharded", "dataset", "mixer", "ask"},
     ),
     "stream": (
         stream,
@@ -330,7 +334,10 @@ RUN: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
             "stage": {"stage": 1},
             "set": {"bits": 3},
         },
-        {"min_weight"},  # of no use without mixing
+        {
+            "statistic",  # the one there is
+            "min_weight",  # of no use without mixing
+        },
     ),
 }
 CASES = [(kind, name) for kind, (_, odd, _) in RUN.items() for name in odd]
