@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from kcd_core import CondensationHistory, CondensedSet, KnowledgeValueTracker
 from kcd_core.base.dataset_identity import dataset_identity
 from kcd_core.layout import WholeLayout
-from kcd_core.loading.keys import KeyBatches
+from kcd_core.loading.keys import Fetched, KeyBatches
 from kcd_core.loading.mixed_images import mixing_cache_of
 from kcd_core.loading.rebuild import rebuild, understand
 from kcd_core.loading.row_order import REORDERED
@@ -264,18 +264,18 @@ class HostedLoader:
         if end_passes is not None and end_passes():
             now.size = self.sampler.num_kept
             batches = self._draw()
-        for indices, _, reordered, batch in self._rehearsed(batches):
-            if reordered:
+        for fetched in self._rehearsed(batches):
+            if fetched.reordered:
                 raise TypeError(REORDERED)
-            fields = self._labels(batch, len(indices))
+            fields = self._labels(fetched.batch, len(fetched.indices))
             if fields:
-                now.pending.append((indices, fields))
-            now.drawn += int((indices >= 0).sum())
-            yield batch
+                now.pending.append((fetched.indices, fields))
+            now.drawn += int((fetched.indices >= 0).sum())
+            yield fetched.batch
             now.seconds = monotonic() - begin
         now.exhausted = True
 
-    def _rehearsed(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _rehearsed(self, batches: Iterator[Fetched]) -> Iterator[Fetched]:
         """The batches, also if the first can't be mixed: this may not be the student's loader."""
         if self.batches.rehearse:
             try:
