@@ -13,22 +13,12 @@ from .base.arrays import as_indices, checked_range, state_array
 from .base.padding import PADDING
 from .base.states import state_int
 from .condense import CondensedSet
-from .epoch_sampler import (
-    RECIPE_ARRAYS,
-    Blocks,
-    EpochSampler,
-    checked_indices,
-    checked_recipes,
-    fingerprint,
-    recipe_state,
-    spans,
-)
+from .epoch_sampler import Blocks, EpochSampler, Indices, spans
 from .recipes import Mixing, MixRecipes
 from .sample_weights import SampleWeights, Weights, checked_weights
+from .sampler_state import RECIPE_ARRAYS, checked_indices, checked_recipes, fingerprint, recipe_state
 
 __all__ = ["CondensedSampler", "InForce"]
-
-Indices = npt.NDArray[np.int64]
 
 
 class InForce(NamedTuple):

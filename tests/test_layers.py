@@ -49,6 +49,7 @@ LAYERS = (
         "kcd_core.rules",
         "kcd_core.history",
         "kcd_core.mixing",
+        "kcd_core.sampler_state",
         "kcd_core.skipped",
         "kcd_core.waiting",
     ),

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..em_step import Decision
-from ..epoch_sampler import fingerprint
 from ..history import CondensationHistory
 from ..layout import Undo, check_same_size, install, snapshot
 from ..recipes import MixRecipes
 from ..rules import Rule
+from ..sampler_state import fingerprint
 from ..schedule import CondensationSchedule
 from ..sums import CheckedState as TrackerState
 from ..tracker import KnowledgeValueTracker

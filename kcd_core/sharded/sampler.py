@@ -12,18 +12,10 @@ from ..algorithms.permutation import mix_int, permute, round_keys
 from ..base.arrays import state_array, to_numpy
 from ..base.states import state_int
 from ..condense import CondensedSet
-from ..epoch_sampler import (
-    RECIPE_ARRAYS,
-    Blocks,
-    EpochSampler,
-    Indices,
-    checked_recipes,
-    fingerprint,
-    recipe_state,
-    spans,
-)
+from ..epoch_sampler import Blocks, EpochSampler, Indices, spans
 from ..recipes import Mixing, MixRecipes
 from ..sample_weights import refuse_weights
+from ..sampler_state import RECIPE_ARRAYS, checked_recipes, fingerprint, recipe_state
 from .slices import ShardedSet, bounds, check_sizes
 
 __all__ = ["ShardInForce", "ShardedSampler"]
