@@ -54,10 +54,11 @@ def test_a_loader_says_which_settings_it_carries_over():
 
 
 def test_a_sampler_says_where_it_is():
+    settings = "epoch=1, stage=0, shuffle=True, seed=7"
     sampler = kcd.CondensedSampler(10, seed=7)
-    assert repr(sampler) == (
-        "CondensedSampler(kept=10 of 10, epoch=1, stage=0, shuffle=True, seed=7, mixing=None)"
-    ).replace("None", repr(sampler.mixing))
+    assert repr(sampler) == f"CondensedSampler(kept=10 of 10, {settings}, mixing='cumulative')"
+    unmixed = kcd.CondensedSampler(10, seed=7, mixing=None)
+    assert repr(unmixed) == f"CondensedSampler(kept=10 of 10, {settings}, mixing=None)"
     part = kcd.CondensedSampler(10, seed=7, num_replicas=2, rank=1)
     part.install(kcd.CondensedSet(np.arange(6), 10))
     assert "kept=6 of 10" in repr(part)
