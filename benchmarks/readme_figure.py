@@ -79,6 +79,7 @@ PANELS = (
         "teacher queries, % of KD's",
         (
             Line("condensed", {"kc-kd-v3": ""}, ratio=0.3),
+            Line("recommended", {"kc-kd-for-epochs": "0.3"}, ratio=0.3),
             Line("random", gates("chance", named=False), apart=1.2),
             Line("gate", gates("gate", named=True)),
             Line("both", {"kc-gate-quarter": " "}, ratio=0.3, apart=-1.2),
@@ -89,6 +90,7 @@ PANELS = (
 LABELS = {
     "start": "KD on all samples",
     "condensed": "KC-KD (the number: its ratio)",
+    "recommended": "KC-KD, recommended: for_epochs, not mixed",
     "gate": "gate by value (the share it asks for)",
     "both": "KC-KD 0.3, not mixed, gate 1/4",
     "random": "as many, at random",

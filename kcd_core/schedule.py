@@ -92,7 +92,7 @@ class CondensationSchedule:
         object.__setattr__(self, "ratio", ratio)
 
     @classmethod
-    def for_epochs(cls, epochs: int, ratio: float, stages: int = 6) -> CondensationSchedule:
+    def for_epochs(cls, epochs: int, ratio: float = 0.3, stages: int = 6) -> CondensationSchedule:
         """The schedule for a run of a given number of epochs.
 
         Its period is the one that leaves, after the last stage that shrinks the set, about as many epochs as a stage
@@ -104,7 +104,8 @@ class CondensationSchedule:
         epochs : int, more than ``stages``
             Epochs of the whole run.
         ratio : float, in (0, 1]
-            Share of the samples that is kept in the end.
+            Share of the samples that is kept in the end. 0.3 is what the project's study recommends (docs/settings.md in
+            the repository says on which evidence); the paper's is 0.7.
         stages : int, at least 1
             Number of stages in which the set shrinks.
 

@@ -14,6 +14,7 @@ START: dict[str, Any] = {"color": INK, "marker": "*", "markersize": 12, "linesty
 #: By what a line stands for.
 LOOKS: dict[str, dict[str, Any]] = {
     "condensed": {"color": KEPT, "marker": "o"},
+    "recommended": {"color": KEPT, "marker": "P", "markersize": 8, "markerfacecolor": "white"},
     "gate": {"color": "#7b2d8e", "marker": "^", "markerfacecolor": "white"},
     "both": {"color": INK, "marker": "D"},
     "random": {"color": "#e08a3c", "marker": "s", "linestyle": "--"},

@@ -182,6 +182,7 @@ def figure(parts):
             (1, "study-fashion-mnist-20000x24-gate", marker, [(arm, ratio) for arm in arms])
             for marker, ratio, arms in (
                 ("o", 0.3, ["kc-kd-v3"]),
+                ("P", 0.3, ["kc-kd-for-epochs"]),
                 ("^", 1.0, ["gate-eighth", "gate-quarter", "gate-half"]),
                 ("s", 1.0, ["chance-eighth", "chance-quarter", "chance-half"]),
                 ("D", 0.3, ["kc-gate-quarter"]),
