@@ -36,6 +36,8 @@ class FreeSchedule(CondensationSchedule):
     the present one, for those up to the stage's end, and for those after ``until``; of all others it is a ValueError, and so
     is ``total_steps``. Schedule the learning rate by epochs, or by the share of them that is done.
 
+    A subclass may override `due`, and has no ``until`` then. Its answers must depend on the epoch alone.
+
     Examples
     --------
     >>> schedule = FreeSchedule(period=2, until=5)
@@ -53,7 +55,16 @@ class FreeSchedule(CondensationSchedule):
 
     def __init__(self, period: int = 1, until: int | None = None) -> None:
         super().__init__(ratio=1.0, stages=1, period=period)
-        object.__setattr__(self, "until", None if until is None else checked_int(until, "until", 0))
+        until = None if until is None else checked_int(until, "until", 0)
+        if until is not None and self._own_due:
+            raise ValueError(
+                f"until goes with FreeSchedule's own due(), and {type(self).__name__} has another"
+            )
+        object.__setattr__(self, "until", until)
+
+    @property
+    def _own_due(self) -> bool:
+        return type(self).due is not FreeSchedule.due
 
     @classmethod
     def for_epochs(cls, epochs: int, ratio: float, stages: int = 6) -> NoReturn:
@@ -66,6 +77,8 @@ class FreeSchedule(CondensationSchedule):
 
     def next_due(self, epoch: int, ahead: int = AHEAD) -> int | None:
         """The first epoch, from ``epoch`` on, with which a stage ends; None after ``until``."""
+        if self._own_due:
+            return super().next_due(epoch, ahead)
         due = -(-checked_int(epoch, "epoch", 1) // self.period) * self.period
         if self.until is None:
             return due
@@ -74,7 +87,7 @@ class FreeSchedule(CondensationSchedule):
     def next_stage(self, epoch: int) -> str:
         """`next_due` in words."""
         due = self.next_due(epoch)
-        return "never due" if due is None else f"due after epoch {due}"
+        return "never due" if due is None and not self._own_due else super().next_stage(epoch)
 
     def drops(self, num_samples: int) -> bool:
         """Whether ``select`` is ever asked."""
@@ -108,7 +121,7 @@ class FreeSchedule(CondensationSchedule):
         num_samples, size = checked_sizes(num_samples, current, "current")
         if checked_int(epoch, "epoch", 1) < checked_int(current_epoch, "current_epoch", 1):
             raise ValueError(f"epoch must be at least current_epoch = {current_epoch}, got {epoch}")
-        due = self.next_due(current_epoch)
+        due = self.next_due(current_epoch, max(AHEAD, epoch - current_epoch))
         if due is None or due >= epoch:
             return size
         if self.until is not None and epoch > self.until:

@@ -156,7 +156,8 @@ class CondensedLoss(torch.nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         """As torch's, of a state with sample weights or without, whatever is in force here."""
         saved = f"{prefix}sample_weights" in state_dict
-        self.sample_weights = torch.ones(self.num_samples, device=self.keep.device) if saved else None
+        if saved or f"{prefix}keep" in state_dict:  # of a state of others, nothing is taken over
+            self.sample_weights = torch.ones(self.num_samples, device=self.keep.device) if saved else None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(

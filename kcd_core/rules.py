@@ -22,6 +22,8 @@ Select = Callable[..., CondensedSet]
 SelectName = Literal["random", "rs2"]
 Indices = npt.NDArray[np.int64]
 
+WANTED = "a callable select(value, count, kept, target, generator) -> CondensedSet, with stage besides if it uses it"
+
 
 def random(
     value: Any, count: Any, kept: Indices, target: int, generator: np.random.Generator
@@ -113,14 +115,8 @@ def resolve_select(select: Any) -> Rule | None:
     if not callable(select):
         named = _NAMED[checked_choice(select, "select", tuple(_NAMED), "a callable")]
         return Rule(named, value_name(named), mixes=False, free=False)
-    takes_stage = takes_named(select, "stage", places=5)
-    check_callable(
-        select,
-        "select",
-        "a callable select(value, count, kept, target, generator) -> CondensedSet",
-        places=5,
-        also=("stage",) if takes_stage else (),
-    )
+    takes_stage = takes_named(select, "select", WANTED, 5, "stage")
+    check_callable(select, "select", WANTED, places=5, also=("stage",) if takes_stage else ())
     schedule = getattr(select, "schedule", None)
     check_kind(schedule, "select.schedule", CondensationSchedule, type(None))
     return Rule(

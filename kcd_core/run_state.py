@@ -70,7 +70,7 @@ class RunState:
         check_rule(self.rule, wanted, self.sampler)
         self._own = dict(own or {})
         self.agreement = Agreement(layout, numbered(what, layout.num_samples) if what else "", alike or {})
-        self.history = CondensationHistory(layout.num_samples, schedule)
+        self.history = CondensationHistory(layout.num_samples, wanted)
         self.account = self.history.account = Account()
         self.epoch = 1
         self.progress = EpochProgress(layout.tracker.batches)

@@ -59,7 +59,7 @@ class ValueFunction:
         self.name = value_name(self.function)
         self.built_in = any(kind in BUILT_IN.values() for kind in kinds)
         self.of_sequences = sequence_entropy in kinds
-        self.takes_indices = _takes_indices(self.function)
+        self.takes_indices = takes_named(self.function, "value", WANTED, 1, "indices")
         self._first = first
 
     def __call__(self, indices: Array, logits: Array, teacher_logits: Any, targets: Any) -> Array:
@@ -110,17 +110,3 @@ class ValueFunction:
             if not is_floating(values):
                 values = back.to_float64(values)
             return values + nan_unless_finite(logits)  # a new array: the function may have returned a view
-
-
-def _takes_indices(function: Value) -> bool:
-    """Whether ``function`` has a parameter named ``indices`` that it is to be given."""
-    # A torch module's own signature takes anything, and hands it on to forward().
-    called = getattr(function, "forward", function)
-    if takes_named(called, "indices", places=1):
-        return True
-    if takes_named(called, "indices"):
-        raise TypeError(
-            f"value must be {WANTED}, and {function!r} takes indices in the first place, where it is given the "
-            "student's logits"
-        )
-    return False

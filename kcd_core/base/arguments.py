@@ -75,20 +75,27 @@ def check_kind(value: Any, name: str, *kinds: type) -> None:
         raise TypeError(f"{name} must be a {wanted}, got {type(value).__name__}")
 
 
-def takes_named(function: Any, name: str, places: int = 0) -> bool:
-    """Whether a callable that is given so many arguments by place has a parameter that can be given by this name.
+def takes_named(value: Any, name: str, wanted: str, places: int, parameter: str) -> bool:
+    """Whether a callable that is given so many arguments by place has a ``parameter`` that is to be given by its name.
 
-    One that a partial sets already is not to be given.
+    One that a partial sets already is not. TypeError if it is among those that are given by place, where it would be
+    something else. ``name``, ``wanted``: as for `check_callable`.
     """
+    # A torch module's own signature takes anything, and hands it on to forward().
+    called = getattr(value, "forward", value)
     try:
-        parameters = inspect.signature(function).parameters
+        parameters = inspect.signature(called).parameters
     except (TypeError, ValueError):  # what is built in may have no signature
         return False
-    if name not in parameters or name in getattr(function, "keywords", ()):
+    if parameter not in parameters or parameter in getattr(called, "keywords", ()):
         return False
-    kind = parameters[name].kind
-    by_place = kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and [*parameters].index(name) < places
-    return kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY) and not by_place
+    kind, place = parameters[parameter].kind, [*parameters].index(parameter)
+    if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and place < places:
+        raise TypeError(
+            f"{name} must be {wanted}, and {value!r} takes {parameter} in place {place + 1}, where it is given something "
+            "else: let it be a parameter that is given by name"
+        )
+    return kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def check_callable(

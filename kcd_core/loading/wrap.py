@@ -172,6 +172,11 @@ def wrap_loader(
     rule = resolve_select(select)
     schedule = schedule_of(rule, schedule)
     if schedule is None and asking_schedule is not None:
+        if rule is not None:
+            raise ValueError(
+                f"select={select!r} is of schedule's stages, and the teacher's gate goes by value, so with schedule=None it would "
+                "not be used: give schedule, or leave select out"
+            )
         schedule = NoStages()
     if not isinstance(schedule, CondensationSchedule):
         raise TypeError(

@@ -99,6 +99,30 @@ def test_lengths_that_are_known_are_exact_and_of_others_it_is_an_error(
     assert loader.total_steps(epochs) == sum(real)  # what has been, is known
 
 
+class Late(kcd.FreeSchedule):
+    def due(self, epoch: int) -> bool:
+        return epoch in (2, 1500)
+
+
+def test_a_subclass_says_when_a_stage_ends() -> None:
+    schedule = Late()
+    assert [schedule.next_due(epoch) for epoch in (1, 2, 3, 501, 1501)] == [2, 2, None, 1500, None]
+    assert (schedule.next_stage(1), schedule.next_stage(3)) == (
+        "due after epoch 2",
+        "not due within 1000 epochs",
+    )
+    loader = wrapped(schedule, select=half)
+    assert loader.steps(2) == 6
+    with pytest.raises(ValueError, match="nobody knows yet how many samples epoch 3 has"):
+        loader.steps(3)
+    assert [one_epoch(loader)[1] for _ in range(3)] == [N, N, N // 2]
+    assert loader.steps(1500) == 3
+    with pytest.raises(ValueError, match="nobody knows yet how many samples epoch 1501 has"):
+        loader.steps(1501)
+    with pytest.raises(ValueError, match=r"until goes with FreeSchedule's own due\(\), and Late has another"):
+        Late(1, 5)
+
+
 def test_total_steps_is_an_error_with_advice() -> None:
     with pytest.raises(
         ValueError, match="schedule the learning rate by epochs, or by the share of them that is done"

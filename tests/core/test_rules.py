@@ -161,10 +161,6 @@ def after_all(*given: Any, stage: int) -> Any:
     return by_name(*given, stage=stage)
 
 
-def among_the_five(value: Any, count: Any, kept: Any, stage: Any, generator: Any) -> Any:
-    return of_five(value, count, kept, stage, generator)  # the target, by another name
-
-
 def anything(*given: Any, **also: Any) -> Any:
     assert not also  # nobody asked for it
     return of_five(*given)
@@ -178,6 +174,11 @@ class Choosing:
         return by_name(value, count, kept, target, generator, stage=stage)
 
 
+class ChoosingModule(torch.nn.Module):
+    def forward(self, value: Any, count: Any, kept: Any, target: Any, generator: Any, *, stage: int) -> Any:
+        return by_name(value, count, kept, target, generator, stage=stage)
+
+
 SEEN: list[int] = []
 GIVEN = {
     "by name": (by_name, [1, 2, 3]),
@@ -188,7 +189,7 @@ GIVEN = {
     "a partial": (partial(by_name), [1, 2, 3]),
     "a partial that sets it": (partial(by_name, stage=9), [9, 9, 9]),
     "not asked for": (of_five, []),
-    "one of the five": (among_the_five, []),
+    "a module": (ChoosingModule(), [1, 2, 3]),
     "any name": (anything, []),
 }
 
@@ -210,6 +211,26 @@ def test_what_needs_another_argument_is_refused_at_construction() -> None:
 
     with pytest.raises(TypeError, match=r"select must be .*missing a required argument: 'epoch'"):
         wrapped(select=epoch_too)
+
+
+def test_a_parameter_named_stage_that_would_be_given_something_else_is_refused() -> None:
+    def in_place_of_target(value: Any, count: Any, kept: Any, stage: Any, generator: Any) -> Any:
+        return None
+
+    def in_place_of_generator(value: Any, count: Any, kept: Any, target: Any, stage: Any = None) -> Any:
+        return None
+
+    for select, place in ((in_place_of_target, 4), (in_place_of_generator, 5)):
+        with pytest.raises(
+            TypeError, match=f"takes stage in place {place}, where it is given something else"
+        ):
+            wrapped(select=select)
+
+
+def test_a_selection_that_no_stage_would_ask_is_refused() -> None:
+    for select in (of_five, *NAMES):
+        with pytest.raises(ValueError, match=r"with schedule=None it would not be used: give schedule"):
+            wrapped(schedule=None, ask=0.5, select=select)
 
 
 def test_the_stage_is_the_samplers_where_a_set_was_installed_before() -> None:
@@ -250,7 +271,8 @@ def test_a_selection_may_bring_its_schedule() -> None:
         kcd.Condensation(kcd.CondensedSampler(N), schedule=None, select=Half()),
         kcd.CondensedStream(range(N), key=int, slots=400, schedule=None, select=Half()),
     ):
-        assert run.schedule is Half.schedule
+        assert run.schedule is run.history.schedule is Half.schedule
+        assert "the first is due after epoch 2" in str(run.history)
     own = kcd.FreeSchedule(period=1)
     assert wrapped(schedule=own, select=Half()).schedule is own
     assert wrapped(schedule=None, ask=0.5, select=Half()).schedule is Half.schedule

@@ -388,6 +388,15 @@ def test_a_losss_state_holds_them() -> None:
     assert weighs.sample_weights is None
 
 
+def test_a_state_of_others_leaves_a_losss_weights() -> None:
+    model = torch.nn.ModuleDict({"student": torch.nn.Linear(2, 2), "loss": loss()})
+    before = model["loss"].fingerprint()
+    model.load_state_dict({"student.weight": torch.zeros(2, 2)}, strict=False)
+    assert model["loss"].fingerprint() == before
+    model["loss"].load_state_dict({}, strict=False)
+    assert model["loss"].fingerprint() == before
+
+
 def test_a_loss_puts_them_back() -> None:
     made = loss()
     before = made.in_force

@@ -93,7 +93,7 @@ def test_others_are_called_as_before(value: Any) -> None:
 
 def test_a_function_that_takes_indices_for_logits_is_refused() -> None:
     for value in (lambda indices: indices, lambda indices, **given: indices):
-        with pytest.raises(TypeError, match="takes indices in the first place"):
+        with pytest.raises(TypeError, match="takes indices in place 1, where it is given something else"):
             kcd.KnowledgeValueTracker(N, value=value)
 
 
