@@ -2,19 +2,19 @@
 
     python benchmarks/startup.py [--quick] [--rounds N] [--out DIR]
 
-In every round each command is run once, in turn, so that what else runs on the machine slows all of them. A figure is the
-median of all rounds; a ratio is the median of the rounds' own ratios, with its 95 % interval (bootstrap). ``import kcd_core``
-needs NumPy and SciPy, and is compared with them; what needs torch is compared with ``import torch``.
+In every round each command is run once, in turn. What counts is its CPU time, user's and system's: about what a user waits on an
+idle machine with the files in memory, and what other load changes least. A figure is the median of all rounds; a ratio is
+the median of the rounds' own ratios, with its 95 % interval (bootstrap).
 """
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
 
 import numpy as np
-from _common.report import Report, bounded, duration, in_turns, named, parser
+from _common.report import Report, bounded, duration, named, parser
 
 PYTHON = [sys.executable]
 COMMANDS = {
@@ -35,8 +35,12 @@ COMPARED = (
 )
 
 
-def started(command: list[str]) -> Callable[[], object]:
-    return lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+def cpu_seconds(command: list[str]) -> float:
+    """What one run of ``command``, and what it starts, takes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def interval(ratios: np.ndarray) -> tuple[float, float]:
@@ -49,16 +53,21 @@ def interval(ratios: np.ndarray) -> tuple[float, float]:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--rounds", type=int, default=20, metavar="N", help="how often each command is run")
+    options.add_argument("--rounds", type=int, default=7, metavar="N", help="how often each command is run")
     args = options.parse_args()
     bounded(options, args, rounds=2)
     rounds = 3 if args.quick else args.rounds
-    print(f"{len(COMMANDS)} commands, {rounds} rounds and one before them", file=sys.stderr, flush=True)
-    times = in_turns({name: started(command) for name, command in COMMANDS.items()}, rounds)
+    times = {name: np.zeros(rounds) for name in COMMANDS}
+    for number in range(-1, rounds):  # one before all others reads the files
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+        for name, command in COMMANDS.items():
+            seconds = cpu_seconds(command)
+            if number >= 0:
+                times[name][number] = seconds
     report = Report(
         named("startup", options, args, "quick", "rounds"),
-        f"Each command in a process of its own, with its files in the page cache. Medians of {rounds} rounds, in each of which "
-        "every command was run once; a ratio is the median of the rounds' own, with its 95 % interval.",
+        f"CPU time of a process of its own, with its files in memory. Medians of {rounds} rounds, in each of which every command "
+        "was run once; a ratio is the median of the rounds' own, with its 95 % interval.",
     )
     for name, reference, at_most in COMPARED:
         ratios = times[name] / times[reference]
