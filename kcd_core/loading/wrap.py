@@ -196,9 +196,10 @@ def wrap_loader(
         raise ValueError(
             f"statistic={statistic!r} needs the values of all samples in one place: not with sharded=True"
         )
-    if statistic == "stage_mean" and ask is not None and schedule.drops(len(loader.dataset)):  # type: ignore[arg-type]
+    if statistic == "stage_mean" and ask is not None and schedule.next_due(1) is not None:
         raise ValueError(
-            'statistic="stage_mean" can\'t be of the stages of schedule= and of ask= at once: leave out one of them'
+            'statistic="stage_mean" can\'t be of the stages of schedule= and of ask= at once: leave out ask=, or give '
+            "schedule=None"
         )
     recording: dict[str, Any] = {
         "value": value,
