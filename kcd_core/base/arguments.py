@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,13 +83,12 @@ def takes_named(value: Any, name: str, wanted: str, places: int, parameter: str)
     One that a partial sets already is not. TypeError if it is among those that are given by place, where it would be
     something else. ``name``, ``wanted``: as for `check_callable`.
     """
-    # A torch module's own signature takes anything, and hands it on to forward().
-    called = getattr(value, "forward", value)
+    called = _called(value)
     try:
         parameters = inspect.signature(called).parameters
     except (TypeError, ValueError):  # what is built in may have no signature
         return False
-    if parameter not in parameters or parameter in getattr(called, "keywords", ()):
+    if parameter not in parameters or (isinstance(called, partial) and parameter in called.keywords):
         return False
     kind, place = parameters[parameter].kind, [*parameters].index(parameter)
     if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and place < places:
@@ -95,7 +96,20 @@ def takes_named(value: Any, name: str, wanted: str, places: int, parameter: str)
             f"{name} must be {wanted}, and {value!r} takes {parameter} in place {place + 1}, where it is given something "
             "else: let it be a parameter that is given by name"
         )
+    if kind is inspect.Parameter.POSITIONAL_ONLY:
+        raise TypeError(
+            f"{name} must be {wanted}, and {value!r} takes {parameter} by its place alone: let it be a parameter that is "
+            "given by name"
+        )
     return kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _called(value: Any) -> Any:
+    """What says which parameters ``value`` has: a torch module takes anything, and hands it on to ``forward()``."""
+    if isinstance(value, partial):
+        return partial(_called(value.func), *value.args, **value.keywords)
+    torch = sys.modules.get("torch")
+    return value.forward if torch is not None and isinstance(value, torch.nn.Module) else value
 
 
 def check_callable(

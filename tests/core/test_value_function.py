@@ -36,6 +36,17 @@ class TableModule(torch.nn.Module):
         return np.zeros(len(student_logits)) if indices is None else by_table(student_logits, indices=indices)
 
 
+class WithForward:
+    """Whose `forward` has nothing to do with how it is called."""
+
+    keywords = ("indices",)
+
+    def forward(self, student_logits: Any) -> Any: ...
+
+    def __call__(self, student_logits: Any, *, indices: Any = None) -> Any:
+        return np.zeros(len(student_logits)) if indices is None else by_table(student_logits, indices=indices)
+
+
 def scaled(student_logits: Any, scale: float, *, indices: Any) -> Any:
     return scale * by_table(student_logits, indices=indices)
 
@@ -51,6 +62,8 @@ TAKERS: dict[str, Callable[..., Any]] = {
     "object": Table(),
     "method": Table().method,
     "module": TableModule(),
+    "partial of a module": functools.partial(functools.partial(TableModule())),
+    "object with forward": WithForward(),
     "partial": functools.partial(scaled, scale=1.0),
     "wrapped": wrapped,
 }
@@ -94,6 +107,15 @@ def test_others_are_called_as_before(value: Any) -> None:
 def test_a_function_that_takes_indices_for_logits_is_refused() -> None:
     for value in (lambda indices: indices, lambda indices, **given: indices):
         with pytest.raises(TypeError, match="takes indices in place 1, where it is given something else"):
+            kcd.KnowledgeValueTracker(N, value=value)
+
+
+def test_a_function_that_takes_indices_by_their_place_is_refused() -> None:
+    for value in (
+        lambda z, indices, /, **given: z[:, 0],
+        lambda z, indices=None, /, **given: z[:, 0],
+    ):
+        with pytest.raises(TypeError, match="takes indices by its place alone"):
             kcd.KnowledgeValueTracker(N, value=value)
 
 
