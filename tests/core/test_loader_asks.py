@@ -210,7 +210,7 @@ def test_rows_are_pinned_where_cuda_is_in_use(monkeypatch: pytest.MonkeyPatch) -
         ({"ask": "half"}, TypeError, "ask must be the share"),
         ({"ask": 0.5, "ask_multiple": 0}, ValueError, "ask_multiple must be"),
         ({"ask": 0.5, "sharded": True}, ValueError, "ask needs the values of all samples in one place"),
-        ({"ask": None}, TypeError, "None goes with ask= alone"),
+        ({"ask": None}, TypeError, "None goes with ask=, or with a select that"),
     ],
     ids=["zero", "above", "bool", "text", "multiple", "sharded", "neither"],
 )
