@@ -240,6 +240,24 @@ def test_an_epoch_that_could_not_end_is_undone(statistic: Any) -> None:
     assert_reads(run.tracker, listed)
 
 
+def test_what_was_skipped_outlives_its_window() -> None:
+    tracker = Tracker(N, statistic="last")
+    tracker.record([0, 1], [1.0, np.nan])
+    with pytest.warns(RuntimeWarning, match="1 values were not finite"):
+        tracker.end_epoch()
+    assert tracker.skipped == {"nonfinite": 1, "out_of_range": 0}
+
+
+def test_states_whose_held_counts_differ_are_not_joined() -> None:
+    tracker = Tracker(N, statistic="last")
+    tracker.record([0], [1.0])
+    tracker.end_epoch()
+    one, other = tracker.state_dict(), tracker.state_dict()
+    other["held_count"][0] = 2
+    with pytest.raises(ValueError, match="not saved at one step"):
+        tracker.load_state_dict([one, other])
+
+
 def test_what_is_recorded_while_a_window_ends_is_of_the_next() -> None:
     tracker = Tracker(N, statistic="last")
     tracker.record([0, 1], [1.0, 2.0])
