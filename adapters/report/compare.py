@@ -136,8 +136,11 @@ def _tables(runs: Runs) -> dict[str, list[tuple[str, list[str]]]]:
     settings = [(name, [_text(x) for x in own.values()]) for name, own in differ[:MOST_SETTINGS]]
     if len(differ) > MOST_SETTINGS:
         settings.append((f"and {len(differ) - MOST_SETTINGS} more", [""] * len(runs)))
+    if not settings:
+        known = any(_settings(run) for run in runs.values())
+        settings = [("none" if known else "not recorded in these files", [""] * len(runs))]
     return {
-        "Settings that differ": settings or [("none", [""] * len(runs))],
+        "Settings that differ": settings,
         "What they took": [(name, [_text(own[name]) for own in told.values()]) for name in first],
         "Samples kept at a stage's end": [
             (epoch, [_text(x) for x in own.values()]) for epoch, own in kept(runs).items()

@@ -62,6 +62,16 @@ def test_what_runs_took_is_counted_by_hand() -> None:
     assert [own[name] for name in list(own)[-3:]] == [None] * 3  # nothing is made up
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"), [({}, "not recorded in these files"), ({"ratio": 0.5}, "none")]
+)
+def test_settings_nobody_recorded_are_not_called_the_same(settings: dict[str, Any], said: str) -> None:
+    same = parse(written(100, {2: 50}, settings, epochs=6))
+    lines = as_text({"a": same, "b": same}).splitlines()
+    (title,) = (number for number, line in enumerate(lines) if "Settings that differ" in line)
+    assert said in " ".join(" ".join(lines[title : title + 4]).split())
+
+
 def test_only_settings_that_differ_are_shown() -> None:
     assert differing(RUNS) == {"ratio": {"a": 0.6, "b": 0.5}, "ask": {"a": None, "b": 0.25}}
     assert differing({"a": RUNS["a"], "same": RUNS["a"]}) == {}
