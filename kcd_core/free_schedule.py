@@ -67,7 +67,7 @@ class FreeSchedule(CondensationSchedule):
         return type(self).due is not FreeSchedule.due
 
     @classmethod
-    def for_epochs(cls, epochs: int, ratio: float, stages: int = 6) -> NoReturn:
+    def for_epochs(cls, epochs: int, ratio: float = 0.3, stages: int = 6) -> NoReturn:
         """A TypeError: there is no ratio to choose a period for."""
         raise TypeError(f"a {cls.__name__} has no ratio: use {cls.__name__}(period, until)")
 
