@@ -21,8 +21,8 @@ class InfoBatch:
     """A ``select`` by InfoBatch's rule: after each epoch, samples of low value are left out by chance, others each time.
 
     Of all samples whose last value is below the mean of all last values, each is left out of the next epoch with probability
-    ``prune``. The loss of those of them that stay is multiplied by ``1 / (1 - prune)``, so that an epoch's sum of losses is,
-    by expectation, that over all samples. In the last epochs all are drawn, and none is weighed.
+    ``prune``. The loss of those of them that stay is multiplied by ``1 / (1 - prune)``, so that the expected sum of an epoch's
+    losses is the sum over all samples. In the last epochs all are drawn, and none is weighted.
 
     It brings its schedule: ``wrap_loader(loader, schedule=None, select=InfoBatch(100), ...)``.
 
@@ -52,9 +52,9 @@ class InfoBatch:
     Notes
     -----
     After "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning", Qin et al., ICLR 2024 (arXiv 2303.04947).
-    Its value is the loss that is trained on: ``loader.record(values=losses)``, before they are weighed. The authors' code
-    (github.com/NUS-HPC-AI-Lab/InfoBatch) leaves out an exact number of samples; here, as in the paper's formula, chance decides
-    of each by itself. All samples are drawn in the first epoch, as nothing is known of them yet, and one that was never
+    Its value is the loss that is trained on: ``loader.record(values=losses)``, before they are weighted. The authors' code
+    (github.com/NUS-HPC-AI-Lab/InfoBatch) leaves out an exact number of samples; here, as in the paper's formula, each is left
+    out or kept independently. All samples are drawn in the first epoch, as nothing is known of them yet, and one that was never
     recorded stays.
 
     The loop has to multiply by the weights, ``(losses * loader.sample_weights).mean()``, and how many steps a run has is
