@@ -40,6 +40,7 @@ def test_the_sets_and_weights_are_those_of_the_study(epochs: int) -> None:
             expected = np.ones(len(one.kept)) if one.sample_weights is None else one.sample_weights
             np.testing.assert_array_equal(weights.numpy(), expected)
             left_out += N - len(drawn)
-        study.record(drawn, torch.empty(0), torch.from_numpy(rng.gamma(1.0, size=len(drawn))).float())
+        losses = torch.from_numpy(rng.gamma(1.0, size=len(drawn))).float()
+        study.record(drawn, torch.empty(0), losses, torch.empty(0))
     assert left_out > 0
     assert len(drawn) == N
