@@ -23,7 +23,7 @@ test: $(VENV)/.done ## all tests
 
 test-trainers: $(TRAINERS)/.done ## the tests of kcd_adapters.trainers; the trainers, torch and CUDA take 6 GB
 	$(TRAINERS)/bin/python -m pytest $(PARALLEL) tests/adapters/trainers
-	PYTHONPATH=$(TRANSFORMERS_4) $(TRAINERS)/bin/python -m pytest tests/adapters/trainers/test_transformers.py
+	PYTHONPATH=$(TRANSFORMERS_4) $(TRAINERS)/bin/python -m pytest $(PARALLEL) tests/adapters/trainers/test_transformers.py
 
 lint: $(VENV)/.done ## style and types
 	$(BIN)/ruff check .

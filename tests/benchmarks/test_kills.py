@@ -1,4 +1,4 @@
-"""A whole training run, killed at ten random moments: it ends as if it never was."""
+"""A whole training run, killed at five random moments: it ends as if it never was."""
 
 import importlib
 import os
@@ -16,22 +16,22 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """What benchmarks/kills.py reports of ten kills, and the folder with the last checkpoint of each run."""
+    """What benchmarks/kills.py reports of five kills, and the folder with the last checkpoint of each run."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
         kills = importlib.import_module("kills")
     finally:
         sys.path.remove(str(BENCHMARKS))
     folder, report = tmp_path_factory.mktemp("kills"), kills.Report("kills", "")
-    kills.measure(report, folder, 10, seed=0)
+    kills.measure(report, folder, 5, seed=0)
     return report, folder
 
 
-def test_ten_kills_and_none_lost(measured):
+def test_five_kills_and_none_lost(measured):
     report, _ = measured
-    assert report.data["kills"]["kcd"] == "10"
+    assert report.data["kills"]["kcd"] == "5"
     moments = report.data["kills"]["moments"]
-    assert len({tuple(m["from"] or ()) for m in moments}) > 3  # or it was always killed in one place
+    assert len({tuple(m["from"] or ()) for m in moments}) > 1  # or it was always killed in one place
     assert all(row["verdict"] != "missed" for row in report.rows)
 
 
