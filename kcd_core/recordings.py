@@ -69,9 +69,10 @@ class Recordings:
             As `KnowledgeValueTracker.update` does.
         """
         indices = as_indices(indices, "indices")
-        if len(indices) != len(rows[0]):
+        batch = rows[0].shape[0]  # len() of a tensor takes four times as long
+        if len(indices) != batch:
             raise ValueError(
-                f"indices and the batch must have one length, got {len(indices)} indices for {len(rows[0])} samples"
+                f"indices and the batch must have one length, got {len(indices)} indices for {batch} samples"
             )
         if isinstance(indices, np.ndarray):
             try:

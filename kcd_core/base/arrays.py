@@ -191,9 +191,11 @@ def detached(x: Any) -> Any:
 
 def to_numpy(x: Any) -> npt.NDArray[Any]:
     """``x`` in host memory as a NumPy array. Waits for the device where ``x`` lies on one."""
+    array: npt.NDArray[Any]
     if is_tensor(x):
-        x = (x.float() if x.dtype is sys.modules["torch"].bfloat16 else x).cpu().numpy(force=True)
-    array: npt.NDArray[Any] = np.asarray(as_array(x))
+        array = (x.float() if x.dtype is sys.modules["torch"].bfloat16 else x).cpu().numpy(force=True)
+    else:
+        array = np.asarray(as_array(x))
     return array
 
 
@@ -271,7 +273,7 @@ def as_indices(x: Any, name: str) -> Array:
         If it is not one-dimensional.
     """
     x = in_memory(x, name)
-    if backend(x).on_host(x):
+    if not isinstance(x, np.ndarray) and x.is_cpu:
         x = to_numpy(x)
     if not is_integer(x) and not (x.ndim == 1 and len(x) == 0):
         raise TypeError(f"{name} must be integers, got dtype {dtype_name(x)}")
