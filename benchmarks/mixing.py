@@ -7,9 +7,9 @@ it is installed, else random ones), both in every step; KD, and KC-KD in six sta
 through ``mixing_cache``, and samples after their transform, which is fresh. Fetching: an epoch of the set that six
 stages left, as against as many unmixed samples drawn in the same way; with and without worker processes.
 
-Seconds are CPU time of the process and its workers. The arms take turns; a ratio is the median of those of the turns,
-between the lowest and the highest of them (of six turns, an interval of 96.9 % for the median). It is met or missed
-where all of that is on one side of the target.
+Seconds are CPU time of the process and its workers. The arms take turns; a ratio is the median of those of the turns, with
+an interval of 95 % at least (order statistics: of six turns, from the lowest to the highest). A target is met or missed where
+all of that is on one side of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from _common.progress import Progress
 from _common.report import Report, duration, named, parser
+from _common.timing import of_turns
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -67,20 +69,14 @@ def cpu_seconds(call: Callable[[], Any]) -> float:
     return now() - start
 
 
-def in_turns(arms: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
+def in_turns(arms: Mapping[str, Callable[[], Any]], rounds: int, progress: Progress) -> dict[str, Any]:
     """CPU seconds of each arm, [rounds]; arms take turns."""
     taken = {name: np.zeros(rounds) for name in arms}
     for number in range(rounds):
         for name, call in arms.items():
             taken[name][number] = cpu_seconds(call)
-        print(f"round {number + 1} of {rounds}", flush=True)
+        progress.at(number + 1, rounds)
     return taken
-
-
-def ratio_of(own: Any, base: Any) -> tuple[float, tuple[float, float]]:
-    """Of the turns: the median, and the lowest and the highest."""
-    ratios = own / base
-    return float(np.median(ratios)), (float(ratios.min()), float(ratios.max()))
 
 
 # -- whole runs --------------------------------------------------------------------------------------------
@@ -125,31 +121,27 @@ def runs(report: Report, data: Images, name: str, epochs: int, rounds: int) -> N
     arms = {("KD", 1.0): partial(train, data, epochs, None, {})}
     for ratio in RATIOS:
         arms |= {(how, ratio): partial(train, data, epochs, ratio, given) for how, given in MIXING.items()}
-    print(f"runs of {len(data)} images of {name}, {epochs} epochs", flush=True)
-    taken = in_turns(arms, rounds)  # type: ignore[type-var]
+    report.progress.begin(f"runs of {len(data)} images of {name}, {epochs} epochs, round")
+    taken = in_turns(arms, rounds, report.progress)  # type: ignore[type-var]
     kd = taken["KD", 1.0]
     for ratio in RATIOS:
         sizes = list(schedule_of(ratio, epochs).sizes(len(data), epochs))[:epochs]
         share = sum(sizes) / (epochs * len(data))
         plain = taken["without mixing", ratio]
-        found, interval = ratio_of(plain, kd)
         report.add(
             f"a run at {ratio}, {100 * share:.1f} % of the samples, without mixing, vs KD",
             duration(float(np.median(plain))),
             duration(float(np.median(kd))),
-            ratio=found,
-            interval=interval,
+            **of_turns(plain, kd),
             at_most=round(share + 0.03, 3),
         )
         for how in list(MIXING)[1:]:
             own = taken[how, ratio]
-            found, interval = ratio_of(own, plain)
             report.add(
                 f"a run at {ratio}, mixing {how}, vs without mixing",
                 duration(float(np.median(own))),
                 duration(float(np.median(plain))),
-                ratio=found,
-                interval=interval,
+                **of_turns(own, plain),
                 at_most=1.03,
             )
 
@@ -194,20 +186,20 @@ def fetching(report: Report, data: Images, rounds: int) -> None:
             mixed = kept[sampler.recipes.contains(kept)]
             into = float(np.mean([len(sampler.steps(i)) + 1 for i in mixed]))
             making = cpu_seconds(lambda loader=arms["cache"]: next(iter(loader.batch_sampler)))
-            taken = in_turns({name: partial(epoch, loader) for name, loader in arms.items()}, rounds)
+            report.progress.begin(f"epochs of {len(kept)} samples at {ratio}, {workers} workers, round")
+            calls = {name: partial(epoch, loader) for name, loader in arms.items()}
+            taken = in_turns(calls, rounds, report.progress)
             what = f"an epoch of {len(kept)} samples at {ratio}, {100 * len(mixed) / len(kept):.0f} % mixed of {into:.1f}, "
             for name, how, limit in (
                 ("cache", "arrays, mixing_cache", 1.1),
                 ("no cache", "arrays, without it", None),
                 ("after", "after the transform", None),
             ):
-                found, interval = ratio_of(taken[name], taken["unmixed"])
                 report.add(
                     f"{what}{workers} workers, {how}, vs unmixed",
                     duration(float(np.median(taken[name]))),
                     duration(float(np.median(taken["unmixed"]))),
-                    ratio=found,
-                    interval=interval,
+                    **of_turns(taken[name], taken["unmixed"]),
                     at_most=limit,
                 )
             if not workers:

@@ -2,8 +2,8 @@
 
     python benchmarks/recording.py [--quick] [--out DIR]
 
-Arms take turns in blocks of steps, one thread. The best block of each counts: other load on
-the machine only ever adds. The authors' recording is written from its published
+Arms take turns in blocks of steps, one thread. A time is that of the best block: other load on the machine only
+ever adds. A ratio is the median of the turns' own, with an interval of 95 % at least (order statistics). The authors' recording is written from its published
 description: softmax, p log p summed, `.cpu()`, fancy assignment into a NumPy vector by index. The floor
 is what no recording of an entropy can do without (in torch): log-softmax, exp and a dot product. What is
 deferred is part of every figure: each block flushes as often as training would. ATen operations that
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from _common.counting import WINDOW, Counter, fake_cuda
-from _common.report import Report, best, duration, in_turns, named, parser
+from _common.report import Report, duration, named, parser
+from _common.timing import best, in_turns, of_turns
 from torch.utils.data import DataLoader, TensorDataset
 
 import kcd_core as kcd
@@ -59,39 +60,40 @@ def time_shape(report: Report, batch: int, classes: int, rounds: int) -> None:
 
         return run
 
+    shape = f"{batch} x {classes}"
+    report.progress.begin(f"recording, {shape}")
     tracker = kcd.KnowledgeValueTracker(SAMPLES)
     times = in_turns(
-        {"kcd": block(tracker.update), "authors": block(Authors()), "floor": block(floor)}, rounds
+        {"kcd": block(tracker.update), "authors": block(Authors()), "floor": block(floor)},
+        rounds,
+        report.progress,
     )
-    shape = f"{batch} x {classes}"
     typical = {name: best(t) / BLOCK for name, t in times.items()}
     report.add(
         f"tracker.update, {shape}, vs the authors' recording",
         duration(typical["kcd"]),
         duration(typical["authors"]),
-        ratio=best(times["kcd"]) / best(times["authors"]),
+        **of_turns(times["kcd"], times["authors"]),
         at_most=0.7 if (batch, classes) == (64, 100) else None,
-        median_ratio=float(np.median(times["kcd"] / times["authors"])),
     )
     report.add(
         f"tracker.update, {shape}, vs log-softmax, exp, dot",
         duration(typical["kcd"]),
         duration(typical["floor"]),
-        ratio=best(times["kcd"]) / best(times["floor"]),
-        median_ratio=float(np.median(times["kcd"] / times["floor"])),
+        **of_turns(times["kcd"], times["floor"]),
     )
     report.add(
         f"log-softmax, exp, dot, {shape}, vs the authors' recording",
         duration(typical["floor"]),
         duration(typical["authors"]),
-        ratio=best(times["floor"]) / best(times["authors"]),
-        median_ratio=float(np.median(times["floor"] / times["authors"])),
+        **of_turns(times["floor"], times["authors"]),
     )
 
 
 def time_loader(report: Report, rounds: int) -> None:
     """`CondensedLoader.record`: what it adds to `tracker.update`. Batches are drawn outside the timing."""
     batch, classes = 64, 100
+    report.progress.begin("loader.record within a pass")
     data = TensorDataset(torch.zeros(batch * BLOCK * 4, 1))
     loader = kcd.wrap_loader(
         DataLoader(data, batch_size=batch, shuffle=True),
@@ -120,17 +122,19 @@ def time_loader(report: Report, rounds: int) -> None:
         loader.end_epoch()
         for name in names:
             times[name][number] = steps[name] / len(loader)
+        report.progress.at(number + 1, rounds)
     typical = {name: best(t) for name, t in times.items()}
     for name, what in (("update", "tracker.update"), ("authors", "the authors' recording")):
         report.add(
             f"loader.record within a pass, 64 x 100, vs {what}",
             duration(typical["record"]),
             duration(typical[name]),
-            ratio=best(times["record"]) / best(times[name]),
+            **of_turns(times["record"], times[name]),
         )
 
 
 def count_operations(report: Report) -> None:
+    report.progress.begin("operations on fake CUDA tensors")
     steps = 10 * WINDOW  # whole ones, so that all that waits is counted, too
     for where in ("host", "CUDA"):
         with fake_cuda() as device:
@@ -148,6 +152,7 @@ def count_operations(report: Report) -> None:
             f"{counter.operations / steps:.3g}",
             ratio=counter.operations / steps,
             at_most=3 if where == "host" else None,
+            exact=True,
             operations={name: n / steps for name, n in counter.seen.most_common()},
         )
 
@@ -158,7 +163,7 @@ def main() -> None:
     torch.set_num_threads(1)
     report = Report(
         named("recording", options, args, "quick"),
-        "Best of several turns; a ratio is kcd / reference. Medians of the turns' ratios are in the JSON.",
+        "Best of several turns. A ratio is kcd / reference: the median of the turns' own, with its 95 % interval.",
     )
     rounds = 10 if args.quick else 400
     for batch, classes in ((64, 100), (64, 1000), (256, 100)):

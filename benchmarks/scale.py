@@ -29,12 +29,14 @@ import numpy as np
 import torch
 from _common.memory import resident, restart_peak
 from _common.report import Report, duration, named, parser
+from _scale.picture import figure_of
 
 import kcd_core as kcd
 from kcd_core.algorithms import radix_select as counting
 from kcd_core.algorithms.permutation import _hash
 from kcd_core.algorithms.ranks import blocks, rank_scores
-from kcd_core.base import distributed
+from kcd_core.base import distributed, style
+from kcd_core.base.files import write_whole
 from kcd_core.sharded import condense as sharded
 from kcd_core.sharded.slices import bounds
 from kcd_core.sums import SCALE
@@ -237,12 +239,14 @@ def megabytes(number: float) -> str:
 def measure(report: Report, n: int, worlds: list[int], memory: float, many: int) -> list[dict[str, Any]]:
     points: list[dict[str, Any]] = []
     rounds = 3 if n <= 10**7 else 2 if n <= 10**8 else 1
+    report.progress.begin(f"N = {n:,}: argsort")
     sums: list[int] = []
     sorting = sort(n) if 40 * n <= allowed(memory) else None
     if sorting is not None:
         points.append({"n": n, "how": "sort", "world": 1, "seconds": sorting})
     for world in worlds:
         gathered = None
+        report.progress.begin(f"N = {n:,}, {world} rank(s)")
         if COPIES * n * world <= allowed(memory):
             gathered = real(n, world, "gather", rounds)
             points.append({"n": n, "how": "gather", "world": world, **gathered})
@@ -274,6 +278,7 @@ def measure(report: Report, n: int, worlds: list[int], memory: float, many: int)
                     "" if other is None else f"gather {show(other)}",
                     ratio=None if other is None else found[key] / other,
                 )
+    report.progress.begin(f"N = {n:,}, {many} simulated ranks")
     found = simulated(n, many)
     points.append({"n": n, "how": "simulated", "world": many, **found})
     sums.append(found["checksum"])
@@ -286,7 +291,7 @@ def measure(report: Report, n: int, worlds: list[int], memory: float, many: int)
         raise RuntimeError("the simulated ranks kept another number of points")
     if len(sums) > 1:  # one way alone agrees with itself
         sets = len(set(sums))
-        report.add(f"N = {n:,}: different sets chosen", str(sets), ratio=sets, at_most=1)
+        report.add(f"N = {n:,}: different sets chosen", str(sets), ratio=sets, at_most=1, exact=True)
     return points
 
 
@@ -351,43 +356,9 @@ def not_run(points: list[dict[str, Any]]) -> str:
 
 def draw(points: list[dict[str, Any]], path: Path) -> None:
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no picture: it needs matplotlib, pip install '.[plot]' in a checkout of kcd_core")
-        return
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    panels = zip(
-        figure.subplots(1, 3),
-        (
-            ("seconds", "seconds a stage"),
-            ("peak_bytes", "peak bytes on a rank"),
-            ("sent_bytes", "bytes a rank sends a stage"),
-        ),
-        strict=True,
-    )
-    styles = {"counts": "o-", "counts + pairs": "s--", "gather": "x:", "sort": "^-.", "simulated": "d-"}
-    colours = {1: "tab:blue", 2: "tab:orange", 4: "tab:green", 64: "tab:red"}
-    for axes, (key, label) in panels:
-        for how, style in styles.items():
-            for world, colour in colours.items():
-                line = [
-                    (p["n"], p[key])
-                    for p in sorted(points, key=lambda p: p["n"])
-                    if p["how"] == how and p["world"] == world and key in p
-                ]
-                if line:
-                    name = "argsort" if how == "sort" else f"{how}, {world} rank{'s' * (world > 1)}"
-                    name += " (all of them)" * (how == "simulated")
-                    colour = "0.4" if how == "sort" else colour
-                    axes.plot(
-                        *zip(*line, strict=True), style, color=colour, label=name, markersize=4, linewidth=1
-                    )
-        axes.set(xscale="log", yscale="log", xlabel="N", ylabel=label)
-        axes.grid(alpha=0.3)
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7
-    )
-    figure.savefig(path, dpi=150)
+        write_whole(path, style.png(figure_of(points)))
+    except ImportError as error:
+        print(f"no picture: {error}")
 
 
 def main() -> None:

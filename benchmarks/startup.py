@@ -4,7 +4,7 @@
 
 In every round each command is run once, in turn. What counts is its CPU time, user's and system's: about what a user waits on an
 idle machine with the files in memory, and what other load changes least. A figure is the median of all rounds; a ratio is
-the median of the rounds' own ratios, with its 95 % interval (bootstrap).
+the median of the rounds' own ratios, with an interval of 95 % at least (order statistics).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 
 import numpy as np
 from _common.report import Report, bounded, duration, named, parser
+from _common.timing import of_turns
 
 PYTHON = [sys.executable]
 COMMANDS = {
@@ -43,42 +44,32 @@ def cpu_seconds(command: list[str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def interval(ratios: np.ndarray) -> tuple[float, float]:
-    """95 % of the medians of resampled rounds."""
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (10_000, len(ratios))), axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=7, metavar="N", help="how often each command is run")
     args = options.parse_args()
     bounded(options, args, rounds=2)
     rounds = 3 if args.quick else args.rounds
-    times = {name: np.zeros(rounds) for name in COMMANDS}
-    for number in range(-1, rounds):  # one before all others reads the files
-        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-        for name, command in COMMANDS.items():
-            seconds = cpu_seconds(command)
-            if number >= 0:
-                times[name][number] = seconds
     report = Report(
         named("startup", options, args, "quick", "rounds"),
         f"CPU time of a process of its own, with its files in memory. Medians of {rounds} rounds, in each of which every command "
         "was run once; a ratio is the median of the rounds' own, with its 95 % interval.",
     )
+    times = {name: np.zeros(rounds) for name in COMMANDS}
+    report.progress.begin("rounds")
+    for number in range(-1, rounds):  # one before all others reads the files
+        report.progress.at(number + 1, rounds)
+        for name, command in COMMANDS.items():
+            seconds = cpu_seconds(command)
+            if number >= 0:
+                times[name][number] = seconds
     for name, reference, at_most in COMPARED:
-        ratios = times[name] / times[reference]
         report.add(
             f"{name}, vs {reference}",
             duration(float(np.median(times[name]))),
             duration(float(np.median(times[reference]))),
-            ratio=float(np.median(ratios)),
             at_most=at_most,
-            interval=interval(ratios),
-            rounds=rounds,
+            **of_turns(times[name], times[reference]),
         )
     report.write(args.out)
 

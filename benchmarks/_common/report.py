@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turns, and writing down what was measured, where and how."""
+"""What the benchmarks share: options, and writing down what was measured, where and how."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ import torch
 
 import kcd_core as kcd
 from kcd_adapters.extras import need
+
+from .progress import Progress
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -114,24 +115,6 @@ def needed(extra: str, *modules: str) -> None:
         sys.exit(str(error))
 
 
-def in_turns(arms: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
-    """Seconds per call, [rounds] for each arm. Arms take turns, so that other load hits all of them."""
-    for call in arms.values():
-        call()
-    times = {name: np.zeros(rounds) for name in arms}
-    for number in range(rounds):
-        for name, call in arms.items():
-            start = time.perf_counter()
-            call()
-            times[name][number] = time.perf_counter() - start
-    return times
-
-
-def best(times: Any) -> float:
-    """Seconds of the best turn. What else runs on the machine only ever adds."""
-    return float(np.min(times))
-
-
 def machine() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -195,12 +178,15 @@ def verdict(
 
 
 class Report:
-    """Rows of (what, figure, reference, ratio, target, verdict), printed as they come and written at the end."""
+    """Rows of (what, figure, reference, ratio, target, verdict), printed as they come and written at the end.
+
+    ``progress`` says meanwhile, on stderr, what is being done.
+    """
 
     HEAD = ("what", "kcd", "reference", "ratio", "target", "verdict")
 
     def __init__(self, name: str, note: str) -> None:
-        self.name, self.note = name, note
+        self.name, self.note, self.progress = name, note, Progress()
         self.rows: list[dict[str, str]] = []
         self.data: dict[str, Any] = {}
 
@@ -214,13 +200,17 @@ class Report:
         at_most: float | None = None,
         at_least: float | None = None,
         interval: tuple[float, float] | None = None,
+        exact: bool = False,
         **data: Any,
     ) -> None:
-        """One line. ``ratio`` is compared with ``at_most`` or ``at_least``: all of its ``interval``, or as if it were exact."""
+        """One line. ``ratio`` is compared with ``at_most`` or ``at_least`` by all of its ``interval``.
+
+        ``exact``: it was counted, so that it is its own interval. Of what was timed and has none, nothing can be told.
+        """
         target = found = ""
         if ratio is not None and (at_most is not None or at_least is not None):
             target = f"<= {at_most:g}" if at_most is not None else f">= {at_least:g}"
-            found = verdict(interval or (ratio, ratio), at_most=at_most, at_least=at_least)
+            found = verdict((ratio, ratio) if exact else interval, at_most=at_most, at_least=at_least)
         shown = "" if ratio is None else f"{ratio:.3g}"
         if interval is not None:
             shown, data = (
@@ -230,6 +220,7 @@ class Report:
         row = dict(zip(self.HEAD, (what, kcd, reference, shown, target, found), strict=True))
         self.rows.append(row)
         self.data[what] = {**row, **data}
+        self.progress.end()
         print(f"{what:<64} {kcd:>12} {reference:>30} {shown:>8} {target:>7} {found}", flush=True)
 
     def write(self, folder: Path) -> None:

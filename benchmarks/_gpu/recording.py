@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common.report import best, duration, in_turns
+from _common.report import duration
+from _common.timing import best, in_turns
 
 import kcd_core as kcd
 

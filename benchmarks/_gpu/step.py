@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from _common.compiler import no_compiler
+from _common.progress import Progress
 from _common.report import verdict
 from _overhead.loop import Settings
 from _overhead.measure import measure
 from _overhead.pairs import PAIRS
-from _overhead.progress import Progress
 from _overhead.report import MOST, MOST_OF_AUTHORS
 
 from .part import Part

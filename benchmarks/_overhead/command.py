@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from _common.progress import Progress
 from _common.report import about, bounded, heading, many, named, needed, parser
 
 from .loop import Settings
 from .measure import measure
 from .pairs import PAIRS, Pair, Unusable, check, maker
-from .progress import Progress
 from .recorders import RECORDERS, without_a_step
 from .report import plot, table
 

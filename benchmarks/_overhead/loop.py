@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from _common.progress import Progress
 
 from .pairs import autocast
-from .progress import Progress
 from .recorders import RECORDERS
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.stats
 import torch
 from _common.counting import WINDOW, counts, on_device, peak
+from _common.progress import Progress
 from torch.utils.data import DataLoader, TensorDataset
 
 import kcd_core as kcd
@@ -17,7 +18,6 @@ from kcd_adapters.demo.models import build
 
 from .loop import Loop, Settings, in_turns
 from .pairs import Pair
-from .progress import Progress
 from .recorders import ARMS
 
 FEWEST = 6  # measurements without which an interval says nothing

@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 from _common.report import verdict
 
+from kcd_core.base import style
+from kcd_core.base.files import write_whole
+from kcd_core.base.style import FAINT, INK, KEPT
+
 from .recorders import ARMS, EPOCHS
 
 MOST = 1.005  # the target for a step's time, to plain KD's
@@ -23,6 +27,10 @@ NOTE_ON_CUDA = """\
 kernels, copies and waits are a step's, of the recording alone, over windows of 32 with what is deferred; waits are
 synchronisations, as torch's profiler sees them and as torch.cuda.set_sync_debug_mode warns of them. peak MB is of whole
 steps, while the students of all arms are held; own peak kB is what the recording holds beside that"""
+
+CAPTION = f"""\
+Dots: the ratio of medians. Bars: 95 % intervals (bootstrap of the rounds); hollow: too few rounds for one. Each panel has a
+scale of its own. Dotted: the target, at most {MOST}."""
 
 
 def table(report: dict[str, Any]) -> str:
@@ -92,18 +100,27 @@ def _counted(row: dict[str, Any], key: str) -> str:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    from matplotlib.figure import Figure
+    write_whole(path, style.png(figure_of(report["pairs"])))
 
-    pairs = report["pairs"]
-    figure = Figure(figsize=(4.2 * len(pairs), 3), layout="constrained")
+
+def figure_of(pairs: list[dict[str, Any]]) -> Any:
+    """A panel for each pair: how long a step of each arm is, to plain KD's."""
+    figure = style.figure(max(4.2 * len(pairs), 6.3), 3.2)
+    arms = [arm for arm in ARMS if arm != "kd"]
     for axes, result in zip(np.atleast_1d(figure.subplots(1, len(pairs))), pairs, strict=True):
-        arms = [arm for arm in ARMS if arm != "kd"]
+        axes.axvline(1, color=FAINT, linewidth=0.9)
+        axes.axvline(MOST, color=INK, linewidth=0.9, linestyle=":")
         for place, arm in enumerate(arms):
-            if found := result["arms"][arm]["ratio_95"]:
-                axes.plot(found, [place, place], linewidth=3)
-            axes.plot(result["arms"][arm]["ratio"], place, "o", color="black")
-        axes.axvline(1, color="grey", linewidth=0.8)
-        axes.set_yticks(range(len(arms)), arms)
-        axes.set_title(f"{result['pair']}, {result['arms']['kd']['median_ms']:.1f} ms a step", fontsize=10)
-        axes.set_xlabel("time of a step relative to plain KD, 95 % interval")
-    figure.savefig(path, dpi=130)
+            row, color = result["arms"][arm], KEPT if arm == "kcd" else INK
+            found = row["ratio_95"]
+            if found:
+                axes.hlines(-place, *found, color=color, linewidth=1.5)
+            axes.plot(row["ratio"], -place, "o", color=color, markerfacecolor=None if found else "white")
+        axes.set_yticks([-place for place in range(len(arms))], arms)
+        axes.set_ylim(0.5 - len(arms), 0.5)
+        plain = f"{result['arms']['kd']['median_ms']:.3g} ms"
+        axes.set_title(f"{result['pair']}: plain KD takes {plain} a step", fontsize=10, color=INK)
+        axes.set_xlabel("time of a step / plain KD's", color=INK)
+        style.plain(axes)
+    figure.supxlabel(CAPTION, fontsize=9, color=INK, x=0.01, ha="left")
+    return figure

@@ -5,12 +5,15 @@ Figures are made without pyplot: no window system, no global state. matplotlib i
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
 __all__ = [
     "ARMS",
+    "ASKED",
+    "BAND",
     "DROPPED",
     "FAINT",
     "INK",
@@ -21,6 +24,7 @@ __all__ = [
     "UNPARTED",
     "figure",
     "keys",
+    "lacking",
     "legend",
     "line",
     "patch",
@@ -31,16 +35,27 @@ __all__ = [
 INK, FAINT = "#1f2933", "#8a94a0"  # text, and what stays behind
 #: Samples that are kept, kept and mixed, dropped; what was dropped long ago; what nothing parts.
 KEPT, MIXED, DROPPED, PALE, UNPARTED = "#0f766e", "#5eb8ad", "#f0a35e", "#f8d6b5", "#b8c0c8"
+ASKED = "#7b2d8e"  # what the teacher is asked for
+BAND = "#f3f5f7"  # behind every other row
 #: (marker, colour, line) of what stands side by side, told apart by shape, too.
 ARMS = (
     ("*", INK, "-"),
     ("o", KEPT, "--"),
     ("s", DROPPED, "-."),
     ("v", FAINT, ":"),
-    ("D", "#7b2d8e", (0, (5, 1))),
+    ("D", ASKED, (0, (5, 1))),
     ("^", MIXED, (0, (1, 1))),
 )
 SHARES = "viridis"  # a map whose lightness rises
+
+
+def lacking() -> str:
+    """What has to be installed before anything can be drawn, if anything has."""
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError:
+        return "drawing needs matplotlib: pip install '.[plot]' in a checkout of kcd_core"
+    return ""
 
 
 def figure(width: float, height: float) -> Any:
@@ -51,12 +66,10 @@ def figure(width: float, height: float) -> Any:
     ImportError
         If matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError(
-            "drawing needs matplotlib: pip install '.[plot]' in a checkout of kcd_core"
-        ) from None
+    if why := lacking():
+        raise ImportError(why)
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -66,7 +79,7 @@ def plain(axes: Any, *spines: str) -> Any:
     shown = list(spines or ("left", "bottom"))
     axes.spines[shown].set_visible(True)
     axes.spines[shown].set_color(FAINT)
-    axes.tick_params(colors=INK)
+    axes.tick_params(colors=INK, labelsize=9)
     return axes
 
 
@@ -77,11 +90,11 @@ def patch(label: str, color: str) -> Any:
     return Patch(color=color, label=label)
 
 
-def line(label: str, color: str = INK) -> Any:
-    """The key of a line."""
+def line(label: str, color: str = INK, **look: Any) -> Any:
+    """The key of a line; ``look`` is what else matplotlib's `Line2D` takes."""
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=color, linewidth=1.6, label=label)
+    return Line2D([], [], **{"color": color, "linewidth": 1.6, "label": label, **look})
 
 
 def keys(axes: Any, handles: Sequence[Any]) -> None:

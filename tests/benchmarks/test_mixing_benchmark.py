@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -19,11 +18,6 @@ def mixing(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module("mixing")
     del sys.modules["mixing"]
-
-
-def test_a_ratio_is_that_of_the_turns(mixing: Any) -> None:
-    found, interval = mixing.ratio_of(np.array([1.0, 4.0, 3.0]), np.array([1.0, 2.0, 2.0]))
-    assert (found, interval) == (1.5, (1.0, 2.0))
 
 
 def test_the_arms_of_fetching_draw_the_same_samples(mixing: Any) -> None:

@@ -18,10 +18,10 @@ import kcd_core as kcd
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import overhead
-from _common import compiler, counting
+from _common import compiler, counting, progress
 from _gpu import step as step_part
 from _gpu.part import Part
-from _overhead import command, loop, measure, pairs, progress, recorders, report
+from _overhead import command, loop, measure, pairs, recorders, report
 
 sys.path.pop(0)
 
