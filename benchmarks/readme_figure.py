@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from _common.report import RESULTS, needed
-from _study.style import FAINT, INK, LOOKS, START, plain
+from _study.looks import LOOKS, START
+
+from kcd_core.base import style
+from kcd_core.base.files import write_whole
+from kcd_core.base.style import FAINT, INK
 
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "accuracy.png"
 NOTE = """\
@@ -99,9 +103,7 @@ LABELS = {
 
 def figure_of(tables: Sequence[Sequence[Row]]) -> Any:
     """A panel for each table: the differences to KD on all samples, with their 95 % intervals."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.4), layout="constrained", dpi=160)
+    figure = style.figure(9, 4.4)
     handles = {}
     for axes, panel, table in zip(figure.subplots(1, 2, sharey=True), PANELS, tables, strict=True):
         (kd,) = [row for row in table if (row["student"], row["arm"]) == ("small", "kd")]
@@ -118,15 +120,17 @@ def figure_of(tables: Sequence[Sequence[Row]]) -> Any:
             bars = [[abs(row["to_base"]["interval"][end] - row["to_base"]["mean"]) for row in rows]
                     for end in (0, 1)]  # fmt: skip
             handles[line.look] = axes.errorbar(shares, means, bars, capsize=3, **LOOKS[line.look])
-            for row, share, mean, following in zip(rows, shares, means, [*shares[1:], 100], strict=True):
-                # On the right, unless the next one's bar is there.
-                to, side = ((6, 4), "left") if following - share > 4 else ((-5, -12), "right")
-                axes.annotate(line.word(row), (share, mean), to, textcoords="offset points", ha=side, **WORD)
+            points = list(zip(shares, means, strict=True))
+            for row, at, following in zip(rows, points, [*points[1:], (100, 0)], strict=True):
+                # On the right, below a line that rises, unless the next one's bar is there.
+                right = (6, -12 if following[1] > at[1] else 4)
+                to, side = (right, "left") if following[0] - at[0] > 4 else ((-5, -12), "right")
+                axes.annotate(line.word(row), at, to, textcoords="offset points", ha=side, **WORD)
                 seeds.add(row["to_base"]["seeds"])
         number = " to ".join(map(str, sorted({min(seeds), max(seeds)})))
         axes.set_title(f"{panel.title} ({number} seeds)", fontsize=11, color=INK)
         axes.set_xlabel(panel.label, color=INK)
-        plain(axes)
+        style.plain(axes)
     figure.axes[0].set_ylabel("accuracy minus KD's,\npercentage points", color=INK)
     shown = {look: label for look, label in LABELS.items() if look in handles}
     figure.legend([handles[look] for look in shown], shown.values(), loc="outside lower center", ncols=3,
@@ -137,7 +141,7 @@ def figure_of(tables: Sequence[Sequence[Row]]) -> Any:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     needed("plot", "matplotlib.figure")
-    figure_of([panel.table() for panel in PANELS]).savefig(FIGURE)
+    write_whole(FIGURE, style.png(figure_of([panel.table() for panel in PANELS])))
     print(FIGURE)
 
 

@@ -61,8 +61,10 @@ def draw_ridges(records: Sequence[Record], num_samples: int, axes: Any = None) -
     notes = [f"{len(shown)} of {len(records)} stages"] if len(shown) < len(records) else []
     if left_out:
         notes.append(f"up to {high:.3g}; at most {left_out:.2%} of a row lies above")
-    note = f"   ({'; '.join(notes)})" if notes else ""
-    axes.set_xlabel(f"ranking score $V\\cdot F^{{\\alpha}}$ at the end of the stage{note}")
+    note = f"\n({'; '.join(notes)})" if notes else ""
+    axes.set_xlabel(
+        f"ranking score $V\\cdot F^{{\\alpha}}$ at the end of the stage, in the value's unit (entropy's: nats){note}"
+    )
     axes.set_ylabel("samples, each row to its own height", color=INK)
     axes.tick_params(axis="y", length=0)
     style.plain(axes, "bottom")

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kcd_core.base import style
 from kcd_core.base.files import write_whole
+from kcd_core.base.style import BAND, FAINT, INK
 
 from .arms import ARMS
-from .style import BAND, FAINT, INK, START, STUDENTS, plain
+from .looks import START, STUDENTS
 
 NOTE = """\
-From top to bottom in the order of the table. Bars: 95 % intervals (Student's t) of the mean difference, paired by seed, not
-corrected for their number. Hollow: one seed, or no spread, so no interval. Star: the arm compared with, and its accuracy."""
+Rows: by ratio, the largest first, then in the order of the table. Bars: 95 % intervals (Student's t) of the mean difference,
+paired by seed, not corrected for their number. Hollow: one seed, or no spread, so no interval. Star: the arm compared with
+(KD, or the one that a row names), and its accuracy."""
 BEYOND = "\n◂ ▸: a bar goes on beyond the edge, or, with a number, the mean lies there."
 
 
 def draw(rows: Sequence[Any], path: Path) -> None:
     """Write the picture of a study's table."""
-    image = io.BytesIO()
-    figure_of(rows).savefig(image, format="png", dpi=130)
-    write_whole(path, image.getvalue())
+    write_whole(path, style.png(figure_of(rows)))
 
 
 def figure_of(rows: Sequence[Any]) -> Any:
     """Rows of arms, at each ratio: the difference to plain distillation, a panel for each student, and both costs."""
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     students = list(dict.fromkeys(row.student for row in rows))
     # Of all students, in the order of the table: what one has alone stands where it would in the other's.
     keys = sorted({(row.ratio, row.arm) for row in rows}, key=lambda key: (-key[0], list(ARMS).index(key[1])))
     place = {key: -at for at, key in enumerate(keys)}
-    figure = Figure(figsize=(4.4 + 3.4 * len(students), 1.9 + 0.22 * len(keys)), layout="constrained")
+    figure = style.figure(4.4 + 3.4 * len(students), 2.0 + 0.22 * len(keys))
     panels = figure.subplots(
         1, len(students) + 2, sharey=True, width_ratios=[*[2] * len(students), 1, 1], squeeze=False
     )[0]
@@ -56,7 +55,7 @@ def figure_of(rows: Sequence[Any]) -> Any:
     for axes in panels:
         for at in range(0, len(keys), 2):
             axes.axhspan(-at - 0.5, -at + 0.5, color=BAND, zorder=0)
-        plain(axes)
+        style.plain(axes)
         axes.tick_params(axis="y", length=0)
     panels[0].set_yticks([*place.values()], [name_of(arm, ratio) for ratio, arm in keys])
     panels[0].set_ylim(0.5 - len(keys), 0.5)
@@ -102,8 +101,9 @@ def _differences(axes: Any, rows: Sequence[Any], place: dict[Any, int], limits: 
         at, apart = place[row.ratio, row.arm], row.to_base
         if row.arm == ARMS[row.arm].base:
             axes.plot(0, at, **{**START, "markersize": 9})
-            axes.annotate(f"{row.accuracy:.2f} %", (0, at), (7, 0), textcoords="offset points", va="center",
-                          fontsize=8, color=INK)  # fmt: skip
+            side, gap = ("left", 7) if high > -low / 2 else ("right", -7)  # where there is room
+            axes.annotate(f"{row.accuracy:.2f} %", (0, at), (gap, 0), textcoords="offset points", ha=side,
+                          va="center", fontsize=8, color=INK)  # fmt: skip
         if apart is None:
             continue
         ends, inside = apart.interval or (apart.mean, apart.mean), low <= apart.mean <= high

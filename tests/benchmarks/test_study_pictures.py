@@ -136,10 +136,10 @@ def test_arms_without_kd_are_rows_all_the_same(parts):
 
 def test_arms_are_told_apart_without_colour(parts):
     """By the marker, and, where lines cross, by the style of the line."""
-    style = parts("_study.style")
-    looks = [style.START, *style.LOOKS.values()]
+    of = parts("_study.looks")
+    looks = [of.START, *of.LOOKS.values()]
     assert len({look["marker"] for look in looks}) == len(looks)
-    assert len({look["marker"] for look in style.STUDENTS.values()}) == 2
+    assert len({look["marker"] for look in of.STUDENTS.values()}) == 2
 
 
 # ------------------------------------------------------------------------------------------ the README's
