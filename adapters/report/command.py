@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kcd_core.base import style
 from kcd_core.base.files import write_whole
 
 from .compare import as_json, as_page, as_text, draw, names_of
@@ -54,11 +56,13 @@ def run(args: argparse.Namespace) -> int:
         print(path)
     if told:
         print(told)
+    if without := style.lacking():
+        print(f"kcd: no pictures, the page has text and tables alone: {without}", file=sys.stderr)
     return 0
 
 
 def write_report(history: Path, out: Path, *, title: str | None = None, force: bool = False) -> list[Path]:
-    """Read a history, write its report.
+    """Read a history, write its report: without pictures where matplotlib is not installed, and the page says so.
 
     Parameters
     ----------
@@ -80,13 +84,12 @@ def write_report(history: Path, out: Path, *, title: str | None = None, force: b
     ------
     ValueError
         If the file is no history, the folder can't be written to, or a file in it is somebody else's.
-    ImportError
-        If matplotlib is not installed.
     """
     recorded = read(history)
     if title is None:
         title = recorded.title or f"Knowledge condensation: {history.stem}"
-    drawn = {name: make(recorded) for name, (_, make, _) in PICTURES.items()}
+    makers = {} if style.lacking() else PICTURES
+    drawn = {name: make(recorded) for name, (_, make, _) in makers.items()}
     pictures = {name: png for name, png in drawn.items() if png is not None}
     contents = {PAGE: page(recorded, pictures, title)}
     contents |= {f"{name}.png": png for name, png in pictures.items()}
@@ -96,7 +99,7 @@ def write_report(history: Path, out: Path, *, title: str | None = None, force: b
 def write_comparison(
     histories: Sequence[Path], out: Path, *, title: str | None = None, force: bool = False
 ) -> list[Path]:
-    """Read several histories, write what differs as a page, JSON and a picture.
+    """Read several histories, write what differs as a page, JSON and, where matplotlib is installed, a picture.
 
     Parameters
     ----------
@@ -112,16 +115,17 @@ def write_comparison(
 
     Raises
     ------
-    ValueError, ImportError
+    ValueError
         See `write_report`.
     """
     runs = _named(histories)
-    png = draw(runs)
+    png = None if style.lacking() else draw(runs)
     contents = {
         PAGE: as_page(runs, png, " and ".join(runs) if title is None else title),
         "comparison.json": as_json(runs),
-        "comparison.png": png,
     }
+    if png is not None:
+        contents["comparison.png"] = png
     return _write(out, contents, force)
 
 

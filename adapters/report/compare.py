@@ -11,7 +11,7 @@ from typing import Any
 from kcd_core.base import style
 
 from .history_file import Recorded
-from .html import GENERATOR, cut, document, number, picture, row, safe, section, value
+from .html import GENERATOR, NO_PICTURES, cut, document, number, picture, row, safe, section, value
 
 __all__ = ["as_json", "as_page", "as_text", "draw", "names_of"]
 
@@ -85,9 +85,9 @@ def as_text(runs: Runs) -> str:
     )
 
 
-def as_page(runs: Runs, png: bytes, title: str) -> bytes:
-    """The comparison as HTML."""
-    parts = [picture(CAPTION, ALTERNATIVE, png)]
+def as_page(runs: Runs, png: bytes | None, title: str) -> bytes:
+    """The comparison as HTML; without a picture, if there is none, and it says so."""
+    parts = [f"<p>{safe(NO_PICTURES)}</p>" if png is None else picture(CAPTION, ALTERNATIVE, png)]
     for heading, rows in _tables(runs).items():
         head = "".join(f"<th>{safe(cut(name))}</th>" for name in ("", *runs))
         parts.append(

@@ -13,6 +13,7 @@ import kcd_core
 __all__ = [
     "GENERATOR",
     "MARK",
+    "NO_PICTURES",
     "cut",
     "document",
     "number",
@@ -27,6 +28,7 @@ __all__ = [
 GENERATOR = "kcd report"
 MARK = f'<meta name="generator" content="{GENERATOR}">'  # tells our own pages from other people's files
 MOST_TEXT = 300
+NO_PICTURES = "The pictures are left out: where this page was made, matplotlib was not installed."
 
 _STYLE = """
 :root { --ink: #1f2933; --soft: #5b6672; --line: #e3e7eb; --kept: #0f766e; }

@@ -8,7 +8,7 @@ from typing import Any
 from kcd_core import Cost
 
 from .history_file import Recorded
-from .html import cut, document, number, picture, row, safe, section, short, value
+from .html import NO_PICTURES, cut, document, number, picture, row, safe, section, short, value
 from .pictures import PICTURES
 
 __all__ = ["page"]
@@ -24,7 +24,7 @@ def page(run: Recorded, pictures: Mapping[str, bytes], title: str) -> bytes:
     run : Recorded
         What is reported.
     pictures : mapping
-        Name to PNG, of those in `PICTURES`.
+        Name to PNG, of those in `PICTURES`. Without any, the page says why.
     title : str
         Any text.
     """
@@ -33,6 +33,8 @@ def page(run: Recorded, pictures: Mapping[str, bytes], title: str) -> bytes:
         f"<p>{_sentence(run)}</p>",
         _tiles(run),
     ]
+    if not pictures:
+        parts.append(f"<p>{safe(NO_PICTURES)}</p>")
     for name, png in pictures.items():
         caption, _, alternative = PICTURES[name]
         parts.append(picture(caption, alternative, png))

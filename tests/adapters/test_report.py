@@ -173,9 +173,16 @@ def test_same_history_gives_the_same_page(wrapped: Path, tmp_path: Path) -> None
     assert pages[0] == pages[1]
 
 
-def test_without_matplotlib_says_what_to_install(
-    wrapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("runs", [1, 2])
+def test_without_matplotlib_there_are_tables_and_what_to_install_is_said(
+    runs: int,
+    wrapped: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    files = [wrapped, tmp_path / "other.json"][:runs]
+    files[-1].write_bytes(wrapped.read_bytes())
     for name in [m for m in sys.modules if m.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
 
@@ -185,9 +192,19 @@ def test_without_matplotlib_says_what_to_install(
                 raise ModuleNotFoundError(f"No module named {name!r}", name="matplotlib")
 
     monkeypatch.setattr(sys, "meta_path", [Hide(), *sys.meta_path])
-    assert main(["report", str(wrapped), "-o", str(tmp_path / "out")]) == 2
-    assert "pip install '.[plot]' in a checkout of kcd_core" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    out = tmp_path / "out"
+    assert main(["report", *map(str, files), "-o", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "no pictures" in said.err
+    assert "pip install '.[plot]' in a checkout of kcd_core" in said.err
+    names = ["report.html", "comparison.json"][:runs]
+    assert [Path(line).name for line in said.out.splitlines()[:runs]] == names
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    made = Page((out / "report.html").read_text("utf-8"))
+    assert not [tag for tag, _ in made.tags if tag == "img"]
+    assert "The pictures are left out" in " ".join(made.texts)
+    kept = [str(record["kept"]) for record in STATE["records"]]
+    assert set(kept) <= {text.strip() for text in made.texts}  # a table has them
 
 
 # ------------------------------------------------------------------------------------------- other people's files
