@@ -18,9 +18,10 @@ from kcd_core.base.files import write_whole
 from .datasets import Split
 from .results import Run
 
-__all__ = ["draw", "draw_accuracy", "draw_classes", "draw_images", "draw_values"]
+__all__ = ["draw", "draw_accuracy", "draw_classes", "draw_images", "draw_values", "side_by_side"]
 
 COLUMNS = 10
+ROOM = 3.0  # % of the samples, that an arm's points and bar take
 MOST_CLASSES = 20  # that the picture of the classes has room for
 
 
@@ -59,23 +60,36 @@ def draw_accuracy(arms: Mapping[str, Sequence[Run]]) -> Any:
     axes = figure.subplots()
     plain = next(iter(arms.values()))
     some = {name: runs for name, runs in arms.items() if runs}
-    for place, (name, runs) in enumerate(some.items()):
-        share = 100 * runs[0].cost.drawn / plain[0].cost.drawn
-        beside = share + 1.5 * (place - 2) * (
-            runs is not plain
-        )  # the arms that draw as many stand side by side
+    shares = {name: 100 * runs[0].cost.drawn / plain[0].cost.drawn for name, runs in some.items()}
+    places = side_by_side(list(shares.values()))
+    for (name, runs), place, (marker, color, _) in zip(some.items(), places, style.ARMS, strict=False):
         percent = [100 * run.accuracy for run in runs]
-        marker, color, _ = style.ARMS[place]
-        label = f"{name}: {share:.0f} % of the samples, {fmean(run.seconds for run in runs):.1f} s a run"
-        axes.plot([beside] * len(percent), percent, marker, color=color, markersize=5, label=label)
-        axes.plot(beside, fmean(percent), "_", color=color, markersize=22, markeredgewidth=2)
-    axes.set_xlabel("samples drawn, % of KD's (arms that draw as many stand side by side)")
+        label = (
+            f"{name}: {shares[name]:.0f} % of the samples, {fmean(run.seconds for run in runs):.1f} s a run"
+        )
+        axes.plot([place] * len(percent), percent, marker, color=color, markersize=5, label=label)
+        axes.plot(place, fmean(percent), "_", color=color, markersize=16, markeredgewidth=2)
+    apart = " (arms that draw nearly as many stand side by side)" * (places != [*shares.values()])
+    axes.set_xlabel(f"samples drawn, % of KD's{apart}")
     axes.set_ylabel("test accuracy, %\n(a point a run, the bar is their mean)")
     axes.set_xlim(0, 105)
     style.plain(axes)
     style.legend(figure)
     axes.set_title("Accuracy against samples drawn", loc="left")
     return figure
+
+
+def side_by_side(shares: Sequence[float]) -> list[float]:
+    """Where arms stand that draw these shares: there, but those with no room for it around the mean of them."""
+    places, group = list(shares), list[int]()
+    for arm in sorted(range(len(shares)), key=shares.__getitem__):
+        if group and shares[arm] - shares[group[-1]] >= ROOM:
+            group = []
+        group.append(arm)
+        middle = fmean(shares[own] for own in group)
+        for rank, own in enumerate(sorted(group)):  # in the order of the arms
+            places[own] = middle + ROOM * (rank - (len(group) - 1) / 2)
+    return places
 
 
 def draw_values(history: kcd.CondensationHistory) -> Any:

@@ -85,7 +85,8 @@ def difference(own: Sequence[Run], other: Sequence[Run]) -> Difference:
 
     An interruption can leave one of them with a run more, which is left out.
     """
-    apart = [100 * (a.accuracy - b.accuracy) for a, b in zip(own, other, strict=False)]
+    # Rounded, so that as many test samples apart is the same number.
+    apart = [round(100 * (a.accuracy - b.accuracy), 9) for a, b in zip(own, other, strict=False)]
     if len(apart) < 2 or stdev(apart) == 0:
         return Difference(mean(apart), None)
     half = scipy.stats.t.ppf(0.975, len(apart) - 1) * scipy.stats.sem(apart)
@@ -147,23 +148,31 @@ def sentences(arms: Mapping[str, Sequence[Run]]) -> list[str]:
     told = [
         f"{own} drew {drawn:.0%} of {plain}'s samples, and a run took {own_seconds:.1f} s, where {plain} took {seconds:.1f} s."
     ]
-    seen, unseen = [], []
+    found: dict[int, list[str]] = {1: [], -1: [], 0: []}
+    pairs = set()  # of runs, behind each interval
     for name, runs in arms.items():
         if name == own or not runs:
             continue
         apart = difference(own_runs, runs)
-        if apart.sign:
-            seen.append(f"{own} is {'better' if apart.sign > 0 else 'worse'} than {name} ({apart} points)")
-        else:
-            unseen.append(f"{name} ({apart} points)")
+        found[apart.sign].append(f"{name} ({apart} points)")
+        if apart.half is not None:
+            pairs.add(min(len(own_runs), len(runs)))
     if len(own_runs) < 2:
-        return [*told, f"Not seen: whether {own} differs from {_listed(unseen)}: one run can't tell chance."]
+        return [
+            *told,
+            f"Not seen: whether {own} differs from {_listed(found[0])}: one run can't tell chance.",
+        ]
+    seen = [
+        f"{word} than {_listed(found[sign])}" for word, sign in (("better", 1), ("worse", -1)) if found[sign]
+    ]
     if seen:
-        told.append(f"Seen: {_listed(seen)}.")
-    if unseen:
-        told.append(f"Not seen: a difference, beyond chance, between {own} and {_listed(unseen)}.")
-    number = len(own_runs)
-    return [*told, f"± are 95 % intervals over {number} runs, each of one comparison taken by itself."]
+        told.append(f"Seen: {own} is {', and '.join(seen)}.")
+    if found[0]:
+        told.append(f"Not seen: a difference, beyond chance, between {own} and {_listed(found[0])}.")
+    if pairs:
+        number = " or ".join(map(str, sorted(pairs)))
+        told.append(f"± are 95 % intervals over {number} runs, each of one comparison taken by itself.")
+    return told
 
 
 def more(data: str, results: Path) -> list[str]:

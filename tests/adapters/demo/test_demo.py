@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from kcd_adapters.demo import command as demo
 from kcd_adapters.demo import keel
 from kcd_adapters.demo.datasets import Images, Split, digits
 from kcd_adapters.demo.models import build, recipe
-from kcd_adapters.demo.pictures import draw, draw_classes
+from kcd_adapters.demo.pictures import draw, draw_accuracy, draw_classes
 from kcd_adapters.demo.results import Run
 from kcd_adapters.demo.tasks import TASKS
 
@@ -352,6 +353,25 @@ def test_pictures_without_mixtures_can_be_drawn(tmp_path):
     run = Run(loader, [loader.end_epoch()], seconds=1.0, kcd_seconds=0.1, accuracy=0.5)
     paths = draw(tmp_path, split, {"KD": [run]}, run)
     assert [p.name for p in paths if p.exists()] == list(PICTURES)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "places", "said"),
+    [
+        ((1000, 709, 709, 708), (100, 67.867, 70.867, 73.867), True),  # around their mean, in the arms' order
+        ((1000, 877, 877, 833), (100, 86.2, 89.2, 83.3), True),  # of another share, where it belongs
+        ((1000, 500, 400, 300), (100, 50, 40, 30), False),
+    ],
+)
+def test_arms_are_drawn_at_their_shares_and_beside_each_other_only_for_want_of_room(drawn, places, said):
+    arms = {
+        name: [SimpleNamespace(accuracy=0.9, cost=SimpleNamespace(drawn=number), seconds=1.0)] * 2
+        for name, number in zip(ARMS, drawn, strict=True)
+    }
+    axes = draw_accuracy(arms).axes[0]
+    points = [line.get_xdata() for line in axes.lines if line.get_label().startswith(ARMS)]
+    np.testing.assert_allclose(points, [[place] * 2 for place in places], atol=0.001)
+    assert ("side by side" in axes.get_xlabel()) == said
 
 
 def test_the_picture_of_many_classes_shows_the_most_and_the_least_kept():

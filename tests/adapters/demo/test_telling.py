@@ -48,11 +48,40 @@ def test_what_is_seen_and_what_is_not():
     )
     assert told == [
         "KC-KD drew 71% of KD's samples, and a run took 3.0 s, where KD took 4.0 s.",
-        "Seen: KC-KD is better than random dropping (+1.97 ± 0.29 points) and KC-KD is worse than KD, shorter "
+        "Seen: KC-KD is better than random dropping (+1.97 ± 0.29 points), and worse than KD, shorter "
         "(-2.03 ± 0.14 points).",
         "Not seen: a difference, beyond chance, between KC-KD and KD (+0.00 ± 0.25 points).",
         "± are 95 % intervals over 3 runs, each of one comparison taken by itself.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kd", "random", "shorter", "closing"),
+    [
+        (
+            (90, 91.1, 92), (88, 89.1, 90), (87, 88.1, 89),
+            ["Seen: KC-KD is better than KD (+2.97 ± 0.14 points), random dropping (+4.97 ± 0.14 points) and "
+             "KD, shorter (+5.97 ± 0.14 points).",
+             "± are 95 % intervals over 3 runs, each of one comparison taken by itself."],
+        ),
+        (
+            (98, 99.1, 99.9), (93, 94, 95), (93, 94.1),
+            ["Seen: KC-KD is worse than KD (-5.00 ± 0.25 points).",
+             "Not seen: a difference, beyond chance, between KC-KD and random dropping (+0.00 points) and KD, shorter "
+             "(-0.05 ± 0.64 points).",
+             "± are 95 % intervals over 2 or 3 runs, each of one comparison taken by itself."],
+        ),
+        (
+            (92, 93, 94), (93, 94, 95), [],
+            ["Not seen: a difference, beyond chance, between KC-KD and KD (+1.00 points) and random dropping "
+             "(+0.00 points)."],
+        ),
+    ],
+)  # fmt: skip
+def test_better_worse_and_can_not_tell_read_as_english(kd, random, shorter, closing):
+    """Of runs of KC-KD at 93, 94 and 95 %, the last of some arms interrupted; equal differences have no interval."""
+    arms = {"KD": kd, "KC-KD": (93, 94, 95), "random dropping": random, "KD, shorter": shorter}
+    assert sentences({name: runs(*percent) for name, percent in arms.items()})[1:] == closing
 
 
 def test_one_run_shows_nothing_and_none_less():
