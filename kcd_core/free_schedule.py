@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn
 
 from .base.arrays import checked_int
@@ -50,7 +50,12 @@ class FreeSchedule(CondensationSchedule):
     """
 
     free: ClassVar[bool] = True
+    remedy: ClassVar[str] = "Train for longer, or end stages earlier"
 
+    # Settings of a CondensationSchedule that this one does not have: `dataclasses.replace` leaves them out.
+    ratio: float = field(default=1.0, init=False)
+    stages: int = field(default=1, init=False)
+    warmup: int = field(default=0, init=False)
     until: int | None = None
 
     def __init__(self, period: int = 1, until: int | None = None) -> None:
@@ -128,8 +133,8 @@ class FreeSchedule(CondensationSchedule):
             return num_samples
         last = f", or after {self.until}," if self.until else ""
         raise ValueError(
-            f"nobody knows yet how many samples epoch {epoch} has: with {self!r}, select decides it when a stage ends, next "
-            f"with epoch {due}. Ask for epochs up to {due}{last} and schedule the learning rate by epochs, or by the share "
+            f"nobody knows yet how many samples epoch {epoch} has: select decides it when a stage ends, next with epoch "
+            f"{due}. Ask for epochs up to {due}{last} and schedule the learning rate by epochs, or by the share "
             "of them that is done: (loader.epoch - 1 + loader.batches_done / len(loader)) / epochs"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -28,8 +29,8 @@ class InfoBatch:
 
     Parameters
     ----------
-    epochs : int, at least 1
-        Epochs of the whole run.
+    epochs : int, at least ``2 / until``
+        Epochs of the whole run. All samples are drawn in the first of them, so that in fewer nothing would ever be left out.
     prune : float, in [0, 1)
         Probability with which a sample below the mean is left out.
     until : float, in (0, 1]
@@ -45,7 +46,7 @@ class InfoBatch:
     Raises
     ------
     ValueError
-        If a number is outside its range.
+        If a number is outside its range, or the epochs are so few that nothing would ever be left out.
     TypeError
         If ``epochs`` is not an integer, or another is not a number.
 
@@ -92,12 +93,25 @@ class InfoBatch:
                 f"until must be in (0, 1], the share of the epochs that leave out samples, got {until}"
             )
         object.__setattr__(self, "until", until)
+        if self._last < 2:
+            raise ValueError(
+                f"epochs must be at least {math.ceil(2 / self._until)} with until={until}, got {self.epochs}: nothing would ever be "
+                f"left out, since all samples are drawn in the first epoch, and in those after floor(until * epochs) = {self._last}"
+            )
+
+    @property
+    def _until(self) -> Fraction:
+        return Fraction(repr(self.until))  # of 0.29 and 100 epochs the last is 29, not 28
+
+    @property
+    def _last(self) -> int:
+        """The last epoch in which samples are left out."""
+        return math.floor(self._until * self.epochs)
 
     @property
     def schedule(self) -> FreeSchedule:
         """The one that it brings."""
-        last = int(Fraction(repr(self.until)) * self.epochs)  # of 0.29 and 100 epochs 29, not 28
-        return FreeSchedule(period=1, until=last)
+        return FreeSchedule(period=1, until=self._last)
 
     def __call__(
         self,

@@ -113,7 +113,9 @@ def resolve_select(select: Any) -> Rule | None:
     if select is None or isinstance(select, Rule):
         return select
     if not callable(select):
-        named = _NAMED[checked_choice(select, "select", tuple(_NAMED), "a callable")]
+        named = _NAMED[
+            checked_choice(select, "select", tuple(_NAMED), "a callable such as kcd.InfoBatch(epochs)")
+        ]
         return Rule(named, value_name(named), mixes=False, free=False)
     takes_stage = takes_named(select, "select", WANTED, 5, "stage")
     check_callable(select, "select", WANTED, places=5, also=("stage",) if takes_stage else ())
@@ -149,9 +151,11 @@ def check_rule(rule: Rule | None, schedule: CondensationSchedule, target: Any) -
             "CondensationSchedule"
         )
     if rule.free and not schedule.free:
+        use = (
+            "use a FreeSchedule" if rule.schedule is None else "give schedule=None, since select has its own"
+        )
         raise ValueError(
-            f"select={rule.name} keeps as many samples as it will, and schedule={schedule!r} says how many: leave schedule out "
-            "(None), or use a FreeSchedule"
+            f"select={rule.name} keeps as many samples as it will, and schedule={schedule!r} says how many: {use}"
         )
     if rule.weighs and (why := getattr(target, "why_unweighable", "")):
         raise ValueError(f"select={rule.name} gives samples weights, but {why}")

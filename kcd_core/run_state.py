@@ -118,11 +118,11 @@ class RunState:
             "version": STATE_VERSION,
             **self.layout.identity(),
             **copy.deepcopy(self._own),
+            "select": self.rule.name if self.rule else None,  # before the schedule, which may be its own
             "schedule": self.schedule.state_dict() or None,  # None is what the user gave
             "schedule_type": type(self.schedule).__qualname__,
             "alpha": self.alpha,
             "min_weight": self.min_weight,
-            "select": self.rule.name if self.rule else None,
         }
 
     def state_beside_recordings(self) -> dict[str, Any]:

@@ -76,6 +76,9 @@ class CondensationSchedule:
     #: Whether whoever selects may keep any number of samples: see `FreeSchedule`.
     free: ClassVar[bool] = False
 
+    #: What to do about a run that ends before anything was dropped.
+    remedy: ClassVar[str] = "Lower period (or warmup)"
+
     ratio: float = 0.7
     stages: int = 6
     period: int = 40
@@ -187,10 +190,9 @@ class CondensationSchedule:
         due = self.next_due(epoch, max(epochs, AHEAD))
         if due is not None and due < epochs:
             return ""
-        when = self.next_stage(epoch)
         return (
-            f"a run of {epochs} epochs drops nothing and is plain training: the first stage is {when}. Lower period "
-            "(or warmup), or leave this aside if the run is longer"
+            f"a run of {epochs} epochs drops nothing and is plain training: the first stage is {self.next_stage(epoch)}. "
+            f"{self.remedy}, or leave this aside if the run is longer"
         )
 
     def target(self, num_samples: int, previous: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from typing import Any
 
@@ -67,6 +68,11 @@ def test_words_state_and_equality() -> None:
     assert schedule.state_dict() == {"period": 2, "until": 5}
     assert schedule == kcd.FreeSchedule(2, 5) != kcd.FreeSchedule(2, 6)
     assert hash(schedule) == hash(kcd.FreeSchedule(2, 5))
+    assert dataclasses.replace(schedule, until=6) == kcd.FreeSchedule(2, 6)
+    assert dataclasses.replace(kcd.FreeSchedule(2), period=3) == kcd.FreeSchedule(3)
+    assert type(dataclasses.replace(Late(), period=4)) is Late
+    with pytest.raises((TypeError, ValueError), match="ratio"):
+        dataclasses.replace(schedule, ratio=0.5)
     with pytest.raises(TypeError, match="a FreeSchedule has no ratio"):
         kcd.FreeSchedule.for_epochs(10, ratio=0.5)
 

@@ -64,7 +64,7 @@ def by_description(epochs: int, prune: float, until: float) -> list[dict[int, fl
 
 @pytest.mark.parametrize(
     ("epochs", "prune", "until"),
-    [(8, 0.5, 0.875), (10, 0.3, 0.875), (6, 0.75, 1.0), (5, 0.5, 0.5), (1, 0.5, 0.875)],
+    [(8, 0.5, 0.875), (10, 0.3, 0.875), (6, 0.75, 1.0), (5, 0.5, 0.5), (3, 0.5, 0.875)],
 )
 def test_a_run_is_that_of_the_description(epochs: int, prune: float, until: float) -> None:
     loader = wrapped(kcd.InfoBatch(epochs, prune=prune, until=until))
@@ -86,7 +86,8 @@ def test_a_run_is_that_of_the_description(epochs: int, prune: float, until: floa
         (10, 0.875, 8),
         (100, 0.29, 29),
         (200, 0.875, 175),
-        (1, 0.875, 0),
+        (3, 0.875, 2),
+        (2, 1.0, 2),
         (7, 1.0, 7),
         (30, 0.7, 21),
     ],
@@ -96,6 +97,21 @@ def test_the_last_epoch_that_leaves_out_is_rounded_down(epochs: int, until: floa
     assert schedule == kcd.FreeSchedule(period=1, until=last)
     sizes = [schedule.target_of(stage, N, N) for stage in range(1, last + 1)]
     assert sizes == [None] * (last - 1) + [N] * (last > 0)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "until", "least", "last"),
+    [(1, 0.875, 3, 0), (2, 0.875, 3, 1), (6, 0.29, 7, 1), (1, 1.0, 2, 1)],
+)
+def test_a_run_that_would_leave_nothing_out_is_refused(
+    epochs: int, until: float, least: int, last: int
+) -> None:
+    why = f"epochs must be at least {least} with until={until}, got {epochs}: nothing would .* = {last}$"
+    with pytest.raises(ValueError, match=why):
+        kcd.InfoBatch(epochs, until=until)
+    assert {len(drawn) for drawn in by_description(epochs, 0.5, until)} == {N}
+    loader = wrapped(kcd.InfoBatch(least, prune=0.9, until=until))
+    assert [len(one_epoch(loader)) < N for _ in range(least)][:2] == [False, True]
 
 
 def chosen(value: Any, seed: int = 0, count: Any = None, **settings: Any) -> kcd.CondensedSet:
@@ -168,14 +184,14 @@ def test_another_rule_does_not_go_on(other: dict[str, Any]) -> None:
     one_epoch(loader)
     assert loader.state_dict()["select"] == "InfoBatch(epochs=8, prune=0.5, until=0.875)"
     before = reader.state_dict()
-    with pytest.raises(ValueError, match=r"saved with (select|schedule) ="):
+    with pytest.raises(ValueError, match=r"saved with select = 'InfoBatch\(epochs=8, "):
         reader.load_state_dict(loader.state_dict())
     assert identical_state(reader.state_dict(), before)
 
 
 def test_what_does_not_go_with_it_is_refused_at_construction() -> None:
     rule = kcd.InfoBatch(8)
-    with pytest.raises(ValueError, match=r"select=InfoBatch\(.*\) keeps as many samples as it will"):
+    with pytest.raises(ValueError, match=r"select=InfoBatch\(.* as it will, .*: give schedule=None, since"):
         wrapped(rule, schedule=kcd.CondensationSchedule(0.5, 1, 1))
     with pytest.raises(ValueError, match="gives samples weights, but a gate"):
         kcd.Condensation(kcd.TeacherGate(N), schedule=None, select=rule)
@@ -187,8 +203,12 @@ def test_what_does_not_go_with_it_is_refused_at_construction() -> None:
         wrapped(rule, sharded=True)
     with pytest.raises(ValueError, match="mixes nothing"):
         wrapped(rule, mixing="fresh")
-    with pytest.raises(ValueError, match="nobody knows yet how many samples"):
+    with pytest.raises(ValueError, match="nobody knows yet how many samples") as told:
         wrapped(rule).total_steps(8)
+    with pytest.warns(UserWarning, match="a run of 1 epochs drops nothing") as warned:
+        wrapped(rule).total_steps(1)
+    for text in (told.value, warned[0].message):  # what the user did not write is not spoken of
+        assert not any(word in str(text) for word in ("FreeSchedule", "period", "warmup"))
 
 
 def test_beside_a_gate() -> None:

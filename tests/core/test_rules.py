@@ -137,7 +137,10 @@ def test_what_mixes_nothing_asks_for_no_mixing(name: str) -> None:
 
 @pytest.mark.parametrize("wrong", ["rando", "", "infobatch", b"random", 3, ("random",)])
 def test_another_name_is_refused_and_the_names_are_said(wrong: Any) -> None:
-    with pytest.raises(ValueError, match=r"select must be 'random', 'rs2' or a callable, got"):
+    with pytest.raises(
+        ValueError,
+        match=r"select must be 'random', 'rs2' or a callable such as kcd\.InfoBatch\(epochs\), got",
+    ):
         wrapped(select=wrong)
 
 
