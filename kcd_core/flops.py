@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .account import Cost
+from .base.arguments import COMPILED
 
 __all__ = ["StepFlops", "step_flops"]
 
@@ -20,7 +21,6 @@ BUILT_IN = ("aten", "prim", "prims")  # namespaces of torch's own operations
 MISSED = ("aten.mkldnn_rnn_layer", "aten._cudnn_rnn", "aten.miopen_rnn", "aten._cdist_forward")
 #: Attention on a device, and that on a CPU, which some versions of torch do not count.
 ATTENTION = ("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu")
-COMPILED = "_orig_mod"  # where `torch.compile` keeps a model
 
 
 class StepFlops(NamedTuple):

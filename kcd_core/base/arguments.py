@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "COMPILED",
     "check_callable",
     "check_kind",
     "checked_bool",
@@ -20,6 +21,8 @@ __all__ = [
     "checked_length",
     "takes_named",
 ]
+
+COMPILED = "_orig_mod"  # where `torch.compile` keeps a module
 
 
 def checked_bool(value: Any, name: str) -> bool:
@@ -109,7 +112,11 @@ def _called(value: Any) -> Any:
     if isinstance(value, partial):
         return partial(_called(value.func), *value.args, **value.keywords)
     torch = sys.modules.get("torch")
-    return value.forward if torch is not None and isinstance(value, torch.nn.Module) else value
+    if torch is None or not isinstance(value, torch.nn.Module):
+        return value
+    while hasattr(value, COMPILED):  # whose own forward() takes anything, too
+        value = getattr(value, COMPILED)
+    return value.forward
 
 
 def check_callable(

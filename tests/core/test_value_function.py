@@ -66,6 +66,9 @@ TAKERS: dict[str, Callable[..., Any]] = {
     "object with forward": WithForward(),
     "partial": functools.partial(scaled, scale=1.0),
     "wrapped": wrapped,
+    "compiled module": torch.compile(TableModule(), backend="eager"),
+    "compiled function": torch.compile(by_table, backend="eager"),
+    "partial of a compiled module": functools.partial(torch.compile(TableModule(), backend="eager")),
 }
 
 
