@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -32,8 +33,23 @@ COMMANDS = {
 }
 
 
+#: The exit status where nobody reads the output any more, as under ``head``: a shell's for SIGPIPE.
+UNREAD = 141
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 where the input is wrong."""
+    """Run the command line; returns the exit status: 0, 2 where the input is wrong, or `UNREAD`."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # here, where an error can be met still
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
+        return UNREAD
+
+
+def _run(argv: Sequence[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="kcd",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,28 @@ def test_profiles_are_listed_by_the_names_that_run_takes(tmp_path: Path) -> None
         assert profile.covers
         assert profile.observed_at in " ".join(lines)
         assert f"    covers    {profile.covers}" in lines
+
+
+@pytest.mark.parametrize(
+    ("command", "unbuffered"),
+    [("profiles", "1"), ("profiles", ""), ("--help", ""), ("run --auto script.py", "")],
+)
+def test_a_reader_that_goes_away_ends_it_quietly(command: str, unbuffered: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").touch()
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "kcd_adapters", *command.split()],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_patching_needs_no_heavy_package(tmp_path: Path) -> None:
