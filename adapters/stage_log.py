@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -15,6 +16,7 @@ from kcd_core import CondensationHistory
 from kcd_core.base.files import check_writable
 
 from .settings import Settings
+from .telling import say
 
 __all__ = ["StageLog", "now"]
 
@@ -29,17 +31,17 @@ def now() -> str:
 class StageLog:
     """Where ``log`` and ``tensorboard`` of the settings say; nowhere by default.
 
+    Where a stage can't be written, a warning says so, and training goes on.
+
     Parameters
     ----------
     settings : Settings
     about : mapping
         What every line begins with: of which run it is.
-    say : callable
-        Takes what there is to tell where a stage can't be written: training goes on.
     """
 
-    def __init__(self, settings: Settings, about: Mapping[str, Any], say: Callable[[str], None]) -> None:
-        self._about, self._say = dict(about), say
+    def __init__(self, settings: Settings, about: Mapping[str, Any]) -> None:
+        self._about = dict(about)
         # Absolute from the start: the host may change its working directory.
         self._lines = None if settings.log is None else Path(settings.log).absolute()
         self._folder = None if settings.tensorboard is None else Path(settings.tensorboard).absolute()
@@ -80,9 +82,8 @@ class StageLog:
         try:
             write(*what)
         except OSError as error:
-            self._say(
-                f"WARNING: stage {what[0]['stage']} can't be written ({name}): {error.strerror or error}"
-            )
+            text = f"stage {what[0]['stage']} can't be written ({name}): {error.strerror or error}"
+            say(text, logging.WARNING)
 
     def _append(self, record: Mapping[str, Any], num_samples: int, counts: Mapping[str, int]) -> None:
         shown = {k: v for k, v in record.items() if k not in ("edges", "counts") and v is not None}

@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from .account import Account, Cost
+from .account import Cost
 from .base import distributed
 from .base.arrays import checked_int, is_tensor
 from .em_step import Decision, check_share
-from .history import CondensationHistory
 from .layout import Layout, Undo
+from .log import LOGGER, stage_line
 from .logits import one_of
 from .progress import EpochProgress
 from .rules import Select, SelectName
 from .run_state import RunState
 from .schedule import CondensationSchedule
-from .tracker import KnowledgeValueTracker
 
-__all__ = ["Run", "RunOwner", "end_together"]
+__all__ = ["Ending", "Run", "end_together"]
 
 Tell = Callable[[int, Decision | None], Mapping[str, str]]
 
@@ -289,6 +288,14 @@ class Run(RunState):
         self.progress = EpochProgress(self.tracker.batches)
         return None if decision is None else decision.chosen
 
+    def log(self, ending: Ending, more: Callable[[], str]) -> None:
+        """Tell the logger what an epoch's end has changed, and ``more()`` of a stage; on the first rank alone."""
+        if distributed.rank_announced(self.group) > 0:
+            return
+        LOGGER.debug("epoch %d: %s", self.epoch - 1, self.account.epochs[-1])
+        if ending.entry is not None:
+            LOGGER.info("%s%s", stage_line(ending.entry, self.history.num_samples), more())
+
     def _plain_epoch(self) -> int:
         """What plain distillation would have drawn in the epoch that ends."""
         if self._plain is not None:
@@ -298,8 +305,11 @@ class Run(RunState):
         return self.account.epochs[-1].plain if self.account.epochs else 0
 
 
-def end_together(*runs: Run) -> list[Any]:
-    """`Run.end_epoch` of several runs of one tracker: all of them, or none. All that may fail is done first."""
+def end_together(*runs: Run, more: Callable[[], str] = str) -> list[Any]:
+    """`Run.end_epoch` of several runs of one tracker: all of them, or none. All that may fail is done first.
+
+    ``more``: what whoever draws says of a stage besides, in the line that is logged. Called when it has ended.
+    """
     endings, chosen = [], []
     for run in runs:
         endings.append(run.decide_end())
@@ -311,39 +321,10 @@ def end_together(*runs: Run) -> list[Any]:
             chosen.append(run.carry_out(ending))
         if settled is not None:
             tracker.settle(settled)
+        for run, ending in zip(runs, endings, strict=True):
+            run.log(ending, more)
         return chosen
     except BaseException:
         for put_back in undo:
             put_back()
         raise
-
-
-class RunOwner:
-    """What whoever draws for a run says of it."""
-
-    _run: Run
-
-    @property
-    def tracker(self) -> KnowledgeValueTracker:
-        """V and F: of all samples, by index; with ``sharded``, of this rank's slice; of a stream, by slot."""
-        return self._run.tracker
-
-    @property
-    def schedule(self) -> CondensationSchedule:
-        """When a stage ends, and how many samples it leaves."""
-        return self._run.schedule
-
-    @property
-    def history(self) -> CondensationHistory:
-        """What each stage did."""
-        return self._run.history
-
-    @property
-    def account(self) -> Account:
-        """What the epochs cost: samples drawn, teacher queries, seconds."""
-        return self._run.account
-
-    @property
-    def epoch(self) -> int:
-        """From 1; moved on by `end_epoch` alone."""
-        return self._run.epoch

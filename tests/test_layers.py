@@ -24,7 +24,7 @@ PACKAGES = {"kcd_core": "kcd_core", "kcd_adapters": "adapters"}
 #: room and from the layers before; rooms of one layer do not know each other.
 LAYERS = (
     ("kcd_core._version",),
-    ("kcd_core.algorithms", "kcd_core.base"),
+    ("kcd_core.algorithms", "kcd_core.base", "kcd_core.log"),
     ("kcd_core.sample_weights",),
     (
         "kcd_core.account",
@@ -63,12 +63,12 @@ LAYERS = (
     ("kcd_core.agreement", "kcd_core.progress", "kcd_core.saved"),
     ("kcd_core.run_state",),
     ("kcd_core.run",),
-    ("kcd_core.stages",),
+    ("kcd_core.run_owner", "kcd_core.stages"),
     ("kcd_core.sharded", "kcd_core.streaming"),
     ("kcd_core.loading",),
     ("kcd_core.__init__",),
     ("kcd_adapters.__init__",),
-    ("kcd_adapters.contrast", "kcd_adapters.extras", "kcd_adapters.settings"),
+    ("kcd_adapters.contrast", "kcd_adapters.extras", "kcd_adapters.settings", "kcd_adapters.telling"),
     ("kcd_adapters.stage_log",),
     ("kcd_adapters.running",),
     ("kcd_adapters.watching",),

@@ -45,8 +45,8 @@ class Elsewhere:
         if self._steps < CHECKED_AT_ONCE:
             return
         self._hook.remove()
-        self._journal.say(
-            "WARNING: training goes on over another loader than the one that was recognised as the student's, "
+        self._journal.warn(
+            "training goes on over another loader than the one that was recognised as the student's, "
             f"{self._over}; what it draws is neither condensed nor recorded. That is right for another model (a probe). "
             "If it is the student that is trained there, after its teacher, KCD has to see the student alone: --student "
             "with --auto, or a profile that observes what is called for the student alone"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from kcd_core.mixing import mix_arrays
 
 from ..profiles import Profile
 from ..settings import Settings
+from ..telling import show
 from .alignment import Labels, Pass, Student, unfit
 from .elsewhere import Elsewhere
 from .finder import Drawn, Finder
@@ -283,10 +285,11 @@ class Engine:
         )
         if last:  # a stage due now is left out, since nothing trains on it
             return
-        chosen = train.end_epoch()
+        show()
+        chosen = train.end_epoch(partial(self.journal.more, train))
         if chosen is not None:
             train.renew()
-            self.journal.tell_stage(train, chosen)
+            self.journal.write_stage(train, chosen)
 
     # -- resuming ----------------------------------------------------------------------------------
 
@@ -341,7 +344,7 @@ class Engine:
                 self._plain = True
             elif not failed and (self.unobserved.tried or self.alone):
                 self._plain = self.unobserved.tried  # else it did not train: --help
-                self.journal.say(
-                    f"WARNING: this run was without KCD, since no prediction was observed: {self.unobserved.why()}"
+                self.journal.warn(
+                    f"this run was without KCD, since no prediction was observed: {self.unobserved.why()}"
                 )
         return not self._plain

@@ -107,8 +107,8 @@ class Finder:
         for hosted in () if self._lost else followed:
             if hosted.unlabelled:
                 self._lost = True
-                self._journal.say(
-                    f"WARNING: a prediction was observed, and the labels in the batches of {type(hosted.dataset).__name__} "
+                self._journal.warn(
+                    f"a prediction was observed, and the labels in the batches of {type(hosted.dataset).__name__} "
                     f"were not found by the profile's `targets`, which takes them from a batch: {hosted.unlabelled}. Name "
                     "them there: targets=lambda batch: batch[...] gives a tensor [B] (docs/adapters.md)"
                 )

@@ -11,6 +11,7 @@ Nothing here imports torch: the host does, after it has set what torch reads as 
 from __future__ import annotations
 
 import atexit
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -86,7 +87,7 @@ def install(
     if not spawned:
         journal.log.check("--{}".format)
     _INSTALLED.append(engine)
-    say = (lambda text: None) if spawned else journal.say
+    say = _silent if spawned else journal.say
     say(
         f"{profile.title}, {journal.method} (profile {profile.name}); the student is observed at {profile.observed_at}"
     )
@@ -94,11 +95,15 @@ def install(
     epochs, first = profile.epochs(arguments), settings.schedule().next_due(1) or 0
     if settings.ratio < 1 and epochs is not None and first >= epochs:
         say(
-            f"WARNING: with {number(epochs, 'epoch')} this will be plain training: the first stage ends after epoch {first}, and nothing "
-            "would train on its set. Lower kcd's --period (or --warmup)"
+            f"with {number(epochs, 'epoch')} this will be plain training: the first stage ends after epoch {first}, and nothing "
+            "would train on its set. Lower kcd's --period (or --warmup)",
+            logging.WARNING,
         )
     if settings.ask is not None and epochs == 1:
-        say("WARNING: with 1 epoch the teacher is asked for all samples: --ask counts from the second on")
+        say(
+            "with 1 epoch the teacher is asked for all samples: --ask counts from the second on",
+            logging.WARNING,
+        )
     shims.install(profile.shims, settings.no_shims, say)
     for name in profile.observes:
         hook = import_hooks.after_call if profile.returns(name) else import_hooks.before_call
@@ -120,6 +125,10 @@ def install(
     # The interpreter leaves last_type where an exception ended the program.
     atexit.register(lambda: engine.close(failed=hasattr(sys, "last_type")))
     return engine
+
+
+def _silent(text: str, level: int = logging.INFO) -> None:
+    """What a process says that was spawned: nothing."""
 
 
 class _Running:

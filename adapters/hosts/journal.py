@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -19,6 +20,7 @@ from kcd_core.base.files import write_whole
 from ..profiles import option
 from ..settings import Settings, number
 from ..stage_log import StageLog, now
+from ..telling import say
 
 if TYPE_CHECKING:
     from .alignment import Pass
@@ -62,7 +64,7 @@ class Journal:
         about = {"repository": repository, "method": method, "started": now()}
         seed = option(arguments, *SEEDS)
         self._about = about | ({"seed": seed} if seed else {})
-        self.log = StageLog(settings, self._about, self.say)
+        self.log = StageLog(settings, self._about)
         self.epochs = self.drawn = self.observed = self.asked = self.saved = 0
         self.seconds = 0.0
         # Absolute from the start: the host may change its working directory.
@@ -72,9 +74,8 @@ class Journal:
         self._rank = 0
         tasks = (os.environ.get(name, "") for name in TASKS)
         later = "RANK" not in os.environ and any(task.isdecimal() and int(task) for task in tasks)
-        self._held: list[str] | None = (
-            [] if later else None
-        )  # lines of what may be another rank than the first
+        # Lines of what may be another rank than the first.
+        self._held: list[tuple[str, int]] | None = [] if later else None
 
     @property
     def rank(self) -> int:
@@ -88,18 +89,22 @@ class Journal:
         self.seconds = 0.0
         self._unseen.clear()
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, level: int = logging.INFO) -> None:
         """Print a line, on the first rank alone."""
         if self._held is not None:
-            self._held.append(text)
+            self._held.append((text, level))
         elif self.rank == 0:
-            print(f"kcd: {text}", flush=True)
+            say(text, level)
+
+    def warn(self, text: str) -> None:
+        """Print a line that begins with ``WARNING``, on the first rank alone."""
+        self.say(text, logging.WARNING)
 
     def know_rank(self) -> None:
         """Take note of the rank, now that the host's process group is there, if it ever is."""
         held, self._held = self._held or [], None
-        for text in held:
-            self.say(text)
+        for text, level in held:
+            self.say(text, level)
         _ = self.rank
 
     def add(self, train: HostedLoader, one: Pass, unseen: str) -> None:
@@ -122,16 +127,13 @@ class Journal:
             "the step (docs/adapters.md)"
         )
 
-    def tell_stage(self, train: HostedLoader, chosen: CondensedSet) -> None:
-        """Say what a stage chose, and write it."""
-        lent = (
-            "; the last batch borrows a sample, so as not to be a single one" if train.batches.lends else ""
-        )
-        self.say(
-            f"stage {chosen.stage} after epoch {self.epochs}: {len(chosen.kept)} of {chosen.num_samples} kept, "
-            f"{len(chosen.dropped)} dropped, {len(chosen.tail) if train.sampler.mixing else 0} mixed, "
-            f"cut {chosen.cut:.4f}, {self._savings(train, ' so far')}{lent}"
-        )
+    def more(self, train: HostedLoader) -> str:
+        """What to say of a stage that ended besides what it did."""
+        lent = "; the last batch borrows a sample, so as not to be a single one" * train.batches.lends
+        return f", {self._savings(train, ' so far')}{lent}"
+
+    def write_stage(self, train: HostedLoader, chosen: CondensedSet) -> None:
+        """Write what a stage did, where that was asked for."""
         shares = [] if train.classes is None else train.classes.shares(chosen.kept)
         if shares:
             self._classes.append({"stage": chosen.stage, "epoch": self.epochs, "shares": shares})
@@ -207,7 +209,7 @@ class Journal:
         try:
             write_whole(self.path, json.dumps(content).encode())
         except OSError as error:
-            self.say(f"WARNING: the history can't be written to {self.path}: {error.strerror or error}")
+            self.warn(f"the history can't be written to {self.path}: {error.strerror or error}")
             return False
         return True
 

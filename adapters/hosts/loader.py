@@ -163,10 +163,10 @@ class HostedLoader:
         """Record the prediction for a batch of the pass ``one``."""
         one.observed += self.run.record(logits, indices=indices, targets=targets)
 
-    def end_epoch(self) -> CondensedSet | None:
-        """End the epoch: see `Run.end_epoch`."""
+    def end_epoch(self, more: Callable[[], str] = str) -> CondensedSet | None:
+        """End the epoch: see `end_together`."""
         gates = () if self.gate is None else (self.gate.run,)
-        chosen: CondensedSet | None = end_together(self.run, *gates)[0]
+        chosen: CondensedSet | None = end_together(self.run, *gates, more=more)[0]
         return chosen
 
     def follow(self, loader: DataLoader[Any]) -> bool:

@@ -104,15 +104,15 @@ class Checkpoints:
             If the file can't be read, is not the one that was written beside this checkpoint, or is of a
             run with other settings. Nothing is changed then.
         """
-        file, say = Path(f"{path}.kcd"), self._journal.say
+        file, warn = Path(f"{path}.kcd"), self._journal.warn
         if not file.is_file():
             if _resumable(checkpoint):
-                say(
-                    f"WARNING: there is no {file}. If this run goes on from {path}, KCD begins anew, with all the data"
+                warn(
+                    f"there is no {file}. If this run goes on from {path}, KCD begins anew, with all the data"
                 )
             return False
         if running:
-            say(f"WARNING: {path} was loaded in the middle of the run; KCD goes on with its present set")
+            warn(f"{path} was loaded in the middle of the run; KCD goes on with its present set")
             return False
         try:
             if distributed.ranks_announced() > 1:

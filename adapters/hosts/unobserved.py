@@ -78,7 +78,7 @@ class Unobserved:
         if self._due and self._stops:
             self._stop()
         if self._due:
-            self._journal.say(f"WARNING: {self._due}")
+            self._journal.warn(self._due)
             self.leave()
 
     def began(self, loader: DataLoader[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ from torch.utils.data import DistributedSampler, RandomSampler
 from kcd_core import (
     Condensation,
     CondensationHistory,
-    CondensedSet,
     KnowledgeValueTracker,
     __version__,
     load_checkpoint,
@@ -32,6 +32,7 @@ from ..contrast import restrict
 from ..hosts.order import HostOrder
 from ..settings import Settings
 from ..stage_log import StageLog, now
+from ..telling import say, show
 from .wrapper import KCDDatasetWrapper
 
 __all__ = ["KCDBatchSampler"]
@@ -40,12 +41,6 @@ FORGOTTEN = (
     "Use student: {forward_proc: 'kcd_forward_batch_only'} and post_epoch_process: "
     "'kcd_default_post_epoch_process_with_teacher' (or 'kcd_' and those you have)"
 )
-
-
-def _say(text: str) -> None:
-    """Print a line, on the first rank alone."""
-    if distributed.rank_announced() == 0:
-        print(f"kcd: {text}", flush=True)
 
 
 class KCDBatchSampler:
@@ -98,7 +93,7 @@ class KCDBatchSampler:
             if given is not None:
                 check_writable(Path(given), f"KCDBatchSampler's {name}")
         self._about = {"repository": "torchdistill", "started": now()}
-        self._log = StageLog(self.settings, self._about, _say)
+        self._log = StageLog(self.settings, self._about)
         self._log.check("KCDBatchSampler's {}".format)
         self.schedule = self.settings.schedule()
         shuffled = (type(sampler) is RandomSampler and not sampler.replacement) or (
@@ -173,10 +168,10 @@ class KCDBatchSampler:
     def _drawn(self) -> Iterator[list[Any]]:
         # At the first batch: a DataLoader with workers calls iter() twice for one pass.
         self._passes += 1
-        if self._passes == 2 and self.epoch == 0:
-            _say(
-                "WARNING: nothing was observed in a whole epoch. That is right for a stage before the student's own. "
-                f"{FORGOTTEN}"
+        if self._passes == 2 and self.epoch == 0 and distributed.rank_announced() == 0:
+            say(
+                f"nothing was observed in a whole epoch. That is right for a stage before the student's own. {FORGOTTEN}",
+                logging.WARNING,
             )
         yield from self._batches
 
@@ -263,11 +258,12 @@ class KCDBatchSampler:
             raise RuntimeError(f"KCD saw no prediction of the student in this epoch. {FORGOTTEN}")
         if self.epoch == 0:
             self._check_workers(loader)
+        show()
         chosen = self.run.end_epoch()
         self.observed = 0
         if chosen is not None:
             self._restrict()
-            self._tell(chosen)
+            self._write_stage()
         self._save()
 
     def _check_workers(self, loader: Any) -> None:
@@ -284,19 +280,16 @@ class KCDBatchSampler:
                 "False, or negatives: 'full'"
             )
 
-    def _tell(self, chosen: CondensedSet) -> None:
+    def _write_stage(self) -> None:
+        if distributed.rank_announced() > 0:
+            return
         settings = self.settings
-        _say(
-            f"stage {chosen.stage} after epoch {self.epoch}: {len(chosen.kept)} of {chosen.num_samples} "
-            f"kept, {len(chosen.dropped)} dropped, cut {chosen.cut:.4f}"
-        )
-        if distributed.rank_announced() == 0:
-            self._log.write(self.history)
-            if settings.history is not None:
-                content = {
-                    "run": {**self._about, "command": shlex.join(sys.argv), "kcd": __version__},
-                    "settings": asdict(settings),
-                    "summary": {"epochs": self.epoch},
-                    "history": self.history.state_dict(),
-                }
-                write_whole(Path(settings.history), json.dumps(content).encode())
+        self._log.write(self.history)
+        if settings.history is not None:
+            content = {
+                "run": {**self._about, "command": shlex.join(sys.argv), "kcd": __version__},
+                "settings": asdict(settings),
+                "summary": {"epochs": self.epoch},
+                "history": self.history.state_dict(),
+            }
+            write_whole(Path(settings.history), json.dumps(content).encode())

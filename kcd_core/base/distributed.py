@@ -58,10 +58,10 @@ def rank(group: Any = None) -> int:
     return int(dist.get_rank(group)) if dist else 0
 
 
-def rank_announced() -> int:
+def rank_announced(group: Any = None) -> int:
     """`rank`, or where no process group is initialised yet, what the launcher of several says: ``RANK``."""
     said = os.environ.get("RANK", "")
-    return int(said) if _group() is None and said.isdecimal() and ranks_announced() > 1 else rank()
+    return int(said) if _group() is None and said.isdecimal() and ranks_announced() > 1 else rank(group)
 
 
 # -- who draws what ----------------------------------------------------------------------------------------

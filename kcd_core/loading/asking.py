@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..base import distributed
 from ..base.arguments import check_kind
 from ..base.arrays import checked_int
 from ..gate import TeacherGate
 from ..history import CondensationHistory
 from ..layout import Layout, WholeLayout, check_same_size
+from ..log import LOGGER
 from ..recipes import MixRecipes
-from ..run import Run
+from ..run import Ending, Run
 from ..saved import Saved
 from ..schedule import CondensationSchedule
 
@@ -68,6 +71,23 @@ class GateLayout(WholeLayout):
         self.sampler.in_force = in_force
 
 
+class GateRun(Run):
+    """A run of which the logger is told for how many samples the teacher is asked."""
+
+    def log(self, ending: Ending, more: Callable[[], str]) -> None:
+        if ending.entry is None or distributed.rank_announced(self.group) > 0:
+            return
+        asked = [self.history.num_samples, *(record["kept"] for record in self.history)]
+        LOGGER.log(
+            # Most gates ask for other samples after each epoch, and always for as many.
+            logging.DEBUG if asked[-1] == asked[-2] else logging.INFO,
+            "from epoch %d on the teacher is asked for %d of %d samples",
+            self.epoch,
+            asked[-1],
+            asked[0],
+        )
+
+
 class Asking:
     """Of which rows the teacher is asked, and the state of that.
 
@@ -87,7 +107,7 @@ class Asking:
         self.multiple = checked_int(multiple, "ask_multiple", 1)
         self.gate = TeacherGate(layout.num_samples)
         beside = GateLayout(self.gate, layout)
-        self.run = Run(beside, schedule, alpha=alpha, min_weight=1.0, select=None, what="gate")
+        self.run = GateRun(beside, schedule, alpha=alpha, min_weight=1.0, select=None, what="gate")
 
     def asked(self, indices: npt.NDArray[np.int64], recipes: MixRecipes) -> npt.NDArray[np.bool_]:
         """Which rows of a batch are asked: mixed ones always, what only pads never."""

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from ..base.arguments import checked_length
 from ..logits import one_of
-from ..run import Run, RunOwner, end_together
+from ..run import Run, end_together
+from ..run_owner import RunOwner
 from ..saved import gathered
 from .alignment import Place
 from .asking import Asker, Asking, check_asking

@@ -22,7 +22,8 @@ from ..condense import CondensedSet
 from ..em_step import Decision
 from ..logits import one_of
 from ..rules import Select, SelectName
-from ..run import Run, RunOwner, end_together
+from ..run import Run, end_together
+from ..run_owner import RunOwner
 from ..schedule import CondensationSchedule
 from ..skipped import OnNonfinite
 from ..statistics import check_wanted

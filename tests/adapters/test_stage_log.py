@@ -35,7 +35,7 @@ def stages(log: StageLog, cut: float | None = None) -> kcd.CondensationHistory:
 
 def test_a_line_a_stage_is_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    log = StageLog(Settings(log="run.jsonl"), {"method": "kd"}, print)
+    log = StageLog(Settings(log="run.jsonl"), {"method": "kd"})
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     history = stages(log, cut=1.0)
@@ -59,10 +59,10 @@ def test_a_line_a_stage_is_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_nothing_is_written_that_was_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    log = StageLog(Settings(), {}, print)
+    log = StageLog(Settings(), {})
     log.check(str)
     stages(log)
-    log = StageLog(Settings(log="run.jsonl", tensorboard="board"), {}, print)
+    log = StageLog(Settings(log="run.jsonl", tensorboard="board"), {})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     log.check(str)  # nor before there is a stage
     assert not list(tmp_path.iterdir())
@@ -82,7 +82,7 @@ def test_tensorboard_gets_the_numbers_of_a_stage(tmp_path: Path, monkeypatch: py
             scalars.append("flushed")
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
-    stages(StageLog(Settings(tensorboard=str(tmp_path / "board")), {}, print))
+    stages(StageLog(Settings(tensorboard=str(tmp_path / "board")), {}))
     assert scalars[0] == str(tmp_path / "board")
     assert scalars.count("flushed") == 2
     written = {name: (value, epoch) for name, value, epoch in (s for s in scalars[1:] if s != "flushed")}
@@ -95,7 +95,7 @@ def test_tensorboard_gets_the_numbers_of_a_stage(tmp_path: Path, monkeypatch: py
 def test_torchs_own_writer(tmp_path: Path) -> None:
     pytest.importorskip("torch.utils.tensorboard")
     reader: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
-    stages(StageLog(Settings(tensorboard=str(tmp_path)), {}, print), cut=1.0)
+    stages(StageLog(Settings(tensorboard=str(tmp_path)), {}), cut=1.0)
     read = reader.EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in read.Scalars("kcd/kept")] == [(3, 8.0), (6, 5.0)]
 
@@ -119,9 +119,10 @@ def test_what_can_not_be_written_is_refused_before_training(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_stage_that_can_not_be_written_later_is_told(tmp_path: Path) -> None:
-    lines: list[str] = []
-    stages(StageLog(Settings(log=str(tmp_path / "gone" / "l.jsonl")), {}, lines.append))
-    assert lines == [
-        f"WARNING: stage {stage} can't be written (log): No such file or directory" for stage in (1, 2)
+def test_a_stage_that_can_not_be_written_later_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages(StageLog(Settings(log=str(tmp_path / "gone" / "l.jsonl")), {}))
+    assert capsys.readouterr().out.splitlines() == [
+        f"kcd: WARNING: stage {stage} can't be written (log): No such file or directory" for stage in (1, 2)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 import functools
+import logging
 import pickle
 import tempfile
 import time
@@ -55,6 +56,20 @@ def in_pairs(rank: int, groups: list[Any]) -> list[int]:
     for batch in loader:
         loader.record(values(index_of(batch), job))
     return list(map(int, loader.end_epoch().kept))
+
+
+def told_to_the_logger(rank: int, groups: list[Any]) -> list[int]:
+    """How many lines a stage of all ranks is, and one of a pair."""
+    lines: list[logging.LogRecord] = []
+    logger, handler = logging.getLogger("kcd"), logging.Handler()
+    handler.emit = lines.append  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    run_epoch(plain(num_replicas=WORLD, rank=rank))
+    of_all = len(lines)
+    in_pairs(rank, groups)
+    logger.removeHandler(handler)
+    return [of_all, len(lines) - of_all]
 
 
 def slices_in_pairs(rank: int, groups: list[Any]) -> int:
@@ -266,6 +281,7 @@ def work(rank: int, world: int, folder: Path) -> None:
         "alpha": told(lambda: step(rank, alpha=-1.0 if rank == 1 else 0.03)),
         "target fails": told(lambda: step(rank, Odd(0.5, 3, 1, warmup=1))),
         "target differs": told(lambda: step(rank, Odd(0.5, 3, 1))),
+        "logged": told_to_the_logger(rank, groups),
     }
     leave_together(folder / f"rank{rank}.json", result, world)
 
@@ -316,6 +332,10 @@ def test_students_in_groups_of_their_own_get_sets_of_their_own(what: str) -> Non
         alone = kcd.condense(tracker.value, tracker.count, previous=N, target=SCHEDULE.target(N, N))
         assert kept == alone.kept.tolist()
     assert sets[0] != sets[2]
+
+
+def test_the_first_rank_of_each_student_tells_the_logger() -> None:
+    assert on_every_rank("logged") == [[1, 1], [0, 0], [0, 1], [0, 0]]
 
 
 def test_shares_for_fewer_ranks_than_there_are_need_their_group() -> None:

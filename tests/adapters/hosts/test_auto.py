@@ -70,14 +70,20 @@ class Loops:
         )
 
     def run(
-        self, folder: Path, loop: str, *options: str, epochs: int = 4, status: int = 0
+        self,
+        folder: Path,
+        loop: str,
+        *options: str,
+        epochs: int = 4,
+        status: int = 0,
+        script: Path = LOOPS,
     ) -> tuple[str, Notes]:
         """What a loop printed, and what it noted."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         output, record = folder / "output", folder / "record"
         options = options if options[:1] == ("--profile",) else ("--auto", *options)
-        command = ("run", *ONCE, *options, str(LOOPS), loop, str(record), str(epochs))
+        command = ("run", *ONCE, *options, str(script), loop, str(record), str(epochs))
         print("\t".join([str(output), *command]), file=self._server.stdin, flush=True)
         ended = int(self._server.stdout.readline())
         text = output.read_text()
@@ -149,6 +155,54 @@ def test_what_is_drawn_follows_from_what_the_loop_itself_predicted(
     check(notes)
     assert said in output
     assert f"{sum(SIZES)} samples drawn, {sum(SIZES)} of them observed" in output
+
+
+#: What scripts do to logging. None of it concerns the lines of kcd.
+LOGGING = {
+    "nothing": "",
+    "terminal": "logging.basicConfig(level=logging.INFO)",
+    "file": "logging.basicConfig(filename=folder / 'log', level=logging.DEBUG)",
+    "dictConfig": "logging.config.dictConfig({'version': 1, 'root': {'level': 'ERROR'}})",
+    "dictConfig in each step": "import torch.optim.optimizer as of\n"
+    "of.register_optimizer_step_pre_hook(lambda *_: logging.config.dictConfig({'version': 1}))",
+    "quiet": "logging.getLogger().setLevel(logging.ERROR)",
+    "stdout": "sys.stdout = open(folder / 'log', 'w')",
+    "own handler": "logging.getLogger('kcd').addHandler(logging.FileHandler(folder / 'log'))",
+}
+
+
+@pytest.mark.parametrize("setup", LOGGING)
+def test_each_line_is_printed_once_whatever_the_script_does_to_logging(
+    loops: Loops, tmp_path: Path, setup: str
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import logging, logging.config, pathlib, runpy, sys\n"
+        "folder = pathlib.Path(__file__).parent\n"
+        f"{LOGGING[setup]}\n"
+        f"runpy.run_path({str(LOOPS)!r}, run_name='__main__')\n"
+    )
+    output, _ = loops.run(tmp_path, "plain", script=script)
+    log = (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""
+    if setup == "stdout":
+        output += log
+    lines = output.splitlines()
+    assert [line.partition(",")[0] for line in lines] == [
+        f"kcd: {tmp_path.name}",
+        "kcd: ratio 0.5 in 2 stages of 1 epoch",
+        "kcd: the student is Net",
+        "kcd: the student trains on Data",
+        "kcd: stage 1 after epoch 1: 68 of 90 kept",
+        "kcd: stage 2 after epoch 2: 46 of 90 kept",
+        "kcd: stage 3 after epoch 3: 45 of 90 kept",
+        "kcd: 4 epochs",
+    ]
+    assert "22 dropped, 0 mixed, cut " in lines[4]
+    assert lines[5].endswith(", 22 of 180 samples saved so far (12.2%)")
+    if setup == "own handler":
+        assert log.splitlines() == [line.removeprefix("kcd: ") for line in lines[2:]]
+    elif setup != "stdout":
+        assert "stage" not in log
 
 
 def test_a_phase_before_the_students_own_counts_nothing(loops: Loops, tmp_path: Path) -> None:
