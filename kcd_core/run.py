@@ -6,8 +6,10 @@ end, and about a state, is the same for all.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 from .account import Cost
 from .base import distributed
@@ -20,10 +22,22 @@ from .progress import EpochProgress
 from .rules import Select, SelectName
 from .run_state import RunState
 from .schedule import CondensationSchedule
+from .tracker import KnowledgeValueTracker
 
-__all__ = ["Ending", "Run", "end_together"]
+__all__ = ["Ending", "Run", "end_together", "has_run"]
 
 Tell = Callable[[int, Decision | None], Mapping[str, str]]
+
+#: The run that was made last with a tracker, while it is there.
+_RUNS: WeakKeyDictionary[KnowledgeValueTracker, ref[Run]] = WeakKeyDictionary()
+
+
+def has_run(tracker: KnowledgeValueTracker) -> bool:
+    """Whether a run records in a tracker already."""
+    if tracker not in _RUNS or _RUNS[tracker]() is None:
+        return False
+    gc.collect()  # a run that nobody holds any more may refer to itself
+    return _RUNS[tracker]() is not None
 
 
 class Ending(NamedTuple):
@@ -78,6 +92,7 @@ class Run(RunState):
         super().__init__(layout, schedule, **settings, what=what, own=own, alike=alike)
         self._tell, self._depth, self._plain = tell, depth, plain
         self._choose_device = layout.tracker.device is None
+        _RUNS[layout.tracker] = ref(self)
 
     # -- recording ---------------------------------------------------------------------------------
 
