@@ -13,14 +13,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from kcd_core import CondensationSchedule
-from kcd_core.base.arguments import checked_bytes
+from kcd_core.base.arguments import checked_bytes, checked_choice
 from kcd_core.base.arrays import checked_float, checked_int
 from kcd_core.condense import check_settings
 from kcd_core.mixing import Mixer, resolve_mixing
 from kcd_core.recipes import Mixing
+from kcd_core.rules import SelectName
 from kcd_core.values import ValueName
 
 __all__ = ["SHIMS", "VARIABLE", "Settings", "number"]
@@ -59,6 +60,8 @@ class Settings:
         See `kcd_core.wrap_loader`.
     value : str
         See `kcd_core.KnowledgeValueTracker`.
+    select : {"random", "rs2"}, optional
+        What replaces the ranking: see `kcd_core.condense_step`. Nothing is mixed then.
     ask : float, in (0, 1], optional
         Share of the samples that the teacher is asked for, from the second epoch on. Default: it is asked for all.
     ask_multiple : int, at least 1
@@ -96,6 +99,7 @@ class Settings:
     mixing: str = "auto"
     mixing_cache: str | int = "0"
     value: ValueName = "entropy"
+    select: SelectName | None = None
     ask: float | None = None
     ask_multiple: int = 1
     negatives: str = "kept"
@@ -125,8 +129,14 @@ class Settings:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if self.cache_bytes and self.mixing == "none":
-            raise ValueError("mixing_cache would not be used: with mixing none nothing is mixed")
+        checked_choice(self.select, "select", (None, *get_args(SelectName)))
+        if self.select is not None and self.mixing not in ("auto", "none"):
+            raise ValueError(
+                f"mixing {self.mixing} would not be used: with select {self.select} nothing is mixed"
+            )
+        if self.cache_bytes and not self.mixes:
+            without = "mixing none" if self.select is None else f"select {self.select}"
+            raise ValueError(f"mixing_cache would not be used: with {without} nothing is mixed")
         if self.student is not None and self.profile != "auto":
             raise ValueError("student names a model for the profile auto, and no other takes it: add --auto")
         if self.student is not None and not (
@@ -138,9 +148,14 @@ class Settings:
             if name not in (*SHIMS, "all"):
                 raise ValueError(f"there is no shim {name!r}; there are {', '.join(SHIMS)}")
 
+    @property
+    def mixes(self) -> bool:
+        """Whether anything may be mixed."""
+        return self.mixing != "none" and self.select is None
+
     def recipes(self, mixer: Mixer) -> Mixing:
         """``mixing``, as a sampler takes it, where samples are mixed by ``mixer``."""
-        return resolve_mixing(None if self.mixing == "none" else self.mixing, mixer)
+        return resolve_mixing(self.mixing if self.mixes else None, mixer)
 
     @property
     def cache_bytes(self) -> int:
@@ -157,9 +172,12 @@ class Settings:
         changed = "".join(f", {name} {value}" for name, value in others.items() if name in self.to_dict())
         if self.ask is not None:
             changed += f", teacher asked for {self.ask} from the second epoch on"
+        chosen = (
+            f"value {self.value}, mixing {self.mixing}" if self.select is None else f"select {self.select}"
+        )
         return (
-            f"ratio {self.ratio} in {number(self.stages, 'stage')} of {number(self.period, 'epoch')}, value {self.value}, "
-            f"mixing {self.mixing}, negatives from {negatives}{changed}"
+            f"ratio {self.ratio} in {number(self.stages, 'stage')} of {number(self.period, 'epoch')}, {chosen}, "
+            f"negatives from {negatives}{changed}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -243,6 +261,11 @@ class Settings:
                 default=value,
                 help=f"{text} (default: {value})",
             )
+        parser.add_argument(
+            "--select",
+            metavar=f"{{{','.join(get_args(SelectName))}}}",
+            help="choose by chance: from the set in force, or anew from all samples at each stage's end (default: by value)",
+        )
         parser.add_argument(
             "--mixing-cache",
             metavar="SIZE",

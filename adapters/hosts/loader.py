@@ -88,7 +88,7 @@ class HostedLoader:
             settings.schedule(),
             alpha=settings.alpha,
             min_weight=settings.min_weight,
-            select=None,
+            select=settings.select,
             own={"dataset": self.about},
         )
         self.gate = None if settings.ask is None else HostGate(layout, settings)

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch.utils.data import DistributedSampler, RandomSampler
 
+from kcd_core.base import distributed
 from kcd_core.recipes import Mixing
 from kcd_core.sampler import CondensedSampler
 
@@ -21,10 +23,14 @@ Blocks = Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]]
 
 
 class HostOrder(CondensedSampler):
-    """Which indices are kept, as `CondensedSampler` has it; in which order, the host's sampler says."""
+    """Which indices are kept, as `CondensedSampler` has it; in which order, the host's sampler says.
+
+    Its seed, for what a `select` chooses by chance, is that which `wrap_loader` would take.
+    """
 
     def __init__(self, host: Any, num_samples: int, *, mixing: Mixing) -> None:
-        super().__init__(num_samples, num_replicas=1, rank=0, mixing=mixing)
+        super().__init__(num_samples, seed=_seed_of(host), num_replicas=1, rank=0, mixing=mixing)
+        self.adopts_seed = True
         self.follow(host)
 
     def follow(self, host: Any) -> None:
@@ -59,3 +65,13 @@ class HostOrder(CondensedSampler):
             sampler.set_epoch(host.epoch)
             return sampler
         return RandomSampler(range(size), generator=host.generator)
+
+
+def _seed_of(host: Any) -> int:
+    """That of the host's sampler, or of torch, from which nothing is drawn; alike on all ranks."""
+    if isinstance(host, DistributedSampler):
+        return host.seed
+    if distributed.ranks_announced() > 1:
+        return 0
+    generator = getattr(host, "generator", None) or torch.default_generator
+    return int(generator.initial_seed()) % 2**64

@@ -140,7 +140,7 @@ class Checkpoints:
         tracker = KnowledgeValueTracker(num_samples, value=self._settings.value)
         tracker.load_state_dict(state["tracker"])
         sampler = CondensedSampler(num_samples, mixing=self._settings.recipes(mix_arrays))
-        sampler.adopts_mixing = self._settings.mixing == "auto"
+        sampler.adopts_mixing, sampler.adopts_seed = self._settings.mixing == "auto", True
         sampler.load_state_dict(state["sampler"])
         CondensationHistory.from_state(state["history"])
         wanted = self._schedule.size(num_samples, epochs + 1)
@@ -197,7 +197,7 @@ class Checkpoints:
 
     def _identity(self) -> dict[str, Any]:
         # The sampler's state tells its mixing.
-        names = ("alpha", "min_weight", "value", "negatives", "ask", "ask_multiple")
+        names = ("alpha", "min_weight", "value", "select", "negatives", "ask", "ask_multiple")
         return {
             "version": VERSION,
             "repository": self._profile.name,
@@ -208,10 +208,12 @@ class Checkpoints:
 
 
 def _current(state: Any) -> Any:
-    """A state of version 2 is one of version 3, of a run without ``--ask``."""
-    if isinstance(state, dict) and isinstance(version := state.get("version"), int) and version == 2:
-        return state | {"version": 3, "ask": None, "ask_multiple": 1}
-    return state
+    """A state of version 2 is one of version 3, of a run without ``--ask``; one without ``select`` chose by value."""
+    if not isinstance(state, dict):
+        return state
+    if isinstance(version := state.get("version"), int) and version == 2:
+        state = state | {"version": 3, "ask": None, "ask_multiple": 1}
+    return {"select": None, **state}
 
 
 def _for_one() -> str:

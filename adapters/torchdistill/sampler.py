@@ -123,6 +123,7 @@ class KCDBatchSampler:
             self.order,
             schedule=self.schedule,
             value=self.settings.value,
+            select=self.settings.select,
             alpha=self.settings.alpha,
             min_weight=self.settings.min_weight,
             dataset=dataset.org_dataset,
@@ -209,6 +210,8 @@ class KCDBatchSampler:
         self._begun = True
 
     def _restore(self, state: Any, epoch: int) -> None:
+        if isinstance(state, dict):  # an older one, which chose by value
+            state = {"select": None, **state}
         check_same(state, {**self._identity(), "epoch": epoch}, "run", needs=("tracker", "order", "history"))
         self.run.restore(
             epoch=epoch + 1,
@@ -237,7 +240,8 @@ class KCDBatchSampler:
         save_checkpoint(self._state, state)
 
     def _identity(self) -> dict[str, Any]:
-        names = ("alpha", "min_weight", "value", "negatives")  # the sampler's state tells its mixing
+        # The sampler's state tells its mixing.
+        names = ("alpha", "min_weight", "value", "select", "negatives")
         settings = {name: getattr(self.settings, name) for name in names}
         dataset = self.run.identity()["dataset"]
         return {

@@ -30,6 +30,12 @@ def test_mixing(mixing: str, raw: Any, after: Any) -> None:
     )
 
 
+def test_a_set_by_chance_has_no_mixtures() -> None:
+    for settings in (parsed("--select", "random"), Settings(select="random", mixing="none")):
+        assert settings.recipes(kcd.mix_arrays) is None
+    assert parsed("--select", "rs2").to_dict() == {"select": "rs2"}
+
+
 def test_the_cache_is_off_unless_it_is_asked_for() -> None:
     assert parsed().cache_bytes == Settings.from_dict({}).cache_bytes == 0
     assert parsed().to_dict() == {}
@@ -43,6 +49,15 @@ def test_the_cache_is_off_unless_it_is_asked_for() -> None:
     ("given", "why"),
     [
         ({"mixing_cache": "1 GB", "mixing": "none"}, "mixing_cache would not be used: with mixing none"),
+        (
+            {"mixing_cache": "1 GB", "select": "rs2"},
+            "mixing_cache would not be used: with select rs2 nothing is mixed",
+        ),
+        (
+            {"mixing": "fresh", "select": "random"},
+            "mixing fresh would not be used: with select random nothing",
+        ),
+        ({"select": "infobatch"}, "select must be None, 'random' or 'rs2', got 'infobatch'"),
         ({"mixing_cache": "much"}, "mixing_cache must be a number of bytes"),
         ({"mixing_cache": -1}, "mixing_cache must be a number of bytes"),
     ],

@@ -214,6 +214,30 @@ def test_draws_what_the_values_imply(plugin: Any, workers: int, tmp_path: Path) 
     ]
 
 
+def test_sets_by_chance_go_by_the_seed_and_no_other_run_goes_on_with_them(
+    plugin: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "kcd.pt"
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        log = train(build(plugin, select="random", state=str(path)), 3)
+    chosen = np.random.default_rng([3, 1]).choice(N, 45, replace=False)
+    assert sorted(index for index, *_ in log[2]) == sorted(chosen)
+    line = "kcd: stage 1 after epoch 2: 45 of 60 kept, 15 dropped, 0 mixed\n"
+    assert capsys.readouterr().out == line
+    for select in (None, "rs2"):
+        box = build(plugin, select=select, state=str(path))
+        with pytest.raises(ValueError, match="saved with select = 'random'"):
+            box.pre_epoch(box, epoch=3)
+    train(build(plugin, state=str(path)), 2)
+    state = kcd.load_checkpoint(path)
+    del state["select"]  # as older ones have none
+    kcd.save_checkpoint(path, state)
+    box = build(plugin, state=str(path))
+    box.pre_epoch(box, epoch=2)
+    assert (box.batches.epoch, box.batches.order.num_kept) == (2, 45)
+
+
 @pytest.mark.parametrize("cache", ["0", "1 MB"])
 def test_images_are_mixed_by_the_recipe(plugin: Any, cache: str) -> None:
     box = build(plugin, mixing="cumulative", mixing_cache=cache)

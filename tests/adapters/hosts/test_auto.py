@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 import reference
 
+import kcd_core as kcd
 from kcd_adapters.settings import Settings
 
-pytest.importorskip("torch")
+torch: Any = pytest.importorskip("torch")
+DataLoader = torch.utils.data.DataLoader
 
 LOOPS = Path(__file__).parents[1] / "miniatures" / "auto" / "loops.py"
 ONCE = ("--ratio", "0.5", "--stages", "2", "--period", "1", "--mixing", "none")
@@ -155,6 +157,30 @@ def test_what_is_drawn_follows_from_what_the_loop_itself_predicted(
     check(notes)
     assert said in output
     assert f"{sum(SIZES)} samples drawn, {sum(SIZES)} of them observed" in output
+
+
+class Ids:
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+@pytest.mark.parametrize("select", ["random", "rs2"])
+def test_sets_by_chance_are_those_of_a_loop_of_ones_own(loops: Loops, tmp_path: Path, select: Any) -> None:
+    output, notes = loops.run(tmp_path, "plain", "--select", select)  # whose script sets torch's seed to 1
+    schedule, data = kcd.CondensationSchedule(0.5, 2, 1), DataLoader(Ids(), batch_size=16, shuffle=True)
+    loader = kcd.wrap_loader(data, schedule=schedule, select=select, seed=1)
+    for epoch, size in enumerate(SIZES, 1):
+        drawn = sorted(i for one in notes if one[:2] == ("train", epoch) for i in one[2])
+        assert drawn == loader.sampler.kept.tolist()
+        assert len(drawn) == size
+        for batch in loader:
+            loader.record(values=torch.ones(len(batch)))
+        loader.end_epoch()
+    assert f"kcd: ratio 0.5 in 2 stages of 1 epoch, select {select}, negatives from the kept set" in output
+    assert "stage 1 after epoch 1: 68 of 90 kept, 22 dropped, 0 mixed, 0 of 90 samples saved" in output
 
 
 #: What scripts do to logging. None of it concerns the lines of kcd.

@@ -59,6 +59,25 @@ def test_a_resumed_run_draws_what_the_other_would_have(saved: tuple[Path, list[i
     assert (run.engine.journal.epochs, len(third)) == (2, 20)
 
 
+def test_a_run_by_chance_goes_on_by_the_seed_it_began_with(tmp_path: Path) -> None:
+    path = tmp_path / "latest"
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        run = Run(select="rs2")
+        run.epoch()
+        run.epoch()
+        path.write_bytes(b"the host's")
+        run.engine.host_saved(None, CHECKPOINT, path)
+        torch.manual_seed(2)
+        again, other = Run(select="rs2"), Run(select="rs2")
+        again.engine.host_loaded(CHECKPOINT, path)
+        left = [run.epoch() for _ in range(3)]
+        assert [again.epoch() for _ in range(3)] == left
+        assert [other.epoch() for _ in range(5)][2:] != left
+    assert len(left[1]) == len(left[2]) == 20
+    assert left[1] != left[2]
+
+
 def test_seconds_add_up(saved: tuple[Path, list[int]]) -> None:
     path, _ = saved
     state = load_checkpoint(f"{path}.kcd")
@@ -136,7 +155,7 @@ def test_a_state_that_is_missing_is_warned_of(
 
 def test_a_state_of_version_2_is_of_a_run_that_asks_for_all(saved: tuple[Path, list[int]]) -> None:
     path, third = saved
-    added = ("ask", "ask_multiple", "seconds")  # since then
+    added = ("ask", "ask_multiple", "seconds", "select")  # since then
     state = {key: value for key, value in load_checkpoint(f"{path}.kcd").items() if key not in added}
     save_checkpoint(f"{path}.kcd", state | {"version": 2})
     with pytest.raises(ValueError, match=r"saved with ask = None, here it is 0\.25"):
@@ -175,6 +194,7 @@ def test_a_damaged_file_is_named_and_so_is_the_remedy(saved: tuple[Path, list[in
         ({"observed": 1000}, "contradict each other"),
         ({"method": "crd"}, "method = 'crd', here it is 'kd'"),
         ({"ask": 0.25}, r"ask = 0\.25, here it is None"),
+        ({"select": "random"}, "select = 'random', here it is None"),
         ({"repository": "sskd"}, "repository = 'sskd'"),
         ({"seconds": -1.0}, "its seconds are none"),
         ({"seconds": "long"}, "can't resume"),
