@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from _common.memory import resident, restart_peak
+from _common.progress import Progress
 from _common.report import Report, bounded, named, parser
 from torch.utils.data import DataLoader, Dataset
 
@@ -123,12 +124,13 @@ def warm(kind: str, folder: Path) -> None:
     loaded(kind, 1000, path)
 
 
-def in_new_processes(kind: str, samples: int) -> dict[str, float]:
+def in_new_processes(kind: str, samples: int, progress: Progress) -> dict[str, float]:
     """Bytes a sample."""
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for step in (made, loaded):
+        for step, what in ((made, "a run of two stages"), (loaded, "the run loaded")):
+            progress.begin(f"{kind}: {what}")
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as one:
                 one.submit(warm, kind, folder).result()
                 found = one.submit(step, kind, samples, folder / "state").result()
@@ -147,8 +149,7 @@ def main() -> None:
         f"Bytes a sample, N = {samples:,}. A ratio is the peak of loading / what is held after it.",
     )
     for kind in KINDS:
-        report.progress.begin(kind)
-        figures = in_new_processes(kind, samples)
+        figures = in_new_processes(kind, samples, report.progress)
         loading = figures["peak of loading"] / figures["held after loading"]
         for what, number in figures.items():
             target: dict[str, Any] = {}

@@ -73,9 +73,9 @@ def in_turns(arms: Mapping[str, Callable[[], Any]], rounds: int, progress: Progr
     """CPU seconds of each arm, [rounds]; arms take turns."""
     taken = {name: np.zeros(rounds) for name in arms}
     for number in range(rounds):
-        for name, call in arms.items():
+        for place, (name, call) in enumerate(arms.items(), 1):
             taken[name][number] = cpu_seconds(call)
-        progress.at(number + 1, rounds)
+            progress.at(number * len(arms) + place, rounds * len(arms))
     return taken
 
 
@@ -121,7 +121,7 @@ def runs(report: Report, data: Images, name: str, epochs: int, rounds: int) -> N
     arms = {("KD", 1.0): partial(train, data, epochs, None, {})}
     for ratio in RATIOS:
         arms |= {(how, ratio): partial(train, data, epochs, ratio, given) for how, given in MIXING.items()}
-    report.progress.begin(f"runs of {len(data)} images of {name}, {epochs} epochs, round")
+    report.progress.begin(f"runs of {len(data)} images of {name}, {epochs} epochs, run")
     taken = in_turns(arms, rounds, report.progress)  # type: ignore[type-var]
     kd = taken["KD", 1.0]
     for ratio in RATIOS:
@@ -186,7 +186,7 @@ def fetching(report: Report, data: Images, rounds: int) -> None:
             mixed = kept[sampler.recipes.contains(kept)]
             into = float(np.mean([len(sampler.steps(i)) + 1 for i in mixed]))
             making = cpu_seconds(lambda loader=arms["cache"]: next(iter(loader.batch_sampler)))
-            report.progress.begin(f"epochs of {len(kept)} samples at {ratio}, {workers} workers, round")
+            report.progress.begin(f"epochs of {len(kept)} samples at {ratio}, {workers} workers, epoch")
             calls = {name: partial(epoch, loader) for name, loader in arms.items()}
             taken = in_turns(calls, rounds, report.progress)
             what = f"an epoch of {len(kept)} samples at {ratio}, {100 * len(mixed) / len(kept):.0f} % mixed of {into:.1f}, "

@@ -56,13 +56,13 @@ def main() -> None:
         "was run once; a ratio is the median of the rounds' own, with its 95 % interval.",
     )
     times = {name: np.zeros(rounds) for name in COMMANDS}
-    report.progress.begin("rounds")
+    report.progress.begin("command")
     for number in range(-1, rounds):  # one before all others reads the files
-        report.progress.at(number + 1, rounds)
-        for name, command in COMMANDS.items():
+        for place, (name, command) in enumerate(COMMANDS.items(), 1):
             seconds = cpu_seconds(command)
             if number >= 0:
                 times[name][number] = seconds
+            report.progress.at((number + 1) * len(COMMANDS) + place, (rounds + 1) * len(COMMANDS))
     for name, reference, at_most in COMPARED:
         report.add(
             f"{name}, vs {reference}",
