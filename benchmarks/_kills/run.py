@@ -1,16 +1,15 @@
 """A whole training run in small, made to be killed and started again: what `kills.py` kills.
 
-    python benchmarks/_kills/run.py CHECKPOINT
-
-Run by kills.py. Distils a student (dropout, BatchNorm) from a fixed teacher on synthetic images: two workers,
+Distils a student (dropout, BatchNorm) from a fixed teacher on synthetic images: two workers,
 images mixed at every stage, augmentation seeded by (epoch, index), bfloat16 autocast, gradient scaling, a
-schedule per step. Saves everything at each step and between epochs, and goes on from CHECKPOINT if it is there.
+schedule per step. Saves everything at each step and between epochs, and goes on from its checkpoint if there is one.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,16 @@ def student() -> nn.Module:
     )  # fmt: skip
 
 
-def train(path: Path) -> None:
+def begin(path: Path, says: Any) -> None:
+    """In a process, and a session, of its own: train, and say when that begins."""
+    os.setsid()
+    with open(path.with_suffix(".err"), "ab") as errors:  # workers complain of their parent's death there
+        os.dup2(errors.fileno(), 2)
+    train(path, lambda: says.send(None))
+
+
+def train(path: Path, begins: Callable[[], object]) -> None:
+    """Save to ``path``, or go on from there; ``begins`` is called once all is loaded."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     teacher, model, dataset = nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES)), student(), Images()
@@ -79,7 +87,7 @@ def train(path: Path) -> None:
             part.load_state_dict(state[name])
         torch.set_rng_state(state["random"])
         drawn = state["drawn"]
-    print("training", flush=True)
+    begins()
     while loader.epoch <= EPOCHS:
         dataset.epoch = loader.epoch
         for indices, (images, targets) in loader:
@@ -100,11 +108,3 @@ def train(path: Path) -> None:
             save()
         loader.end_epoch()
         save()
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", type=Path, help="file to save to, and to go on from")
-    train(parser.parse_args().checkpoint)

@@ -2,7 +2,7 @@
 
 import importlib
 import os
-import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,19 +16,19 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """What benchmarks/kills.py reports of five kills, and the folder with the last checkpoint of each run."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
+    """What benchmarks/kills.py reports of five kills, the folder with the last checkpoint of each run, and the processes
+    that have a file of it open right after one more kill."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))  # of the processes that are started, too
         kills = importlib.import_module("kills")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    folder, report = tmp_path_factory.mktemp("kills"), kills.Report("kills", "")
-    kills.measure(report, folder, 5, seed=0)
-    return report, folder
+        folder, report = tmp_path_factory.mktemp("kills"), kills.Report("kills", "")
+        kills.measure(report, folder, 5, seed=0)
+        assert kills.run(folder / "more.ckpt", 0.5) is None
+        return report, folder, holders(folder)
 
 
 def test_five_kills_and_none_lost(measured):
-    report, _ = measured
+    report, *_ = measured
     assert report.data["kills"]["kcd"] == "5"
     moments = report.data["kills"]["moments"]
     assert len({tuple(m["from"] or ()) for m in moments}) > 1  # or it was always killed in one place
@@ -36,7 +36,7 @@ def test_five_kills_and_none_lost(measured):
 
 
 def test_killed_runs_end_as_the_uninterrupted_one(measured):
-    _, folder = measured
+    _, folder, _ = measured
     whole = kcd.load_checkpoint(folder / "whole.ckpt")
     sampler = whole["loader"]["sampler"]
     assert sampler["stage"] == 4
@@ -56,13 +56,19 @@ def test_killed_runs_end_as_the_uninterrupted_one(measured):
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to look for processes")
 def test_no_process_is_left(measured):
-    _, folder = measured
-    left = []
+    """Neither a run nor a worker of one: each has the run's file of errors open."""
+    _, folder, left = measured
+    assert left == set()
+    with open(folder / "mine", "w"):
+        assert holders(folder) == {os.getpid()}
+
+
+def holders(folder):
+    """The processes that have a file of this folder open."""
+    found = set()
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-        except OSError:  # gone meanwhile
-            continue
-        if os.fsencode(folder) in command:
-            left.append(process.name)
-    assert left == []
+        for opened in os.scandir(process / "fd") if os.access(process / "fd", os.R_OK) else ():
+            with suppress(OSError):  # closed meanwhile
+                if os.readlink(opened).startswith(f"{folder}{os.sep}"):
+                    found.add(int(process.name))
+    return found
