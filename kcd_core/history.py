@@ -169,6 +169,9 @@ class CondensationHistory:
     def __getitem__(self, place: int) -> dict[str, Any]:
         return self.records[place]
 
+    def __repr__(self) -> str:
+        return f"CondensationHistory(num_samples={self.num_samples}, stages={len(self.records)})"
+
     def __str__(self) -> str:
         return f"{self._table()}\n{self.account}" if self.account else self._table()
 

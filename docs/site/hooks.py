@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -37,13 +38,29 @@ def place(path: str) -> str:
 
 def is_prose(path: str) -> bool:
     """Whether links in a file's page are links, and not a part of the code that it shows."""
-    return path.endswith(".md") or (ROOT / path).is_dir()
+    return path.endswith((".md", ".ipynb")) or (ROOT / path).is_dir()
 
 
 def targets(text: str, path: str) -> list[str]:
     """The paths in the repository that a page's text links to."""
     inside = [link for _, link, _ in LINK.findall(text) if "://" not in link]
     return [posixpath.normpath(posixpath.join(posixpath.dirname(path), link)) for link in inside]
+
+
+def notebook(text: str) -> str:
+    """The cells and the outputs of a notebook."""
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            data = {kind: "".join(lines) for kind, lines in output.get("data", {}).items()}
+            if "image/png" in data:
+                parts.append(f'<img alt="" src="data:image/png;base64,{data["image/png"].strip()}">')
+            else:
+                plain = "".join(output.get("text", "")) or data["text/plain"]
+                parts.append(data.get("text/html") or f"```text\n{plain.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def shown(path: str) -> str:
@@ -55,6 +72,8 @@ def shown(path: str) -> str:
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".md":
         return text
+    if file.suffix == ".ipynb":
+        return notebook(text)
     wide = "---\nhide: [toc]\n---\n\n"
     return f"{wide}# {path}\n\n````{LEXERS.get(file.suffix, 'text')}\n{text}````\n"
 

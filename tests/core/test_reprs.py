@@ -88,6 +88,7 @@ def test_a_history_is_a_table_in_a_notebook():
     for (x,) in loader:
         loader.record(x)
     loader.end_epoch()
+    assert repr(loader.history) == "CondensationHistory(num_samples=10, stages=1)"
     cells = Cells(loader.history._repr_html_())
     text = str(loader.history).splitlines()
     assert cells.rows == [line.split() for line in text[:2]]
