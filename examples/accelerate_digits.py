@@ -1,70 +1,54 @@
-"""Distils a linear teacher's knowledge of the digits in a loop with Accelerate, is interrupted and goes on, and prints what was drawn."""
+"""Distils in a loop with Accelerate, is interrupted, and goes on."""
 
+import os
 import tempfile
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from sklearn.datasets import load_digits
-from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
+from digits import accuracy, kd_loss, network, summary, train, trained_teacher
+from torch.utils.data import DataLoader
 
 import kcd_core as kcd
 from kcd_adapters.trainers.accelerate import prepare
 
-EPOCHS = 12
+EPOCHS = 14
 
+teacher = trained_teacher()
 set_seed(0)
-images, labels = load_digits(return_X_y=True)
-images, labels = torch.from_numpy(images).float() / 16, torch.from_numpy(labels)
-teacher = torch.nn.Linear(64, 10)
-optimizer = torch.optim.Adam(teacher.parameters(), lr=0.05)
-for _ in range(100):
-    optimizer.zero_grad()
-    cross_entropy(teacher(images), labels).backward()
-    optimizer.step()
-soft = teacher(images).softmax(-1).detach()
 
 
-def train(folder, resume=False):
-    """Up to the middle of epoch 6, or from there to the end."""
+def distil(folder, last_epoch):
     accelerator = Accelerator(gradient_accumulation_steps=2)
-    student = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
-    optimizer = torch.optim.Adam(student.parameters(), lr=0.02)
-    loader = prepare(
-        accelerator,
-        DataLoader(TensorDataset(images, labels, soft), batch_size=64, shuffle=True),
-        schedule=kcd.CondensationSchedule(ratio=0.5, stages=3, period=3),
-        mixing=None,
-    )
+    student = network(16)
+    optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
+    schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)
+    loader = prepare(accelerator, DataLoader(train, batch_size=64, shuffle=True), schedule=schedule)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, loader.scheduler_steps(EPOCHS))
     student, optimizer, scheduler = accelerator.prepare(student, optimizer, scheduler)
-    if resume:
+    if os.listdir(folder):
         accelerator.load_state(folder)
-    while loader.epoch <= EPOCHS:
-        for x, targets, softened in loader:
+    while loader.epoch <= last_epoch:
+        for x, _ in loader:
             with accelerator.accumulate(student):
+                with torch.no_grad():
+                    teacher_logits = teacher(x)
                 logits = student(x)
-                accelerator.backward(cross_entropy(logits, targets) + cross_entropy(logits, softened))
+                accelerator.backward(kd_loss(logits, teacher_logits))
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
             loader.record(logits)
-            if (loader.epoch, loader.batches_done) == (6, 10) and not resume:
-                accelerator.save_state(folder)
-                return student, loader
         loader.end_epoch()
-    print(f"learning rate {scheduler.get_last_lr()[0]:g} at the end")
+        accelerator.save_state(folder)
+    print(f"learning rate {scheduler.get_last_lr()[0]:.1e} after epoch {last_epoch}")
     return student, loader
 
 
 with tempfile.TemporaryDirectory() as folder:
-    train(folder)
-    student, loader = train(folder, resume=True)
+    distil(folder, last_epoch=6)
+    student, loader = distil(folder, last_epoch=EPOCHS)
 
-with torch.no_grad():
-    right = (student(images).argmax(-1) == labels).double().mean()
-print(f"accuracy {right:.1%}")
 print(loader.history)
-drawn, total, kept = loader.tracker.count.sum(), EPOCHS * len(images), loader.history[-1]["kept"]
-print(f"{drawn:,} of {total:,} samples drawn, {kept:,} of {len(images):,} kept")
+print(f"teacher {accuracy(teacher):.1%}, student {accuracy(student):.1%}")
+print(summary(loader.tracker.count.sum(), EPOCHS, loader.sampler.num_kept))

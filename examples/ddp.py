@@ -13,7 +13,7 @@ EPOCHS = 14
 dist.init_process_group("gloo")  # on GPUs "nccl", after torch.cuda.set_device(local_rank)
 teacher = trained_teacher()
 student = DistributedDataParallel(network(16))
-optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
+optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
 loader = DataLoader(train, batch_size=32, sampler=DistributedSampler(train))
 
 loader = kcd.wrap_loader(loader, schedule=kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7))

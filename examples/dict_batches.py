@@ -21,11 +21,10 @@ class Digits(Dataset):
 
 torch.manual_seed(0)
 teacher, student = trained_teacher(), network(16)
-loader = kcd.wrap_loader(
-    DataLoader(Digits(), batch_size=64, shuffle=True),
-    schedule=kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7),
-    mixer=functools.partial(kcd.mix_samples, fields=["image"]),  # label and name stay the kept sample's
-)
+loader = DataLoader(Digits(), batch_size=64, shuffle=True)
+schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)
+mixer = functools.partial(kcd.mix_samples, fields=["image"])  # label and name stay the kept sample's
+loader = kcd.wrap_loader(loader, schedule=schedule, mixer=mixer)
 optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
 steps = loader.total_steps(EPOCHS)  # exact, although epochs get shorter
 scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)

@@ -1,67 +1,62 @@
-"""Distils a linear teacher's knowledge of the digits in ignite's engine, and prints how many samples were drawn."""
+"""Distils in ignite's engine, is interrupted within an epoch, and goes on in another."""
+
+import copy
 
 import torch
+from digits import accuracy, kd_loss, network, summary, train, trained_teacher
 from ignite.engine import Engine, Events
-from sklearn.datasets import load_digits
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 import kcd_core as kcd
 
-EPOCHS = 12
+EPOCHS = 14
 
 torch.manual_seed(0)
-images, labels = load_digits(return_X_y=True)
-images, labels = torch.from_numpy(images).float() / 16, torch.from_numpy(labels)
-teacher = torch.nn.Linear(64, 10)
-student = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
-
-
-def fit_teacher():
-    optimizer = torch.optim.Adam(teacher.parameters(), lr=0.05)
-    for _ in range(100):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(teacher(images), labels).backward()
-        optimizer.step()
-
-
-fit_teacher()
-optimizer = torch.optim.Adam(student.parameters(), lr=0.01)
-schedule = kcd.CondensationSchedule(ratio=0.5, stages=3, period=3)
-loader = kcd.wrap_loader(
-    DataLoader(TensorDataset(images, labels), batch_size=64, shuffle=True), schedule=schedule
-)
+teacher, student = trained_teacher(), network(16)
+optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
+schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)
+loader = kcd.wrap_loader(DataLoader(train, batch_size=64, shuffle=True), schedule=schedule)
 
 
 def step(engine, batch):
-    x, targets = batch
+    x, _ = batch
     with torch.no_grad():
-        soft = teacher(x).softmax(-1)
+        teacher_logits = teacher(x)
     logits = student(x)
-    loss = torch.nn.functional.cross_entropy(logits, targets) + torch.nn.functional.cross_entropy(
-        logits, soft
-    )
+    loss = kd_loss(logits, teacher_logits)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     loader.record(logits)
-    return loss.item()
 
 
 engine = Engine(step)
+engine.add_event_handler(Events.ITERATION_COMPLETED(once=100), engine.terminate)  # an interruption
 
 
-@engine.on(Events.EPOCH_COMPLETED)
 def end_epoch(engine):
     loader.end_epoch()
     engine.set_data(loader)
     engine.state.epoch_length = len(loader)
 
 
+engine.add_event_handler(Events.EPOCH_COMPLETED, end_epoch)
 engine.run(loader, max_iters=loader.total_steps(EPOCHS))
+state = copy.deepcopy(loader.state_dict())  # saved, with the student's and the optimizer's
 
-with torch.no_grad():
-    right = (student(images).argmax(-1) == labels).double().mean()
-print(f"accuracy {right:.1%}")
+
+def resume(state):
+    loader.load_state_dict(state)
+    if loader.batches_done == len(loader):
+        loader.end_epoch()
+    left = loader.total_steps(EPOCHS) - loader.total_steps(loader.epoch - 1) - loader.batches_done
+    engine = Engine(step)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, end_epoch)
+    engine.run(loader, max_iters=left, epoch_length=len(loader) - loader.batches_done)
+
+
+resume(state)
+
 print(loader.history)
-drawn, total, kept = loader.tracker.count.sum(), EPOCHS * len(images), loader.history[-1]["kept"]
-print(f"{drawn:,} of {total:,} samples drawn, {kept:,} of {len(images):,} kept")
+print(f"teacher {accuracy(teacher):.1%}, student {accuracy(student):.1%}")
+print(summary(loader.tracker.count.sum(), EPOCHS, loader.sampler.num_kept))

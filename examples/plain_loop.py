@@ -38,7 +38,7 @@ def train_teacher(epochs=20):
 
 
 teacher, student = train_teacher(), network(16)
-optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
+optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
 loader = DataLoader(train, batch_size=64, shuffle=True)
 
 schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from digits import accuracy, images, kd_loss, labels, network, summary, trained_teacher
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import kcd_core as kcd
 
@@ -26,34 +26,33 @@ def write_shards(folder):
 
 
 class Shards(IterableDataset):
-    def __init__(self, paths):
-        self.paths = paths
+    def __init__(self, paths, rank=0, ranks=1):
+        self.paths = paths[rank::ranks]
 
     def __iter__(self):
-        for path in self.paths:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for path in self.paths[first::step]:
             with tarfile.open(path) as tar:
                 for member in tar:
-                    yield member.name, tar.extractfile(member).read()
+                    yield {"__key__": member.name, "image": tar.extractfile(member).read()}
 
 
 def decoded(samples):
-    names, data = zip(*samples, strict=True)
-    return list(names), torch.stack([torch.frombuffer(bytearray(each), dtype=torch.float32) for each in data])
+    data = [torch.frombuffer(bytearray(sample["image"]), dtype=torch.float32) for sample in samples]
+    return [sample["__key__"] for sample in samples], torch.stack(data)
 
 
 torch.manual_seed(0)
 teacher, student = trained_teacher(), network(16)
-optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
+optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
 with tempfile.TemporaryDirectory() as folder:
-    stream = kcd.CondensedStream(
-        Shards(write_shards(Path(folder))),
-        key=0,  # where a sample has its id
-        slots=12_000,
-        schedule=kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7),
-    )
-    loader, drawn = DataLoader(stream, batch_size=64, collate_fn=decoded), 0
+    paths = write_shards(Path(folder))
+    schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)
+    stream = kcd.CondensedStream(Shards(paths), key="__key__", slots=12_000, schedule=schedule)
+    loader = DataLoader(stream, batch_size=64, collate_fn=decoded)
     for _ in range(EPOCHS):
-        for names, x in loader:
+        for keys, x in loader:
             with torch.no_grad():
                 teacher_logits = teacher(x)
             logits = student(x)
@@ -61,10 +60,9 @@ with tempfile.TemporaryDirectory() as folder:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            stream.record(logits, ids=names)
-            drawn += len(names)
+            stream.record(logits, ids=keys)
         stream.end_epoch()
 
 print(stream.history)
 print(f"teacher {accuracy(teacher):.1%}, student {accuracy(student):.1%}")
-print(summary(drawn, EPOCHS, round(stream.share * SHARDS * SIZE)))
+print(summary(stream.account.total.drawn, EPOCHS, round(stream.share * SHARDS * SIZE)))

@@ -11,7 +11,7 @@ EPOCHS = 14
 
 torch.manual_seed(0)
 teacher, student = trained_teacher(), network(16)
-optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
+optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
 schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)
 loader = kcd.wrap_loader(DataLoader(train, batch_size=64, shuffle=True), schedule=schedule)
 with SummaryWriter("runs/kcd") as writer:

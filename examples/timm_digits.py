@@ -1,8 +1,8 @@
-"""Distils a ResNet's knowledge of the digits in timm's task, loader and prefetcher, and prints what was saved."""
+"""Distils with timm's task and loader, prefetcher and all."""
 
 import torch
+from digits import images, labels, summary
 from PIL import Image
-from sklearn.datasets import load_digits
 from timm.data import create_loader
 from timm.models import create_model
 from timm.task import ClassificationTask, LogitDistillationTask
@@ -10,60 +10,63 @@ from timm.task import ClassificationTask, LogitDistillationTask
 import kcd_core as kcd
 from kcd_adapters.trainers.timm import wrap_loader
 
-EPOCHS = 6
-
-torch.manual_seed(0)
-pixels, labels = load_digits(return_X_y=True)
+EPOCHS = 7
 
 
 class Digits(torch.utils.data.Dataset):
     transform = None  # create_loader sets it
 
-    def __getitem__(self, index):
-        image = Image.fromarray((pixels[index].reshape(8, 8) * 15).astype("uint8")).convert("RGB")
-        return self.transform(image), int(labels[index])
+    def __init__(self, first, stop):
+        self.pixels = (255 * images[first:stop]).byte().view(-1, 8, 8).numpy()
+        self.labels = labels[first:stop]
 
     def __len__(self):
-        return len(labels)
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.transform(Image.fromarray(self.pixels[index]).convert("RGB")), int(self.labels[index])
 
 
-def make(is_training):
-    device = torch.device("cpu")
-    return create_loader(
-        Digits(), 16, batch_size=64, is_training=is_training, no_aug=True, num_workers=0, device=device
-    )
+def digits_loader(*part, is_training=True):
+    settings = {"no_aug": True, "num_workers": 0, "device": torch.device("cpu")}
+    return create_loader(Digits(*part), 16, batch_size=64, is_training=is_training, **settings)
 
 
-def model(width):
+def network(width):
     return create_model("test_resnet", channels=[width] * 4, num_classes=10)
 
 
-def train(task, loader, epochs, record=None, end_epoch=None):
-    optimizer = torch.optim.AdamW(task.get_trainable_module().parameters(), lr=3e-3)
-    task.train()
-    for _ in range(epochs):
-        for images, targets in loader:
-            result = task(images, targets)
-            optimizer.zero_grad()
-            result["loss"].backward()
-            optimizer.step()
-            if record is not None:
-                record(result["output"])
-        if end_epoch is not None:
-            end_epoch()
+def accuracy(model):
+    model.eval()
+    with torch.no_grad():
+        right = [model(x).argmax(1) == y for x, y in digits_loader(1200, None, is_training=False)]
+    return torch.cat(right).double().mean()
 
 
-teacher, student = model(32), model(16)
-train(ClassificationTask(teacher, torch.nn.CrossEntropyLoss(), verbose=False), make(True), 2)
+torch.manual_seed(0)
+teacher, student = network(32), network(16)
+task = ClassificationTask(teacher, torch.nn.CrossEntropyLoss(), verbose=False)
+optimizer = torch.optim.AdamW(teacher.parameters(), lr=3e-3)
+for _ in range(6):
+    for x, targets in digits_loader(0, 1200):
+        optimizer.zero_grad()
+        task(x, targets)["loss"].backward()
+        optimizer.step()
 
-loader = wrap_loader(make(True), schedule=kcd.CondensationSchedule(ratio=0.5, stages=2, period=2))
+schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7, stages=3)
+loader = wrap_loader(digits_loader(0, 1200), schedule=schedule)
 task = LogitDistillationTask(student, teacher, torch.nn.CrossEntropyLoss(), temperature=4.0, verbose=False)
-train(task, loader, EPOCHS, loader.record, loader.end_epoch)
+optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
+task.train()
+for _ in range(EPOCHS):
+    for x, targets in loader:
+        result = task(x, targets)
+        optimizer.zero_grad()
+        result["loss"].backward()
+        optimizer.step()
+        loader.record(result["output"])
+    loader.end_epoch()
 
-student.eval()
-with torch.no_grad():
-    right = sum((student(images).argmax(-1) == targets).sum().item() for images, targets in make(False))
-print(f"accuracy {right / len(labels):.1%}")
 print(loader.history)
-drawn, total, kept = loader.tracker.count.sum(), EPOCHS * len(labels), loader.history[-1]["kept"]
-print(f"{drawn:,} of {total:,} samples drawn, {kept:,} of {len(labels):,} kept")
+print(f"teacher {accuracy(teacher):.1%}, student {accuracy(student):.1%}")
+print(summary(loader.tracker.count.sum(), EPOCHS, loader.sampler.num_kept))

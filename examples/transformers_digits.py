@@ -1,55 +1,46 @@
-"""Distils a linear teacher's knowledge of the digits with Hugging Face's Trainer, resumes in mid-epoch, and prints what was drawn."""
+"""Distils with Hugging Face's Trainer, and goes on from a checkpoint within an epoch."""
 
 import tempfile
 
 import torch
-from sklearn.datasets import load_digits
-from torch.nn.functional import cross_entropy
+from digits import accuracy, kd_loss, network, summary, train, trained_teacher
 from transformers import Trainer, TrainingArguments, set_seed
 
 import kcd_core as kcd
 from kcd_adapters.trainers.transformers import KCDTrainerMixin
 
-EPOCHS = 12
+EPOCHS = 14
 
+teacher = trained_teacher()
+samples = [{"x": x, "labels": label} for x, label in train]
 set_seed(0)
-images, labels = load_digits(return_X_y=True)
-images, labels = torch.from_numpy(images).float() / 16, torch.from_numpy(labels)
-teacher = torch.nn.Linear(64, 10)
-optimizer = torch.optim.Adam(teacher.parameters(), lr=0.05)
-for _ in range(100):
-    optimizer.zero_grad()
-    cross_entropy(teacher(images), labels).backward()
-    optimizer.step()
-samples = [{"x": image, "labels": label} for image, label in zip(images, labels, strict=True)]
 
 
 class Student(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+        self.layers = network(16)
 
     def forward(self, x, labels=None):
-        logits = self.layers(x)
-        return {"loss": cross_entropy(logits, labels), "logits": logits}
+        return {"logits": self.layers(x)}
 
 
 class DistilTrainer(KCDTrainerMixin, Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
         with torch.no_grad():
-            soft = teacher(inputs["x"]).softmax(-1)
+            teacher_logits = teacher(inputs["x"])
         self.kcd_record(outputs["logits"])
-        loss = outputs["loss"] + cross_entropy(outputs["logits"], soft)
+        loss = kd_loss(outputs["logits"], teacher_logits)
         return (loss, outputs) if return_outputs else loss
 
 
-def trainer(folder):
+def new_trainer(folder):
     args = TrainingArguments(
         folder,
         num_train_epochs=EPOCHS,
         per_device_train_batch_size=64,
-        learning_rate=0.02,
+        learning_rate=1e-2,
         lr_scheduler_type="cosine",
         save_steps=100,
         logging_strategy="no",
@@ -57,19 +48,18 @@ def trainer(folder):
         disable_tqdm=True,
         use_cpu=True,
     )
-    schedule = kcd.CondensationSchedule(ratio=0.5, stages=3, period=3)
-    return DistilTrainer(Student(), args, train_dataset=samples, kcd_schedule=schedule)
+    schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)
+    trainer = DistilTrainer(Student(), args, train_dataset=samples, kcd_schedule=schedule)
+    return trainer
 
 
 with tempfile.TemporaryDirectory() as folder:
-    trainer(folder).train()
-    again = trainer(folder)
-    again.train(resume_from_checkpoint=f"{folder}/checkpoint-100")
+    new_trainer(folder).train()
+    trainer = new_trainer(folder)
+    trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-100")
 
-student, loader = again.model, again.kcd_loader
-with torch.no_grad():
-    right = (student.layers(images).argmax(-1) == labels).double().mean()
-print(f"accuracy {right:.1%} after {again.state.global_step} of {again.state.max_steps} steps")
+student, loader = trainer.model.layers, trainer.kcd_loader
 print(loader.history)
-drawn, total, kept = int(loader.tracker.count.sum()), EPOCHS * len(images), loader.history[-1]["kept"]
-print(f"{drawn:,} of {total:,} samples drawn, {kept:,} of {len(images):,} kept")
+print(f"step {trainer.state.global_step} of {trainer.state.max_steps}")
+print(f"teacher {accuracy(teacher):.1%}, student {accuracy(student):.1%}")
+print(summary(loader.tracker.count.sum(), EPOCHS, loader.sampler.num_kept))

@@ -11,7 +11,7 @@ EPOCHS = 14
 
 torch.manual_seed(0)
 teacher, student = trained_teacher(), network(16)
-optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
+optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
 schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)
 loader = kcd.wrap_loader(DataLoader(train, batch_size=64, shuffle=True), schedule=schedule)
 with wandb.init(project="kcd", mode="offline", config=schedule.state_dict()) as run:
@@ -27,9 +27,8 @@ with wandb.init(project="kcd", mode="offline", config=schedule.state_dict()) as 
             loader.record(logits)
         logged = {"loss": loss.item()}
         if loader.end_epoch() is not None:  # a stage ended
-            logged |= {
-                f"kcd/{name}": loader.history[-1][name] for name in ("kept", "dropped", "mixed", "cut")
-            }
+            stage = loader.history[-1]
+            logged |= {f"kcd/{name}": stage[name] for name in ("kept", "dropped", "mixed", "cut")}
         run.log(logged, step=epoch)
 
 print(summary(loader.tracker.count.sum(), EPOCHS, loader.sampler.num_kept))

@@ -1,4 +1,4 @@
-"""The scripts of examples/ that need no other library run, print what was saved, and are what docs/ quotes."""
+"""The scripts of examples/ are short, and docs/ quotes them; those that need no trainer run, and print what was saved."""
 
 from __future__ import annotations
 
@@ -7,26 +7,22 @@ import re
 import runpy
 import subprocess
 import sys
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from test_examples import SCRIPTS
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-SHARED = "digits.py"
-PLAIN = "plain_loop.py"
-ALONE = ("dict_batches.py", "gate.py", "own_values.py", "tar_shards.py")
-RANKS = ("ddp.py",)
+SHARED = {"digits.py", "words.py"}  # by the scripts
+ALONE = {"dict_batches.py", "gate.py", "own_values.py", "plain_loop.py", "resume.py", "tar_shards.py"}
+RANKS = {"ddp.py"}
 LAST = re.compile(r"([\d,]+) of ([\d,]+) samples drawn, ([\d,]+) of ([\d,]+) kept")
-
 ASKED = re.compile(r"the teacher was asked for ([\d,]+) of ([\d,]+) samples drawn")
-
-
-def run(command: list[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def check_saved(printed: str) -> None:
@@ -38,89 +34,80 @@ def check_saved(printed: str) -> None:
         assert 0 < less < more
 
 
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], dict[str, Any]]:
+    """Runs a script in this process, which has imported torch; returns its names."""
+
+    def run(name: str) -> dict[str, Any]:
+        monkeypatch.syspath_prepend(EXAMPLES)  # as python does for a script
+        monkeypatch.chdir(tmp_path)
+        with torch.random.fork_rng(devices=[]):
+            names = runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        check_saved(capsys.readouterr().out)
+        return names
+
+    return run
+
+
 def test_every_script_is_run_by_a_test() -> None:
-    with_a_library = {
-        "accelerate",
-        "ignite",
-        "lightning",
-        "tensorboard",
-        "timm",
-        "transformers",
-        "trl",
-        "wandb",
-    }
-    mine = {path.name for path in EXAMPLES.glob("*.py") if path.stem.partition("_")[0] not in with_a_library}
-    assert mine == {SHARED, PLAIN, *ALONE, *RANKS}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == SHARED | ALONE | RANKS | set(SCRIPTS)
 
 
-@pytest.mark.parametrize("name", [SHARED, PLAIN, *ALONE, *RANKS])
-def test_a_script_is_short_and_says_what_it_shows(name: str) -> None:
-    text = (EXAMPLES / name).read_text(encoding="utf-8")
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda script: script.stem)
+def test_a_script_is_short_and_says_what_it_shows(script: Path) -> None:
+    text = script.read_text(encoding="utf-8")
     said = ast.get_docstring(ast.parse(text))
     assert said
     assert "\n" not in said
     assert len(text.splitlines()) <= 75
 
 
-@pytest.mark.parametrize("name", ALONE)
-def test_a_script_runs(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", sorted(ALONE - {"dict_batches.py", "resume.py"}))
+def test_a_script_runs(name: str, run: Callable[[str], dict[str, Any]]) -> None:
+    run(name)
+
+
+def test_the_script_with_a_schedule_of_steps_is_right_about_them(
+    run: Callable[[str], dict[str, Any]],
 ) -> None:
-    monkeypatch.syspath_prepend(
-        EXAMPLES
-    )  # as python does for a script; in this process, which has imported torch
-    monkeypatch.chdir(tmp_path)
+    names = run("dict_batches.py")
+    batches = sum(-(-size // 64) for size in names["schedule"].sizes(1200, names["EPOCHS"]))
+    assert names["scheduler"].last_epoch == names["steps"] == batches
+
+
+def test_the_script_that_is_interrupted_ends_as_if_it_had_not_been(
+    run: Callable[[str], dict[str, Any]],
+) -> None:
+    names = run("resume.py")
+    assert names["place"] == (6, 10)
     with torch.random.fork_rng(devices=[]):
-        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-    check_saved(capsys.readouterr().out)
+        whole = names["new_run"]()
+        for _ in names["distil"](**whole):
+            pass
+    parameters = zip(whole["student"].parameters(), names["student"].parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in parameters)
 
 
-@pytest.mark.parametrize("name", RANKS)
+@pytest.mark.parametrize("name", sorted(RANKS))
 def test_a_script_runs_on_two_ranks(name: str, tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    check_saved(run([*torchrun, str(EXAMPLES / name)], tmp_path))
+    command = [*torchrun, str(EXAMPLES / name)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    check_saved(done.stdout)
 
 
-def quotes(page: Path) -> list[tuple[str, str]]:
-    """(script, lines) of each block that a page says is quoted from examples/."""
-    return re.findall(
-        r"<!-- quoted from examples/(\w+\.py) -->\n```python\n(.*?)^```",
-        page.read_text(encoding="utf-8"),
-        re.MULTILINE | re.DOTALL,
-    )
-
-
-def test_what_the_docs_quote_is_in_the_scripts() -> None:
-    found = [quote for page in sorted((ROOT / "docs").glob("*.md")) for quote in quotes(page)]
-    assert len(found) >= 1
-    for name, lines in found:
-        assert lines in (EXAMPLES / name).read_text(encoding="utf-8"), name
-
-
-def test_the_guide_runs_in_the_plain_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the guide adds to the script that it quotes, in that script's names."""
-    names: dict = {}
-    _, scheduler, resuming = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "docs/guide.md").read_text(encoding="utf-8"), re.M | re.S
-    )
-    with torch.random.fork_rng(devices=[]):
-        exec(
-            compile((EXAMPLES / "plain_loop.py").read_text(encoding="utf-8"), "plain_loop.py", "exec"), names
-        )
-    check_saved(capsys.readouterr().out)
-    loader, student = names["loader"], names["student"]
-    assert [record["kept"] for record in loader.history] == [1140, 1080, 1020, 960, 900, 840, 840]
-    exec(compile(scheduler, "guide.md", "exec"), names)
-    batches = sum(-(-size // 64) for size in loader.schedule.sizes(1200, names["EPOCHS"]))
-    assert names["scheduler"].total_steps == batches
-    exec(compile(resuming, "guide.md", "exec"), names)
-    names["save"](tmp_path / "run.ckpt")
-    before = [parameter.detach().clone() for parameter in student.parameters()]
-    for parameter in student.parameters():
-        parameter.data.zero_()
-    with pytest.warns(UserWarning, match=r"nothing was recorded in epoch 29"):
-        loader.end_epoch()
-    assert loader.epoch == 30
-    assert names["resume"](tmp_path / "run.ckpt") == range(29, 29)
-    assert loader.epoch == 29
-    assert all(map(torch.equal, before, student.parameters()))
+def test_every_script_is_quoted_as_it_is() -> None:
+    quoted = set()
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        found = re.findall(r"<!-- quoted from examples/(.*?) -->\n```python\n(.*?)^```", text, re.M | re.S)
+        assert len(found) == text.count("<!-- quoted from")
+        for name, lines in found:
+            script = "\n" + (EXAMPLES / name).read_text(encoding="utf-8")
+            indented = (textwrap.indent(lines, " " * width) for width in (0, 4, 8))
+            assert any(f"\n{each}" in script for each in indented), f"{page.name}: not in {name}:\n{lines}"
+            quoted.add(name)
+    assert quoted == {path.name for path in EXAMPLES.glob("*.py")} - SHARED

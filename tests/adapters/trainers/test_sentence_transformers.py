@@ -1,8 +1,7 @@
-"""sentence-transformers, as docs/trainers.md has it: what is recorded is each sample's own distance."""
+"""sentence-transformers, as examples/ and docs/trainers.md have it: what is recorded is each sample's own distance."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,15 @@ pytest.importorskip("sentence_transformers", reason="run make test-trainers")
 import torch
 from common import summed
 
-PAGE = Path(__file__).parents[3] / "docs" / "trainers.md"
+SCRIPT = Path(__file__).parents[3] / "examples" / "sentence_embeddings.py"
 
 
 def test_the_recipe_records_the_distance_of_each_sample(tmp_path: Path, monkeypatch: Any) -> None:
-    _, _, section = PAGE.read_text(encoding="utf-8").partition("\n## sentence-transformers\n")
-    recipe, example = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)[:2]
-    assert len([line for line in recipe.splitlines() if line]) <= 20
+    classes, training, run = SCRIPT.read_text(encoding="utf-8").partition("\nwith tempfile")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "__main__"}
-    exec(recipe, names)
+    with torch.random.fork_rng(devices=[]):
+        exec(classes, names)
     read: list[tuple[int, float]] = []
 
     class Watched(names["DistilTrainer"]):  # type: ignore[misc]
@@ -39,8 +37,8 @@ def test_the_recipe_records_the_distance_of_each_sample(tmp_path: Path, monkeypa
 
     names["DistilTrainer"] = Watched
     with torch.random.fork_rng(devices=[]):
-        exec(example, names)
+        exec(training + run, names)
     tracker = names["trainer"].kcd_loader.tracker
-    value, count = summed(read, 240)
+    value, count = summed(read, 480)
     assert np.array_equal(np.array(tracker.count), count)
     np.testing.assert_allclose(np.array(tracker.value), value, rtol=1e-5)

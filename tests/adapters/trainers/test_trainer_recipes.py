@@ -1,4 +1,7 @@
-"""The recipes of docs/trainers.md, their own code, with a student that is read a second time."""
+"""The recipes of docs/trainers.md, their own code, with a student that is read a second time.
+
+examples/ has the code, and tests/test_scripts.py sees to it that the page quotes it as it is.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,16 @@ from torch.utils.data import DataLoader
 
 import kcd_core as kcd
 
-PAGE = Path(__file__).parents[3] / "docs" / "trainers.md"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 N, EPOCHS = 203, 5
 SCHEDULE = kcd.CondensationSchedule(ratio=0.4, stages=3, period=1)
 SIZES = [203, 163, 123, 83, 81]
 
 
-def section(heading: str) -> str:
-    """The text from a heading on."""
-    return re.split(rf"^## {heading}\n", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1]
-
-
-def recipe(heading: str, first: str) -> str:
-    """The part of a section's example that is the recipe: from a line on, up to the next that is not indented."""
-    [found] = re.findall(rf"^{re.escape(first)}.*?(?=^\S)", section(heading), re.MULTILINE | re.DOTALL)
-    assert len(found.splitlines()) <= 20
+def recipe(script: str, first: str) -> str:
+    """The part of a script that is the recipe: from a line on, up to the next that is not indented."""
+    text = (EXAMPLES / script).read_text(encoding="utf-8")
+    [found] = re.findall(rf"^{re.escape(first)}.*?(?=^\S)", text, re.MULTILINE | re.DOTALL)
     return str(found)
 
 
@@ -66,7 +64,7 @@ class Composed:
     def __init__(self, composer: Any, folder: Path | None = None, checkpoint: Path | None = None) -> None:
         self.loader = loader = wrapped()
         names: dict[str, Any] = {}
-        exec("from composer import *\n" + recipe("Composer", "class Condense(Algorithm)"), names)
+        exec("from composer import *\n" + recipe("composer_digits.py", "class Condense(Algorithm)"), names)
         evaluated: list[int] = []
         self.evaluated = evaluated
 
@@ -161,25 +159,29 @@ class Ignited:
             scheduler.step()
             loader.record(logits)
 
-        names: dict[str, Any] = {"Events": engine.Events, "engine": engine.Engine(step), "loader": loader}
-        exec(recipe("ignite", "@engine.on(Events.EPOCH_COMPLETED)\ndef end_epoch"), names)
-        trainer: Any = names["engine"]
+        names: dict[str, Any] = {"loader": loader, "step": step, "EPOCHS": EPOCHS}
+        names |= {"Engine": engine.Engine, "Events": engine.Events}
+        for first in ("def end_epoch(engine)", "def resume(state)"):
+            exec(recipe("ignite_digits.py", first), names)
         self.evaluator = engine.Engine(lambda engine, batch: student(batch[0]))
+        end_epoch = names["end_epoch"]
 
-        @trainer.on(engine.Events.EPOCH_COMPLETED)
-        def evaluate(_: Any) -> None:
+        def end_and_evaluate(trainer: Any) -> None:
+            end_epoch(trainer)
             student.eval()
             self.evaluator.run(DataLoader(Samples(32), batch_size=16))
             student.train()
             student.new_epoch()
             self.evaluated += 1
 
+        names["end_epoch"] = end_and_evaluate
         if before is None:
+            trainer = engine.Engine(step)
+            trainer.add_event_handler(engine.Events.EPOCH_COMPLETED, end_and_evaluate)
             trainer.run(loader, max_iters=until or loader.total_steps(EPOCHS))
         else:
             for mine, saved in zip(self.parts[1:], before.parts[1:], strict=True):
                 mine.load_state_dict(saved.state_dict())
-            exec(recipe("ignite", "def resume(state)").replace("6", f"{EPOCHS}"), names)
             names["resume"](before.loader.state_dict())
         self.rate = optimizer.param_groups[0]["lr"]
 
@@ -199,33 +201,32 @@ def test_ignite_records_evaluates_ends_its_schedule_and_goes_on() -> None:
 
 
 def train_with_fabric(folder: Path) -> Any:
-    """The whole example on one of two ranks: values, counts, the set, and what the student said there."""
-    os.chdir(folder)
-    [text] = re.findall(
-        r"^```python\n(.*?)^```", section("Fabric").split("\n## ")[0], re.MULTILINE | re.DOTALL
-    )
+    """The example's loop on one of two ranks: values, counts, the set, and what the student said there."""
+    from lightning.fabric import Fabric
+
+    text = recipe("fabric_digits.py", "def distil(path, last_epoch)")
     for theirs, ours in {
         "devices=1": 'devices=2, strategy="ddp"',
-        "torch.nn.Linear(8, 5)": "Student()",
-        "data = ": "data = Samples(240)  # ",
         "num_replicas=": "mixing=None, num_replicas=",
     }.items():
         assert text.count(theirs) == 1
         text = text.replace(theirs, ours)
-    names: dict[str, Any] = {"Student": Student, "Samples": Samples}
+    names: dict[str, Any] = {"Fabric": Fabric, "DataLoader": DataLoader, "kcd": kcd, "os": os, "torch": torch}
+    names |= {"EPOCHS": 7, "train": Samples(240), "network": lambda width: Student()}
+    names |= {"teacher": lambda x: None, "kd_loss": lambda logits, nothing: logits.square().mean()}
     exec(text, names)
-    loader = names["loader"]
-    return loader.tracker.value, loader.tracker.count, loader.sampler.kept, names["student"].module.read[0]
+    student, loader = names["distil"](str(folder / "last.ckpt"), 7)
+    return loader.tracker.value, loader.tracker.count, loader.sampler.kept, student.module.read[0]
 
 
 def test_fabric_on_two_ranks(tmp_path: Path) -> None:
     pytest.importorskip("lightning", reason="lightning is not installed: make test-trainers")
     ranks = on_ranks(train_with_fabric, tmp_path)
     read = [pair for *_, mine in ranks for pair in mine]
-    assert len(read) == 2 * (240 + 180 + 120)
+    assert len(read) == sum(kcd.CondensationSchedule.for_epochs(7, ratio=0.7).sizes(240, 7))
     value, count = summed(read, 240)
     assert np.array_equal(sum(counts for _, counts, _, _ in ranks), count)
     recorded = sum(np.nan_to_num(values) * counts for values, counts, _, _ in ranks)
     np.testing.assert_allclose(recorded / count, value, atol=3e-7)
-    assert len(ranks[0][2]) == 120
+    assert len(ranks[0][2]) == 168
     assert np.array_equal(ranks[0][2], ranks[1][2])
