@@ -43,7 +43,7 @@ def draw_ridges(records: Sequence[Record], num_samples: int, axes: Any = None) -
     """
     shown = _some_of(records)
     if axes is None:
-        axes = style.figure(8.4, 1.3 + 0.62 * max(1, len(shown))).subplots()
+        axes = style.figure(8.4, 1.4 + 0.62 * max(2, len(shown))).subplots()
     for row, record in enumerate(shown):
         _draw_row(axes, record, -row)
         axes.annotate(
@@ -65,7 +65,7 @@ def draw_ridges(records: Sequence[Record], num_samples: int, axes: Any = None) -
     axes.set_xlabel(
         f"ranking score $V\\cdot F^{{\\alpha}}$ at the end of the stage, in the value's unit (entropy's: nats){note}"
     )
-    axes.set_ylabel("samples, each row to its own height", color=INK)
+    axes.set_ylabel("samples, each row\nto its own height", color=INK)
     axes.tick_params(axis="y", length=0)
     style.plain(axes, "bottom")
     keys = [style.patch("kept", KEPT), style.patch("below the cut: left out", DROPPED), style.line("cut")]

@@ -264,3 +264,19 @@ def leave_together(path, result, world):
     while len(list(path.parent.glob(f"{path.stem[:-1]}?.json"))) < world:
         time.sleep(0.02)
     os._exit(0)
+
+
+def cut_off(figure):
+    """The texts of a picture that do not lie within it, but for the numbers at ticks, which may not be shown."""
+    from matplotlib.text import Text
+
+    figure.draw_without_rendering()
+    width, height = figure.bbox.size
+    ticks = {label for axes in figure.axes for label in (*axes.get_xticklabels(), *axes.get_yticklabels())}
+    cut = []
+    for text in set(figure.findobj(Text)) - ticks:
+        box = text.get_window_extent()
+        beyond = min(box.x0, box.y0, width - box.x1, height - box.y1) < -1
+        if text.get_visible() and text.get_text() and beyond:
+            cut.append(text.get_text())
+    return cut

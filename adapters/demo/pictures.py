@@ -107,7 +107,7 @@ def draw_classes(split: Split, sets: Sequence[kcd.CondensedSet]) -> Any:
     shares = (np.stack(kept) / np.maximum(1, everyone)).T
     order = np.argsort(-shares[:, -1], kind="stable")
     order = order[everyone[order] > 0]
-    title = "Share of each class that is kept, the most kept first"
+    title = "Share of each class that is kept, the most kept in the end first"
     if len(order) > MOST_CLASSES:
         half = MOST_CLASSES // 2
         title += f" (the {half} most and the {half} least kept of {len(order)})"
@@ -170,7 +170,7 @@ def draw_images(split: Split, tracker: kcd.KnowledgeValueTracker, sets: Sequence
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_color("0.8")
-    title = "What the student learns most and least from, by value, and what is mixed, by rank"
+    title = "What the student learns most and least from, and what is mixed: the more valuable, the further to the left"
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 

@@ -13,7 +13,7 @@ from kcd_core.base import style
 from .history_file import Recorded
 from .html import GENERATOR, NO_PICTURES, cut, document, number, picture, row, safe, section, value
 
-__all__ = ["as_json", "as_page", "as_text", "draw", "names_of"]
+__all__ = ["as_json", "as_page", "as_text", "draw", "figure_of", "names_of"]
 
 #: Of what a run says of itself: `started` and `command` differ between any two.
 TABLES = {"run": ("repository", "method", "seed"), "settings": None}
@@ -106,6 +106,11 @@ NOTE = (
 
 
 def draw(runs: Runs) -> bytes:
+    """`figure_of` these runs, as a PNG."""
+    return style.png(figure_of(runs), GENERATOR)
+
+
+def figure_of(runs: Runs) -> Any:
     """The share of all samples that each epoch of each run draws."""
     figure = style.figure(8.4, 3.6)
     axes = style.plain(figure.subplots())
@@ -115,17 +120,19 @@ def draw(runs: Runs) -> bytes:
         edges = [segments[0].first - 1, *(s.last for s in segments)]
         shares = [100 * s.size / run.num_samples for s in segments]
         label = _shown(name).replace("$", r"\$").lstrip("_")[:60] or f"run {place + 1}"
+        # A later one is thinner, so that those that draw alike are all seen.
         axes.step(
             edges, [shares[0], *shares], where="pre", color=color, linestyle=dashes, marker=marker, label=label,
-            markevery=[len(edges) - 1],
+            markevery=[len(edges) - 1], markerfacecolor="none", linewidth=max(1.2, 4 - 0.8 * place),
+            markersize=max(4, 14 - 3 * place),
         )  # fmt: skip
     axes.set_ylim(0, 103)
     axes.set_xlim(left=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("samples drawn, % of all of the data set")
+    axes.set_ylabel("samples drawn,\n% of all of the data set")
     style.legend(figure)
-    return style.png(figure, GENERATOR)
+    return figure
 
 
 def _tables(runs: Runs) -> dict[str, list[tuple[str, list[str]]]]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import cut_off
 
 from kcd_adapters.cli import main
-from kcd_adapters.report.compare import as_text, differing, draw, facts, kept, names_of
+from kcd_adapters.report.compare import as_text, differing, draw, facts, figure_of, kept, names_of
 from kcd_adapters.report.history_file import parse
 
 
@@ -140,6 +141,15 @@ def test_markup_and_formulas_in_files_stay_text(tmp_path: Path, capsys: pytest.C
     parser.handle_starttag = lambda tag, attrs: tags.add(tag)  # type: ignore[method-assign]
     parser.feed((tmp_path / "out" / "report.html").read_text("utf-8"))
     assert not {"script", "b"} & tags
+
+
+def test_runs_that_draw_alike_are_all_seen_and_no_label_is_cut() -> None:
+    pytest.importorskip("matplotlib")
+    figure = figure_of({"a": RUNS["a"], "the same": RUNS["a"], "b": RUNS["b"]})
+    widths = [line.get_linewidth() for line in figure.axes[0].lines]
+    assert widths == sorted(widths, reverse=True)
+    assert len(set(widths)) == 3
+    assert cut_off(figure) == []
 
 
 def test_many_runs_are_drawn() -> None:

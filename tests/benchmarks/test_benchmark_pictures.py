@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import cut_off
 
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -44,6 +45,7 @@ def test_a_steps_time_is_drawn_with_its_interval_and_the_target():
         assert upright == {1, overhead.MOST}
     assert "95 % intervals" in figure.get_supxlabel()
     assert f"at most {overhead.MOST}" in figure.get_supxlabel()
+    assert cut_off(figure) == []
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +76,4 @@ def test_lines_of_growth_differ_without_colour_and_all_have_a_key(points):
     assert keys == [*(scale.HOW[how][2] for how in scale.HOW if how in {own for own, _ in kinds}),
                     *(f"{number} rank{'s' * (number > 1)}" for number in ranks)]  # fmt: skip
     assert "no interval" in legend.get_title().get_text()
+    assert cut_off(figure) == []

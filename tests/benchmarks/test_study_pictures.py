@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+from helpers import cut_off
 
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -62,6 +63,7 @@ def test_a_row_for_each_arm_in_the_order_of_the_table(parts, rows):
     ]
     assert [axes.get_title() for axes in figure.axes[:2]] == ["small student", "large student"]
     assert {axes.get_ylim() for axes in figure.axes} == {(-8.5, 0.5)}
+    assert cut_off(figure) == []
 
 
 def drawn_at(axes, place):
@@ -210,3 +212,4 @@ def test_the_readmes_figure_explains_itself(figure):
     assert "percentage points" in figure.axes[0].get_ylabel()
     words = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert {"0.1", "0.25", "0.3", "0.5", "0.7", "1/8", "1/4", "1/2"} <= set(words)
+    assert cut_off(figure) == []

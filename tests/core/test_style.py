@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from helpers import cut_off
 
 import kcd_core as kcd
 from kcd_core.base import style
@@ -52,6 +53,7 @@ def test_a_history_says_what_it_draws():
     keys = [text.get_text() for text in axes.get_legend().get_texts()]
     assert keys == ["kept", "below the cut: left out", "cut"]
     assert not axes.spines["top"].get_visible()
+    assert cut_off(axes.figure) == []
 
 
 def test_a_picture_names_its_maker():

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import cut_off
 
 import kcd_core as kcd
 from kcd_adapters.cli import main
@@ -381,6 +382,7 @@ def test_arms_are_drawn_at_their_shares_and_beside_each_other_only_for_want_of_r
     points = [line.get_xdata() for line in axes.lines if line.get_label().startswith(ARMS)]
     np.testing.assert_allclose(points, [[place] * 2 for place in places], atol=0.001)
     assert ("side by side" in axes.get_xlabel()) == said
+    assert cut_off(axes.figure) == []
 
 
 def test_the_picture_of_many_classes_shows_the_most_and_the_least_kept():
