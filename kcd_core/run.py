@@ -6,10 +6,8 @@ end, and about a state, is the same for all.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, ref
+from typing import Any, ClassVar, NamedTuple
 
 from .account import Cost
 from .base import distributed
@@ -22,22 +20,11 @@ from .progress import EpochProgress
 from .rules import Select, SelectName
 from .run_state import RunState
 from .schedule import CondensationSchedule
-from .tracker import KnowledgeValueTracker
+from .sole_run import check_sole, note_made
 
-__all__ = ["Ending", "Run", "end_together", "has_run"]
+__all__ = ["Ending", "Run", "end_together"]
 
 Tell = Callable[[int, Decision | None], Mapping[str, str]]
-
-#: The run that was made last with a tracker, while it is there.
-_RUNS: WeakKeyDictionary[KnowledgeValueTracker, ref[Run]] = WeakKeyDictionary()
-
-
-def has_run(tracker: KnowledgeValueTracker) -> bool:
-    """Whether a run records in a tracker already."""
-    if tracker not in _RUNS or _RUNS[tracker]() is None:
-        return False
-    gc.collect()  # a run that nobody holds any more may refer to itself
-    return _RUNS[tracker]() is not None
 
 
 class Ending(NamedTuple):
@@ -73,6 +60,9 @@ class Run(RunState):
         account what is drawn; else it is what is recorded.
     """
 
+    #: Whether its epochs are those of another run, which ends them together with its own.
+    beside: ClassVar[bool] = False
+
     def __init__(
         self,
         layout: Layout,
@@ -92,7 +82,7 @@ class Run(RunState):
         super().__init__(layout, schedule, **settings, what=what, own=own, alike=alike)
         self._tell, self._depth, self._plain = tell, depth, plain
         self._choose_device = layout.tracker.device is None
-        _RUNS[layout.tracker] = ref(self)
+        note_made(self)
 
     # -- recording ---------------------------------------------------------------------------------
 
@@ -178,6 +168,7 @@ class Run(RunState):
         """What can be known only now: a process group may be younger than the sampler."""
         group = self.group
         check_share(self.sampler, group, begun=True)
+        check_sole(self)
         self.warn_once(
             "unsummed", distributed.unsummed(getattr(self.sampler, "num_replicas", None), group), depth
         )
@@ -199,8 +190,8 @@ class Run(RunState):
         Raises
         ------
         RuntimeError
-            If a stage is due and nothing was ever recorded; or if ranks disagree in their settings, or one
-            is gone.
+            If a stage is due and nothing was ever recorded; if ranks disagree in their settings, or one
+            is gone; or if the tracker's statistic is "stage_mean", and it has another run, made after this one.
         ValueError
             With ``on_nonfinite="raise"`` and values on a device, if some were not finite in this epoch. Where no
             stage is due, only the rank that recorded them raises; the others wait for it at the next stage, or with
@@ -217,6 +208,7 @@ class Run(RunState):
 
     def decide_end(self) -> Ending:
         """What the epoch's end will change: all of it that may fail. Changes nothing."""
+        check_sole(self)
         self.account.begin()
         self.agreement.check_moment()
         due = self.schedule.due(self.epoch)

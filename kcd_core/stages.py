@@ -11,7 +11,7 @@ from .base.dataset_identity import dataset_identity
 from .em_step import Condensable, Decision, check_sampler, check_share
 from .layout import WholeLayout
 from .rules import Select, SelectName
-from .run import Run, has_run
+from .run import Run
 from .schedule import CondensationSchedule
 from .skipped import OnNonfinite
 from .statistics import StatisticName, check_wanted, wanted
@@ -65,8 +65,8 @@ class Condensation(Run):
         `condense_step` calls it, or ``group`` is no process group.
     ValueError
         If a setting is outside its range; if ``tracker`` is of another number of samples, or of another statistic than
-        ``select`` wants, or ``value``, ``statistic``, ``on_nonfinite`` or ``device`` is given beside it; if its statistic is
-        "stage_mean", and another run has it; or if this process is not in ``group``.
+        ``select`` wants, or ``value``, ``statistic``, ``on_nonfinite`` or ``device`` is given beside it; or if this process is
+        not in ``group``.
     RuntimeError
         If the sampler draws for another number of ranks than there are, or was made before the process group
         and draws everything on each of several.
@@ -123,11 +123,6 @@ class Condensation(Run):
             raise ValueError(
                 f"tracker and sampler must be of one size, got num_samples = {tracker.num_samples} and "
                 f"{sampler.num_samples}"
-            )
-        elif tracker.window == "stage" and has_run(tracker):
-            raise ValueError(
-                f"tracker={tracker!r} has a run already, whose stages end its windows: with this statistic, each run needs a "
-                "tracker of its own"
             )
         check_wanted(tracker.statistic, None if "statistic" in given else select)
         check_share(sampler, distributed.check_group(group))

@@ -74,6 +74,8 @@ class GateLayout(WholeLayout):
 class GateRun(Run):
     """A run of which the logger is told for how many samples the teacher is asked."""
 
+    beside = True
+
     def log(self, ending: Ending, more: Callable[[], str]) -> None:
         if ending.entry is None or distributed.rank_announced(self.group) > 0:
             return

@@ -366,29 +366,6 @@ def test_a_loader(statistic: Any, settings: Any) -> None:
     assert len(stages) == 3
 
 
-def test_the_stages_of_one_run_alone_end_the_windows_of_a_tracker() -> None:
-    schedule = kcd.CondensationSchedule(0.5, 1, 1)
-
-    def made(tracker: Any, sampler: Any) -> kcd.Condensation:
-        return kcd.Condensation(sampler(N), schedule=schedule, tracker=tracker)
-
-    shared = {name: Tracker(N, statistic=name) for name in STATISTICS}
-    runs = [made(tracker, kcd.CondensedSampler) for tracker in shared.values()]
-    for name, tracker in shared.items():
-        if name == "stage_mean":
-            with pytest.raises(ValueError, match=r"statistic='stage_mean'.* has a run already, whose stages"):
-                made(tracker, kcd.TeacherGate)
-        else:
-            made(tracker, kcd.TeacherGate)
-    loader = kcd.wrap_loader(
-        DataLoader(Plain(N), shuffle=True), schedule=schedule, statistic="stage_mean", mixing=None
-    )
-    with pytest.raises(ValueError, match="has a run already"):
-        made(loader.tracker, kcd.TeacherGate)
-    runs.clear()
-    made(shared["stage_mean"], kcd.TeacherGate)  # the other is gone
-
-
 def test_last_goes_with_both_schedules_and_stage_means_do_not() -> None:
     plain = DataLoader(Plain(N), batch_size=4, shuffle=True)
     both: dict[str, Any] = {"schedule": EVERY_OTHER, "ask": 0.5}
