@@ -231,10 +231,18 @@ def run_ranks(work, world, folder, *args, seconds):
     return results_of(start_ranks(work, world, folder, *args), folder, seconds=seconds)
 
 
+def rank_processes():
+    """The context of processes that are forked from one that has imported torch, and done nothing with it."""
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "kcd_core.loading"])
+    return context
+
+
 def start_ranks(work, world, folder, *args):
-    """`run_ranks` that doesn't wait: what it gives belongs to `results_of`."""
+    """`run_ranks` that doesn't wait: what it gives belongs to `results_of`. To import torch takes a rank seconds."""
+    rank_processes()
     return torch.multiprocessing.start_processes(
-        work, (world, folder, *args), nprocs=world, join=False, start_method="spawn"
+        work, (world, folder, *args), nprocs=world, join=False, start_method="forkserver"
     )
 
 

@@ -23,6 +23,7 @@ from helpers import (
     index_of,
     leave_together,
     logits_of,
+    rank_processes,
     run_epoch,
     run_ranks,
     wrap,
@@ -540,8 +541,8 @@ def left_alone(rank, world, how, folder):
 
 @pytest.mark.parametrize(("how", "world"), [("exit", 2), ("kill in a step", 3), ("freeze", 2)])
 def test_the_others_notice_a_rank_that_is_gone(tmp_path, how, world):
-    spawn = torch.multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=left_alone, args=(rank, world, how, tmp_path)) for rank in range(world)]
+    start = rank_processes().Process
+    processes = [start(target=left_alone, args=(rank, world, how, tmp_path)) for rank in range(world)]
     try:
         for process in processes:
             process.start()
