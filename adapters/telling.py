@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 
 from kcd_core.log import LOGGER
@@ -18,20 +17,23 @@ class Lines(logging.Handler):
         print(f"kcd: {warning}{record.getMessage()}", flush=True)  # what it raises ends the program, as ever
 
 
+LINES = Lines(logging.INFO)
+
+
 def show() -> None:
-    """Print what the logger is told from now on, however the program sets up logging for itself.
+    """Print what the logger is told from now on, whatever the program has made of logging until now.
 
     Nothing is handed on to the root logger: a program that logs to its terminal would show each line twice.
     """
-    _listen()
-    LOGGER.disabled = False  # dictConfig() and fileConfig() disable the loggers that are there already
+    if LINES not in LOGGER.handlers:
+        LOGGER.addHandler(LINES)
+    LOGGER.isEnabledFor = _enabled  # type: ignore[method-assign]
+    LOGGER.disabled = LOGGER.propagate = False
 
 
-@functools.cache  # what the program changes in this logger by its name stays
-def _listen() -> None:
-    LOGGER.addHandler(Lines())
-    LOGGER.setLevel(logging.INFO)
-    LOGGER.propagate = False
+def _enabled(level: int) -> bool:
+    """Programs quiet all loggers that there are, by their levels or by ``logging.disable()``; these lines are not meant."""
+    return level >= logging.INFO or logging.Logger.isEnabledFor(LOGGER, level)
 
 
 def say(text: str, level: int = logging.INFO) -> None:

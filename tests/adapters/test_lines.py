@@ -18,11 +18,24 @@ LOGGER.debug("a detail")
 with contextlib.redirect_stdout(io.StringIO()) as elsewhere:
     say("there")
 assert elsewhere.getvalue() == "kcd: there\\n", elsewhere.getvalue()
-LOGGER.handlers.clear()  # as dictConfig() does where it names the logger
-say("nowhere")
+logging.basicConfig(level=logging.DEBUG)
+LOGGER.debug("a detail")
+for quiet in (
+    LOGGER.handlers.clear,  # as dictConfig() does where it names the logger
+    lambda: LOGGER.setLevel(logging.CRITICAL),
+    lambda: logging.disable(logging.CRITICAL),
+    lambda: setattr(LOGGER, "disabled", True),
+    lambda: setattr(LOGGER, "propagate", True),
+):
+    quiet()
+    say("still told")
+    LOGGER.debug("a detail")
+    LOGGER.info("not forgotten")
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
-    assert done.stdout == "kcd: 100% of it\nkcd: WARNING: beware\n"
+    assert (
+        done.stdout == "kcd: 100% of it\nkcd: WARNING: beware\n" + 5 * "kcd: still told\nkcd: not forgotten\n"
+    )
     assert done.stderr == ""

@@ -192,6 +192,10 @@ LOGGING = {
     "dictConfig in each step": "import torch.optim.optimizer as of\n"
     "of.register_optimizer_step_pre_hook(lambda *_: logging.config.dictConfig({'version': 1}))",
     "quiet": "logging.getLogger().setLevel(logging.ERROR)",
+    "no logging": "logging.disable(logging.CRITICAL)",
+    "all loggers": "for name in logging.root.manager.loggerDict:\n"
+    "    logging.getLogger(name).handlers, logging.getLogger(name).propagate = [], True\n"
+    "    logging.getLogger(name).setLevel(logging.ERROR)",
     "stdout": "sys.stdout = open(folder / 'log', 'w')",
     "own handler": "logging.getLogger('kcd').addHandler(logging.FileHandler(folder / 'log'))",
 }
