@@ -130,10 +130,8 @@ class Settings:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         checked_choice(self.select, "select", (None, *get_args(SelectName)))
-        if self.select is not None and self.mixing not in ("auto", "none"):
-            raise ValueError(
-                f"mixing {self.mixing} would not be used: with select {self.select} nothing is mixed"
-            )
+        if self.select is not None:
+            self._check_unused()
         if self.cache_bytes and not self.mixes:
             without = "mixing none" if self.select is None else f"select {self.select}"
             raise ValueError(f"mixing_cache would not be used: with {without} nothing is mixed")
@@ -147,6 +145,16 @@ class Settings:
         for name in self.no_shims:
             if name not in (*SHIMS, "all"):
                 raise ValueError(f"there is no shim {name!r}; there are {', '.join(SHIMS)}")
+
+    def _check_unused(self) -> None:
+        """ValueError if something is set that a choice by chance does without."""
+        for name, what in {"mixing": "mixed", "min_weight": "mixed", "alpha": "ranked"}.items():
+            value = getattr(self, name)
+            used = value == "none" or (what == "ranked" and self.ask is not None)
+            if name in self.to_dict() and not used:
+                raise ValueError(
+                    f"{name} {value} would not be used: with select {self.select} nothing is {what}"
+                )
 
     @property
     def mixes(self) -> bool:

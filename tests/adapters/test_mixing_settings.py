@@ -34,6 +34,7 @@ def test_a_set_by_chance_has_no_mixtures() -> None:
     for settings in (parsed("--select", "random"), Settings(select="random", mixing="none")):
         assert settings.recipes(kcd.mix_arrays) is None
     assert parsed("--select", "rs2").to_dict() == {"select": "rs2"}
+    assert parsed("--select", "rs2", "--ask", "0.5", "--alpha", "0").alpha == 0  # by which the gate ranks
 
 
 def test_the_cache_is_off_unless_it_is_asked_for() -> None:
@@ -57,6 +58,11 @@ def test_the_cache_is_off_unless_it_is_asked_for() -> None:
             {"mixing": "fresh", "select": "random"},
             "mixing fresh would not be used: with select random nothing",
         ),
+        (
+            {"min_weight": 0.5, "select": "rs2"},
+            r"min_weight 0\.5 would not be used: with select rs2 nothing is mixed",
+        ),
+        ({"alpha": 0, "select": "rs2"}, "alpha 0 would not be used: with select rs2 nothing is ranked"),
         ({"select": "infobatch"}, "select must be None, 'random' or 'rs2', got 'infobatch'"),
         ({"mixing_cache": "much"}, "mixing_cache must be a number of bytes"),
         ({"mixing_cache": -1}, "mixing_cache must be a number of bytes"),
