@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from kcd_core import CondensationSchedule, load_checkpoint, save_checkpoint
 from kcd_core.base.arguments import check_kind
+from kcd_core.rules import resolve_select, schedule_of
 
 from .accelerate import AcceleratedLoader, prepare
 from .progress import StepsOfEpochs, last_epoch, metrics, samples_of, steps_left, updates
@@ -56,7 +57,8 @@ class KCDTrainerMixin(Base):
     ----------
     *args, **kwargs
         Of the Trainer.
-    kcd_schedule : CondensationSchedule
+    kcd_schedule : CondensationSchedule or None
+        None with a ``kcd_select`` that has a schedule of its own.
     kcd_value, kcd_statistic, kcd_alpha, kcd_min_weight, kcd_mixer, kcd_mixing_cache, kcd_select, kcd_on_nonfinite, kcd_device
         Of `wrap_loader`, under these names.
     kcd_mixing : {None, "auto", "cumulative", "fresh"}
@@ -94,12 +96,15 @@ class KCDTrainerMixin(Base):
     _kcd_predicts = False  # within a prediction step, also one in a training step
     _kcd_checkpoint: str | None = None
 
-    def __init__(self, *args: Any, kcd_schedule: CondensationSchedule, **kwargs: Any) -> None:
-        check_kind(kcd_schedule, "kcd_schedule", CondensationSchedule)
-        if kcd_schedule.free:
+    def __init__(self, *args: Any, kcd_schedule: CondensationSchedule | None, **kwargs: Any) -> None:
+        own = schedule_of(resolve_select(kwargs.get("kcd_select")), kcd_schedule)
+        check_kind(own, "kcd_schedule", CondensationSchedule)
+        if own is not None and own.free:
+            whose = ", which is kcd_select's own," * (kcd_schedule is None)
             raise ValueError(
-                f"kcd_schedule must say how many samples are kept, and {kcd_schedule!r} leaves that to select: the Trainer "
-                "counts all its steps before the first. Use a CondensationSchedule, or a loop of your own"
+                f"kcd_schedule must say how many samples are kept, and {own!r}{whose} leaves that to select: the Trainer "
+                "counts all its steps before the first. Use a CondensationSchedule and a select that keeps its sizes, or a loop "
+                "of your own"
             )
         given = {name[4:]: kwargs.pop(name) for name in list(kwargs) if name.startswith("kcd_")}
         if given.keys() & {"ask", "ask_multiple"}:

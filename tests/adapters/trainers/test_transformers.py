@@ -493,12 +493,17 @@ def test_a_loader_with_a_gate_is_refused(tmp_path: Path) -> None:
 def test_settings_have_names(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="there is no kcd_alfa, but kcd_schedule and kcd_value, kcd_alpha"):
         made(tmp_path, also={"kcd_alfa": 0.1})
-    with pytest.raises(TypeError, match="kcd_schedule must be a CondensationSchedule"):
-        made(tmp_path, also={"kcd_schedule": 3})
+    for wrong in (3, None):
+        with pytest.raises(TypeError, match="kcd_schedule must be a CondensationSchedule"):
+            made(tmp_path, also={"kcd_schedule": wrong})
     with pytest.raises(
         ValueError, match=r"kcd_schedule must say how many samples are kept, and FreeSchedule"
     ):
         made(tmp_path, also={"kcd_schedule": kcd.FreeSchedule(), "kcd_select": kcd.InfoBatch(4)})
+    with pytest.raises(
+        ValueError, match=r"FreeSchedule\(period=1, until=3\), which is kcd_select's own, leaves"
+    ):
+        made(tmp_path, also={"kcd_schedule": None, "kcd_select": kcd.InfoBatch(4)})
     with pytest.raises(
         TypeError,
         match=r"takes no kcd_ask: .* for kcd_adapters\.trainers\.accelerate\.prepare, in a loop of your own",
