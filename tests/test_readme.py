@@ -165,9 +165,9 @@ def test_what_to_set_is_by_the_evidence():
             assert printed("small", arm, ratio, difference), (mixing, ratio)
     prose = " ".join(text.split())
     for sentence, arm, ratio in (
-        (r"without mixing it is (\S+ \S+ \S+) to KD", "KC-KD by KD divergence", 0.25),
-        (r"and entropy (\S+ \S+ \S+): no gain", "KC-KD v2: by V·F^0.03", 0.25),
-        (r"did not pay: (\S+ \S+ \S+) to KD at 0\.1", "KC-KD, all data at the end", 0.1),
+        (r"without mixing it differs from KD by (\S+ \S+ \S+), and", "KC-KD by KD divergence", 0.25),
+        (r"and entropy by (\S+ \S+ \S+): no gain", "KC-KD v2: by V·F^0.03", 0.25),
+        (r"did not pay: it differs from KD by (\S+ \S+ \S+) at 0\.1", "KC-KD, all data at the end", 0.1),
     ):
         assert printed("small", arm, ratio, re.search(sentence, prose)[1]), arm
     assert f"{re.search('Cumulative mixing adds (.*?) to the choice', prose)[1]} at 0.3" in note
