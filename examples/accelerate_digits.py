@@ -1,4 +1,4 @@
-"""Distils in a loop with Accelerate, is interrupted, and goes on."""
+"""Distils in a loop with Accelerate, is interrupted, and resumes."""
 
 import os
 import tempfile

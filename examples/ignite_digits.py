@@ -1,4 +1,4 @@
-"""Distils in ignite's engine, is interrupted within an epoch, and goes on in another."""
+"""Distils in ignite's engine, is interrupted within an epoch, and resumes in another."""
 
 import copy
 

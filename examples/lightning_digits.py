@@ -1,4 +1,4 @@
-"""Distils with Lightning's Trainer, is interrupted within an epoch, and goes on."""
+"""Distils with Lightning's Trainer, is interrupted within an epoch, and resumes."""
 
 import tempfile
 

@@ -1,4 +1,4 @@
-"""Saves a run within an epoch, and goes on from there with everything made anew."""
+"""Saves a run within an epoch, and resumes from there with everything made anew."""
 
 import tempfile
 from pathlib import Path

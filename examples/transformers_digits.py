@@ -1,4 +1,4 @@
-"""Distils with Hugging Face's Trainer, and goes on from a checkpoint within an epoch."""
+"""Distils with Hugging Face's Trainer, and resumes from a checkpoint within an epoch."""
 
 import tempfile
 
