@@ -23,11 +23,11 @@ class Cost(NamedTuple):
     drawn : int
         Samples that were drawn. Each is one pass of the student, forward and backward.
     asked : int
-        How many of them the teacher was to be asked for.
+        How many of them were teacher queries.
     plain : int
-        Samples that plain distillation would have drawn, and asked for, in as many epochs. 0 if that is not known.
+        How many samples plain distillation would have drawn, and queried, in as many epochs; 0 if that is not known.
     seconds : float
-        Of training, by the clock on the wall.
+        Wall-clock time of training.
     """
 
     drawn: int = 0
@@ -36,7 +36,7 @@ class Cost(NamedTuple):
     seconds: float = 0.0
 
     def plus(self, other: Cost) -> Cost:
-        """Both together."""
+        """The sum of both."""
         drawn, asked, plain, seconds = (a + b for a, b in zip(self, other, strict=True))
         return Cost(int(drawn), int(asked), int(plain), seconds)
 
@@ -50,36 +50,35 @@ class Cost(NamedTuple):
 
 
 class Account:
-    """What the epochs of a run cost this rank; the sum over the ranks is what they cost.
+    """What the epochs of a run cost this rank. The total cost is the sum over the ranks.
 
-    A loader counts what it yielded: batches of a pass that was broken off and of one that was repeated, too, and those
-    that a resumed run draws again. A run for a loop that draws for itself, and a stream, count what was recorded. What
-    only pads a rank's length is not counted.
+    A loader counts what it yielded, including batches of an interrupted or repeated pass and those that a resumed run
+    draws again. A `Condensation` and a stream count what was recorded. Padding is not counted.
 
-    The core does not see the teacher. With ``ask``, ``asked`` are the rows of `CondensedLoader.asked_rows`; without it,
-    all samples drawn, as in a loop that asks for every sample. ``plain`` is N, as far as this rank would draw it:
-    ``drop_last`` leaves some out. Of a loop that draws for itself, it is what the last epoch drew in which no sample was
-    dropped yet.
+    The core does not see the teacher. With ``ask``, ``asked`` counts the rows of `CondensedLoader.asked_rows`;
+    without it, all samples drawn. ``plain`` is this rank's share of the N samples, without those that ``drop_last``
+    leaves out. For a `Condensation`, it is what was drawn in the last epoch before any sample was dropped.
 
-    A loader's ``seconds`` are from a pass's first batch being asked for to its end (or to the last batch or record of one
-    that is broken off), so that an evaluation after it is not among them; other runs', from an epoch's first record to its
-    last. What `end_epoch` takes is added.
+    A loader's ``seconds`` run from the request for a pass's first batch to the pass's end (or to the last batch or
+    record of an interrupted pass), so they exclude an evaluation after it. Those of other runs go from an epoch's
+    first record to its last. The time of `end_epoch` is added.
 
     Attributes
     ----------
     first : int
-        The epoch with which the account begins: 1, or that of a state that was saved without one.
+        The first epoch of the account: 1, or the epoch of a loaded state that has no account.
     epochs : tuple of Cost
         Of each epoch that has ended, from ``first`` on.
     under_way : Cost
         Of the epoch under way, without ``plain``.
     total : Cost
-        Of all epochs that have ended. Its ``plain`` is 0 where that of one of them is not known.
+        Of all epochs that have ended. Its ``plain`` is 0 if that of any of them is not known.
 
     Notes
     -----
-    An account is not a function of the data and the seed: no two runs take the same time, and one that was killed and
-    resumed draws a batch twice. So it is a key of its own in a run's state, and no part of `CondensationHistory.state_dict`.
+    An account is not a function of the data and the seed: no two runs take the same time, and a killed and resumed
+    run draws a batch twice. It is therefore a separate key in a run's state, and not part of
+    `CondensationHistory.state_dict`.
     """
 
     def __init__(self, first: int = 1) -> None:
@@ -103,21 +102,21 @@ class Account:
     # -- counting ----------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """A pass begins now: what was between it and the one before is not timed."""
+        """Start a pass. The time since the previous one is not counted."""
         self._now, self._span = self.under_way, None
         self.touch()
 
     def touch(self) -> None:
-        """Training has come this far, now."""
+        """Count the time until now."""
         now = monotonic()
         self._span = (now if self._span is None else self._span[0]), now
 
     def add(self, cost: Cost) -> None:
-        """Something of the epoch under way."""
+        """Add to the epoch under way."""
         self._now = self._now.plus(cost)
 
     def end_epoch(self, plain: int) -> None:
-        """The epoch under way has ended; ``plain`` is what plain distillation would have drawn in it."""
+        """End the epoch under way, in which plain distillation would have drawn ``plain`` samples."""
         self.touch()
         ended = self.under_way._replace(plain=plain)
         self.epochs, self._now, self._span = (*self.epochs, ended), Cost(), None
@@ -140,7 +139,7 @@ class Account:
     # -- state -------------------------------------------------------------------------------------
 
     def copy(self) -> Account:
-        """One that does not change with this."""
+        """An independent copy."""
         copied = Account(self.first)
         copied.epochs, copied._now = self.epochs, self.under_way
         return copied
@@ -150,7 +149,7 @@ class Account:
         return {"first": self.first, "epochs": self.epochs, "_now": self.under_way, "_span": None}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists: each column a list, the last entry that of the epoch under way."""
+        """Plain numbers and lists. Each column is a list, whose last entry is that of the epoch under way."""
         columns = zip(*self.epochs, self.under_way, strict=True)
         return {"first": self.first, **dict(zip(Cost._fields, map(list, columns), strict=True))}
 
@@ -161,7 +160,7 @@ class Account:
         Raises
         ------
         ValueError
-            If it is no account's state.
+            If it is not the state of an account.
         """
         try:
             if not isinstance(state, Mapping):

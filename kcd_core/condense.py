@@ -23,7 +23,7 @@ def no_indices() -> Indices:
 
 @dataclass(frozen=True, eq=False)
 class CondensedSet:
-    """What one stage decided. Arrays are NumPy's, whatever recorded the values.
+    """What one stage decided, as NumPy arrays.
 
     Attributes
     ----------
@@ -34,17 +34,17 @@ class CondensedSet:
     stage : int
         From 1.
     dropped : int64 [D], in ranking order, highest first
-        What this stage dropped: ranks n .. n+D-1 over *all* samples, as in the authors' code. A sample
-        dropped earlier can be back in ``kept``, and one can be "dropped" that was not in the set.
+        What this stage dropped: ranks n .. n+D-1 over *all* samples, as in the authors' code. A sample that was
+        dropped earlier can be in ``kept`` again, and a sample can be "dropped" that was not in the set.
     tail : int64 [L], in ranking order
-        The lowest-ranked kept samples, which take in the dropped ones: ``tail[i]`` is mixed with
-        ``dropped[i]``. L is D, or n where more is dropped than kept.
+        The lowest-ranked kept samples, into which the dropped ones are mixed: ``tail[i]`` with ``dropped[i]``. L is
+        D, or n if more is dropped than kept.
     weights : float32 [L]
         Share of the tail sample in its mixture, from 1 down to just over ``min_weight``.
     cut : float
         Ranking score of the lowest-ranked kept sample; +inf if it was never recorded, NaN if unknown.
     sample_weights : float32 [n], or None
-        What each kept sample's loss is to be multiplied by; None is 1.
+        Factor for each kept sample's loss; None means 1.
     """
 
     kept: Indices
@@ -122,31 +122,31 @@ def condense(
     min_weight: float = 0.7,
     stage: int = 1,
 ) -> CondensedSet:
-    """Rank all samples by ``V * F ** alpha``, keep the highest, pair the tail with what was dropped.
+    """Rank all samples by ``V * F ** alpha``, keep the highest, and pair the tail with what was dropped.
 
     Parameters
     ----------
     value : array [N], floating
         V, the mean recorded value of each sample.
     count : integer array [N]
-        F, how many times it was recorded. Points with F = 0 were never recorded: they rank first,
-        so that nothing is dropped unseen, and their value is not looked at (NaN is usual).
+        F, how many times it was recorded. Samples with F = 0 were never recorded: they rank first, so that nothing is
+        dropped unseen, and their value is ignored (NaN is usual).
     previous : int, 1 .. N
         Size of the set in force.
     target : int, 1 .. N
-        Size wanted. Where it is not below ``previous``, the samples are ranked anew and nothing is
-        dropped or mixed (L = 0).
+        Size wanted. If it is not below ``previous``, the samples are ranked again and nothing is dropped or mixed (L
+        = 0).
     alpha : float, at least 0
         Weight of the recording count; 0 ranks by V alone.
     min_weight : float, in [0, 1]
         w_min of the mixing weights ``w_i = w_min + (1 - w_min) (L - i) / L``.
     stage : int
-        Written into the result.
+        The stage's number, for the result.
 
     Returns
     -------
     CondensedSet
-        Equal scores go to the lower index first.
+        Of equal scores, the lower index ranks first.
 
     Raises
     ------

@@ -58,14 +58,14 @@ class CondensationHistory:
     num_samples : int, at least 1
         N, all samples.
     schedule : CondensationSchedule, optional
-        When stages end: said in the text while none has.
+        When stages end. The text gives it until the first stage has ended.
 
     Attributes
     ----------
     num_samples : int
     schedule : CondensationSchedule or None
     account : Account or None
-        What the epochs cost, of a history that is a run's: in its text and its JSON, not in `state_dict`.
+        What the epochs cost, for the history of a run. It is in the text and the JSON, not in `state_dict`.
     records : list of dict
         Each has ``stage``; ``epoch``, at whose end it was decided; ``kept``, ``dropped`` and ``mixed``, numbers
         of samples; ``cut``, the ranking score of the lowest-ranked kept sample, or None if that was never
@@ -108,22 +108,22 @@ class CondensationHistory:
         mixing: bool = True,
         unseen: int | None = None,
     ) -> dict[str, Any]:
-        """The record of one stage that would come next; nothing is changed.
+        """The record that the next stage would have. Nothing is changed.
 
         Parameters
         ----------
         condensed_set
             What the stage decided.
         value, count : [N]
-            What it was decided from: ``tracker.value`` and ``tracker.count``.
+            The values and counts that it was decided from: ``tracker.value`` and ``tracker.count``.
         epoch : int
             The epoch at whose end it was decided.
         alpha : float
             The exponent of the ranking score.
         mixing : bool
-            Whether the set's tail is mixed by whoever draws it.
+            Whether the set's tail is mixed when it is drawn.
         unseen : int, optional
-            How many samples were never recorded, where ``count`` is only that of every k-th sample.
+            How many samples were never recorded, if ``count`` only covers every k-th sample.
 
         Raises
         ------
@@ -199,18 +199,18 @@ class CondensationHistory:
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, copied. Not the account, which a run's state has as a part of its own."""
+        """A copy, as plain numbers and lists. The account is not included; it is a separate part of a run's state."""
         return {"num_samples": self.num_samples, "records": [_copy(record) for record in self.records]}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> CondensationHistory:
-        """The history that a state was saved from, whatever holds it: a checkpoint, or a JSON file.
+        """The history that a state was saved from, in a checkpoint or a JSON file.
 
         Raises
         ------
         ValueError
-            If it is not a history's state: something is missing, of another type or out of range, or stages are
-            not in order. Says what, and where.
+            If it is not a history's state: something is missing, of another type or out of range, or stages are not
+            in order. The error says what, and where.
         """
         try:
             if not isinstance(state, Mapping) or not {"num_samples", "records"}.issubset(state):
@@ -239,12 +239,12 @@ class CondensationHistory:
             )
 
     def to_json(self) -> str:
-        """The state as a JSON text; with the account, where there is one."""
+        """The state as a JSON text, with the account if there is one."""
         account = {"account": self.account.state_dict()} if self.account else {}
         return json.dumps({**self.state_dict(), **account})
 
     def plot(self, axes: Any = None) -> Any:
-        """Draw the distribution of the ranking score stage by stage, parted by the cut.
+        """Draw the distribution of the ranking score stage by stage, divided at the cut.
 
         Parameters
         ----------
@@ -254,7 +254,7 @@ class CondensationHistory:
         Returns
         -------
         matplotlib Axes
-            Of more than 20 stages, 20 are drawn, evenly spaced.
+            At most 20 stages are drawn, evenly spaced.
 
         Raises
         ------

@@ -20,17 +20,16 @@ __all__ = ["CondensedLoss"]
 
 
 class CondensedLoss(torch.nn.Module):
-    """Wraps a criterion: records each batch, weighs kept samples 1 and dropped ones 0, and reduces.
+    """Wraps a criterion: records each batch, weights kept samples by 1 and dropped ones by 0, and reduces.
 
-    The result is the plain mean (or sum) of the criterion's losses over the kept samples of the batch. Where the set has
-    ``sample_weights``, each loss is multiplied by its sample's first.
-    For a criterion that weighs all samples alike, that is what it would give on those samples alone. One
-    with class weights or an ``ignore_index`` divides its own mean by the weights of the samples that
-    count; here every kept sample counts as one, whatever its weight, and also where it is ignored.
+    The result is the plain mean (or sum) of the criterion's losses over the kept samples of the batch. If the set has
+    ``sample_weights``, each loss is first multiplied by its sample's weight. A criterion that weights all samples
+    equally would give the same on those samples alone. A criterion with class weights or an ``ignore_index`` divides
+    its own mean by the sum of the weights; here every kept sample counts as one, whatever its weight, even if it is
+    ignored.
 
-    All samples still pass through teacher and student, so this saves no time by itself; it is for
-    streaming loaders and loops that can't be changed, and nothing is mixed. Give it to `condense_step`
-    in the place of a sampler.
+    All samples still pass through teacher and student, so this saves no time by itself, and nothing is mixed. It is
+    for streaming loaders and loops that can't be changed. Give it to `condense_step` instead of a sampler.
 
     Parameters
     ----------
@@ -38,9 +37,8 @@ class CondensedLoss(torch.nn.Module):
         Returns one loss per sample, ``[B]`` (``reduction="none"``).
     tracker : KnowledgeValueTracker
     reduction : {"mean", "sum", "none"}
-        Over the kept samples. "mean" is the sum of their losses, weighed, divided by their number, 0 where there
-        are none; it is not the criterion's own weighted mean. "none" gives ``[B]`` with zeros for
-        dropped ones.
+        Over the kept samples. "mean" is the weighted sum of their losses divided by their number, or 0 if there are
+        none; it is not the criterion's own weighted mean. "none" gives ``[B]`` with zeros for dropped samples.
 
     Raises
     ------
@@ -130,7 +128,7 @@ class CondensedLoss(torch.nn.Module):
         return digest.hexdigest()
 
     def install(self, condensed_set: CondensedSet) -> None:
-        """Weigh by ``condensed_set`` from now on.
+        """Weight by ``condensed_set`` from now on.
 
         Raises
         ------
@@ -178,17 +176,17 @@ class CondensedLoss(torch.nn.Module):
         *args, **kwargs
             Passed on to the criterion, after the student's logits.
         indices : integer array [B]
-            Which samples these are. -1 is padding: its row weighs 0 and is not recorded.
+            Which samples these are. -1 is padding: its row has weight 0 and is not recorded.
         teacher_logits, targets : optional
-            For the tracker, if its value uses them; not passed on to the criterion.
+            For the tracker, if its value uses them. They are not passed on to the criterion.
         record : bool, optional
             Whether the batch is recorded. Default: in training mode, where gradients are enabled.
 
         Returns
         -------
         tensor
-            A scalar, or ``[B]`` with ``reduction="none"``. Zero, with a gradient of zero, where no
-            sample of the batch is kept.
+            A scalar, or ``[B]`` with ``reduction="none"``. It is zero, with a gradient of zero, if no sample of the
+            batch is kept.
 
         Raises
         ------

@@ -49,7 +49,7 @@ class InForce(NamedTuple):
 
 
 class CondensedSampler(EpochSampler):
-    """Draws the kept samples once an epoch. A torch ``Sampler`` in all but inheritance.
+    """Draws each kept sample once an epoch. It behaves like a torch ``Sampler`` without inheriting from it.
 
     Parameters
     ----------
@@ -60,16 +60,16 @@ class CondensedSampler(EpochSampler):
     seed : int, 0 .. 2**64 - 1
         The order of an epoch is a function of seed, epoch and set, and of nothing else.
     num_replicas, rank : int, optional
-        Ranks share one global order, round robin. Default: the initialised process group's, else 1
-        and 0. A trainer that shares a sampler's indices out to its ranks itself (accelerate, Hugging Face's,
-        Lightning with ``use_distributed_sampler``) must be given ``num_replicas=1, rank=0``: of a share it takes
-        a share, and the ranks together draw a part of the set.
+        Ranks share one global order, round robin. Default: those of the initialised process group, else 1 and 0. Use
+        ``num_replicas=1, rank=0`` for a trainer that distributes a sampler's indices itself (accelerate, Hugging
+        Face's, Lightning with ``use_distributed_sampler``); it would otherwise take a share of a share, and the ranks
+        together draw only a part of the set.
     drop_last : bool
-        Ranks get equal lengths: by repeating samples from the start of the order, or, with
-        ``drop_last``, by leaving out its end.
+        Ranks get equal lengths by repeating samples from the start of the order or, with ``drop_last``, by leaving
+        out its end.
     mixing : {"cumulative", "fresh", None}
-        Which mixtures to keep recipes for: those of all stages one on top of the other (the authors'
-        behaviour), those of the newest stage, or none. The indices drawn are the same.
+        Which mixtures to keep recipes for: those of all stages, one on top of the other (the authors' behaviour),
+        those of the newest stage, or none. The indices drawn are the same.
 
     Attributes
     ----------
@@ -129,17 +129,17 @@ class CondensedSampler(EpochSampler):
 
     @property
     def sample_weights(self) -> SampleWeights | None:
-        """What the losses of the set in force are multiplied by; None is 1."""
+        """Factors for the losses of the set in force; None means 1."""
         in_force = self.in_force
         return None if in_force.weights is None else SampleWeights(in_force.weights, in_force.kept)
 
     def weights_of(self, indices: Any) -> Weights | None:
-        """What the losses of these samples are multiplied by: float32 [B]; None where the set in force has no weights.
+        """Factors for the losses of these samples: float32 [B]; None if the set in force has no weights.
 
         Parameters
         ----------
         indices : integer array [B]
-            In host memory. The weight of -1, which is padding, is 0, and so is that of a sample outside of the set.
+            In host memory. The weight of -1, which is padding, and of samples outside the set is 0.
 
         Raises
         ------
@@ -190,12 +190,13 @@ class CondensedSampler(EpochSampler):
         return np.where(drawn, places, self.num_samples)
 
     def fingerprint(self, in_force: InForce | None = None) -> str:
-        """A short name of set, recipes and weights, by default those in force: equal on two ranks if these are."""
+        """A short name of set, recipes and weights, by default those in force. Two ranks have the same name if these
+        are equal."""
         of = in_force or self.in_force
         return fingerprint(of.stage, of.kept, of.recipes, of.weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """Set, recipes and what defines the order, as plain numbers and tensors. Copies."""
+        """A copy of the set, the recipes and what defines the order, as plain numbers and tensors."""
         epoch, stage, kept, recipes, _, _, weights = self.in_force
         weighed = {} if weights is None else {"sample_weights": state_array(weights)}
         return {
@@ -208,7 +209,7 @@ class CondensedSampler(EpochSampler):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state. Rank and number of ranks stay: another number resumes the same order.
+        """Load a state. Rank and number of ranks stay; another number of ranks resumes the same order.
 
         Raises
         ------

@@ -26,8 +26,8 @@ class CondensationSchedule:
     Parameters
     ----------
     ratio : float, in (0, 1]
-        Share of the samples that is kept in the end. 1 never drops anything, whatever ``stages`` is: a stage's end
-        only ranks the samples anew.
+        Share of the samples that is kept in the end. With 1, nothing is ever dropped, whatever ``stages`` is: the end
+        of a stage only ranks the samples again.
     stages : int, at least 1
         Number of stages S in which the set shrinks.
     period : int, at least 1
@@ -49,8 +49,8 @@ class CondensationSchedule:
     0.9 of 60,000 in six stages drops 1,000 a stage. Binary floating point, which the authors' code
     uses, gives 28 and 999. In the published setting both agree.
 
-    A floor can leave the last shrinking stage one or two later than S: N = 203, ratio 0.5, S = 2
-    gives 153, 103, 101. Of few samples it leaves nothing to drop: the default's step is 0 for N < 20.
+    Because of the floor, the last shrinking stage can be one or two later than S: N = 203, ratio 0.5, S = 2 gives
+    153, 103, 101. With few samples there is nothing to drop: the default's step is 0 for N < 20.
 
     A subclass may override `due` and `target`. Everything else follows from the two: `size` and `size_from`,
     and with them a loader's ``total_steps``, are exact for whatever they return. The answers must depend on
@@ -64,7 +64,7 @@ class CondensationSchedule:
     >>> schedule.due(40), schedule.due(41)
     (True, False)
 
-    Half the samples and all of them in turn, by a schedule of one's own:
+    A schedule that alternates between half of the samples and all of them:
 
     >>> class InTurn(CondensationSchedule):
     ...     def target(self, num_samples, previous):
@@ -98,8 +98,8 @@ class CondensationSchedule:
     def for_epochs(cls, epochs: int, ratio: float = 0.3, stages: int = 6) -> CondensationSchedule:
         """The schedule for a run of a given number of epochs.
 
-        Its period is the one that leaves, after the last stage that shrinks the set, about as many epochs as a stage
-        has; at least one. They are trained on the final ratio. (The published setting, ``period=40`` in 240 epochs,
+        The period is chosen such that about as many epochs as a stage has, at least one, are left after the last
+        stage that shrinks the set. They train on the final set. (The published setting, ``period=40`` in 240 epochs,
         leaves none.)
 
         Parameters
@@ -149,15 +149,15 @@ class CondensationSchedule:
     def due(self, epoch: int) -> bool:
         """Whether a stage ends with ``epoch`` (from 1).
 
-        Stages also end after the last one that shrinks the set: the samples are then ranked anew, and the set
-        keeps its size.
+        Stages also end after the last one that shrinks the set. The samples are then ranked again, and the set keeps
+        its size.
         """
         return checked_int(epoch, "epoch", 1) % self.period == 0 and epoch >= self.warmup
 
     def next_due(self, epoch: int, ahead: int = AHEAD) -> int | None:
         """The first epoch, from ``epoch`` on, with which a stage ends.
 
-        None where a subclass's own `due` names none of the ``ahead`` epochs that begin there.
+        None if the `due` of a subclass is true for none of the next ``ahead`` epochs.
         """
         first = checked_int(epoch, "epoch", 1)
         if type(self).due is CondensationSchedule.due:
@@ -170,12 +170,12 @@ class CondensationSchedule:
         return f"not due within {AHEAD} epochs" if due is None else f"due after epoch {due}"
 
     def drops(self, num_samples: int) -> bool:
-        """Whether samples are ever dropped. Of a subclass's own `target`, True is assumed."""
+        """Whether samples are ever dropped. True is assumed if a subclass overrides `target`."""
         own_target = type(self).target is not CondensationSchedule.target
         return own_target or self.target(num_samples, num_samples) < num_samples
 
     def why_idle(self, num_samples: int) -> str:
-        """Why nothing is dropped although the ratio says so; empty if something is."""
+        """Why nothing is dropped although the ratio is below 1; empty if something is."""
         if self.ratio == 1 or self.drops(num_samples):
             return ""
         return (
@@ -184,7 +184,7 @@ class CondensationSchedule:
         )
 
     def why_plain(self, num_samples: int, epochs: int, *, epoch: int = 1) -> str:
-        """Why a run that is in ``epoch``, has ended no stage and ends with ``epochs`` drops nothing; empty if it does."""
+        """Why a run drops nothing that is in ``epoch``, has ended no stage and ends with ``epochs``; else empty."""
         if epochs < epoch or not self.drops(num_samples):
             return ""
         due = self.next_due(epoch, max(epochs, AHEAD))
@@ -208,14 +208,14 @@ class CondensationSchedule:
         Returns
         -------
         int, 1 .. N
-            A subclass may let a set grow: where the target is not below ``previous``, the samples are ranked
-            anew, and nothing is dropped or mixed.
+            A subclass may let a set grow. If the target is not below ``previous``, the samples are ranked again, and
+            nothing is dropped or mixed.
         """
         num_samples, previous = checked_sizes(num_samples, previous, "previous")
         return max(self._final(num_samples), previous - self._step(num_samples))
 
     def target_of(self, stage: int, num_samples: int, previous: int) -> int | None:
-        """`target` of the stage with this number, from 1; None where it may keep any number of samples."""
+        """`target` of the stage with this number, from 1; None if it may keep any number of samples."""
         return self.target(num_samples, previous)
 
     def size(self, num_samples: int, epoch: int) -> int:

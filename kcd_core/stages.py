@@ -22,30 +22,30 @@ __all__ = ["Condensation"]
 
 
 class Condensation(Run):
-    """A run of KCD for a loop that owns its index: records, ends epochs, and saves its state.
+    """A run of KCD for a loop with its own index: it records, ends epochs, and saves its state.
 
-    `CondensedLoader` and `CondensedStream` are such a run, and a way to draw.
+    `CondensedLoader` and `CondensedStream` combine such a run with a way to draw.
 
     Parameters
     ----------
     sampler : CondensedSampler, CondensedLoss, TeacherGate, or anything with ``num_samples``, ``kept`` and ``install``
-        What each stage's set is installed in.
+        Where each stage's set is installed.
     schedule : CondensationSchedule or None
-        None is that of a ``select`` that has one of its own.
+        None takes the schedule of ``select``, which must have one.
     value, on_nonfinite
         See `KnowledgeValueTracker`.
     statistic : {"mean", "stage_mean", "last", "variance"}, optional
-        See `KnowledgeValueTracker`. Default: ``select.statistic``, if it has one, which is what it wants; else "mean".
+        See `KnowledgeValueTracker`. Default: ``select.statistic``, if it has one; else "mean".
     alpha, min_weight, select
         See `condense` and `condense_step`.
     device : torch device, optional
         Where values are kept. Default: where the first recorded logits are.
     tracker : KnowledgeValueTracker, optional
-        One that is there already, in place of ``value``, ``statistic``, ``on_nonfinite`` and ``device``. Default: the sampler's own,
-        as a `CondensedLoss` has one.
+        An existing tracker, instead of ``value``, ``statistic``, ``on_nonfinite`` and ``device``. Default: the
+        sampler's own, such as that of a `CondensedLoss`.
     dataset : optional
-        What the indices are of. What of it says which samples these are, such as its labels, is then part of the run's
-        state, and compared between ranks: see `dataset_identity`.
+        The data set that the indices refer to. Whatever identifies its samples, such as its labels, is then part of
+        the run's state and compared between ranks: see `dataset_identity`.
     group : torch.distributed.ProcessGroup, optional
         The ranks that train this student. Default: all.
 
@@ -56,20 +56,20 @@ class Condensation(Run):
     schedule : CondensationSchedule
     history : CondensationHistory
     epoch : int
-        From 1; moved on by `end_epoch` alone.
+        The current epoch, from 1. Only `end_epoch` advances it.
 
     Raises
     ------
     TypeError
-        If ``schedule`` is no CondensationSchedule and ``select`` has none, ``sampler`` lacks one of the three, ``select`` can't be called as
-        `condense_step` calls it, or ``group`` is no process group.
+        If ``schedule`` is not a CondensationSchedule and ``select`` has none, ``sampler`` lacks one of the three
+        attributes, ``select`` can't be called as `condense_step` calls it, or ``group`` is not a process group.
     ValueError
-        If a setting is outside its range; if ``tracker`` is of another number of samples, or of another statistic than
-        ``select`` wants, or ``value``, ``statistic``, ``on_nonfinite`` or ``device`` is given beside it; or if this process is
-        not in ``group``.
+        If a setting is outside its range; if ``tracker`` has another number of samples, or another statistic than
+        ``select`` wants, or ``value``, ``statistic``, ``on_nonfinite`` or ``device`` is given beside it; or if this
+        process is not in ``group``.
     RuntimeError
-        If the sampler draws for another number of ranks than there are, or was made before the process group
-        and draws everything on each of several.
+        If the sampler draws for another number of ranks than there are, or was made before the process group and
+        draws everything on each of several ranks.
 
     Examples
     --------

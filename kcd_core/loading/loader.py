@@ -31,8 +31,8 @@ Batch = TypeVar("Batch", covariant=True)
 
 
 class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
-    """What `wrap_loader` returns. Holds a rebuilt DataLoader and is none, on purpose: trainers rebuild
-    whatever is one behind the user's back.
+    """What `wrap_loader` returns. It holds a rebuilt DataLoader and deliberately is none, because trainers silently
+    rebuild any DataLoader.
 
     Parameters
     ----------
@@ -80,13 +80,14 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
     def sampler(self) -> Any:
         """A `CondensedSampler`; with ``sharded``, a `ShardedSampler`.
 
-        Its `set_epoch`, which trainers call, changes nothing of what the loader draws.
+        Its `set_epoch`, which trainers call, does not change what the loader draws.
         """
         return self._run.sampler
 
     @property
     def batch_sampler(self) -> KeyBatches:
-        """What the batches are drawn by: ``sampler``, ``batch_size`` and ``drop_last`` in one, for trainers that ask."""
+        """What draws the batches: ``sampler``, ``batch_size`` and ``drop_last`` in one object, for trainers that ask
+        for it."""
         return self._reader.batches
 
     # -- drawing -----------------------------------------------------------------------------------
@@ -110,10 +111,10 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
 
     @property
     def batches_done(self) -> int:
-        """Number of batches of the current epoch that are done, also before a resume within it.
+        """Number of batches of the current epoch that are done, including those before a resume within it.
 
-        Within a pass, those it has yielded, so that ``loader.batches_done == len(loader)`` is true in the last one's
-        step; between passes, those that a resumed run would not draw again.
+        Within a pass, these are the batches yielded, so that ``loader.batches_done == len(loader)`` in the step of
+        the last one. Between passes, they are those that a resumed run would not draw again.
         """
         return len(self) - self._reader.left(self._reader.drawn)
 
@@ -140,7 +141,7 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
 
     @property
     def indices(self) -> torch.Tensor | None:
-        """Of the batch yielded last: int64 [B], -1 for what only pads; None before the epoch's first. A copy.
+        """Indices of the batch yielded last: int64 [B], -1 for padding; None before the epoch's first batch. A copy.
 
         Raises
         ------
@@ -165,10 +166,10 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
         student_logits : floating tensor [B, C]; with value "sequence_entropy", [B, T, C]
             The student's, before ``backward()`` or after it; no ``detach()`` needed.
         values : real array [B]
-            Values of your own in their place, for losses that make no logits.
+            Values of your own instead of logits, for losses that make none.
         indices : integer array [B], optional
-            Which samples these are. Needed where the last batch is not the one the logits belong to
-            (prefetchers that look ahead). See ``return_index``. -1 is padding.
+            Which samples these are; -1 is padding. Needed if the logits do not belong to the last batch (prefetchers
+            that look ahead). See ``return_index``.
         teacher_logits, targets : optional
             For values that use them.
 
@@ -218,15 +219,16 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
                 reader.under_way = None
 
     def skip(self, *, indices: Any = None) -> None:
-        """Take it that the batch yielded last has nothing to record: it is done, and a resumed run does not draw it again.
+        """Mark the batch yielded last as done without a record, so that a resumed run does not draw it again.
 
-        For loops that save right after a batch whose loss was not finite, say. Where the next batch is drawn first, it need not
-        be called.
+        This is for loops that save right after a batch with nothing to record, such as one whose loss was not finite.
+        It is not needed if the next batch is drawn before saving.
 
         Parameters
         ----------
         indices : integer array [B], optional
-            Of the batch that is meant, where the loop looks ahead. Default: the last. One that owes no record is left as it is.
+            Those of the batch to skip, if the loop looks ahead. Default: the last batch. A batch that is done already
+            stays as it is.
 
         Raises
         ------
@@ -241,8 +243,8 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
         Returns
         -------
         CondensedSet, ShardedSet (with ``sharded``) or None
-            The set that is drawn from; None where no stage is due. What the teacher is asked for is `gate`'s, and changes
-            with it: both or neither.
+            The set that is drawn from; None if no stage is due. The set that the teacher is asked for is `gate`'s.
+            Either both sets change, or neither.
 
         Raises
         ------
@@ -261,16 +263,16 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
     # -- state -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on within the epoch, as plain numbers and tensors.
+        """Everything needed to resume within the epoch, as plain numbers and tensors.
 
-        Under DDP every rank saves its own. Reads back under ``torch.load(weights_only=True)``. Copies. Of one moment
-        between two records, also in another thread, in a signal's handler, or after an interrupt.
+        Under DDP every rank saves its own. ``torch.load(weights_only=True)`` reads it. The state is a copy, taken
+        between two records, also in another thread, in a signal handler, or after an interrupt.
 
-        The position in the epoch is that of the pass that recorded last; one that records nothing moves nothing. It is
-        the end of the last batch, or its begin, if the batch owes its record still: a resumed run draws it again. A
-        batch that was skipped is not, once the next was drawn. Where records come with ``indices``, the position is the
-        end of the last batch that was recorded, however far ahead others were fetched. What is recorded through
-        `tracker` alone moves nothing.
+        The position in the epoch is that of the pass that recorded last; a pass that records nothing does not move
+        it. It is the end of the last batch, or its start if the batch is not recorded yet: a resumed run draws it
+        again. A skipped batch is not drawn again once the next one was drawn. If records come with ``indices``, the
+        position is the end of the last recorded batch, however far ahead others were fetched. Recording through
+        `tracker` does not move it.
 
         Raises
         ------
@@ -299,17 +301,17 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
         return gathered(self.state_dict, self._run.group)
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-        """Go on where a state was saved: see `state_dict`. Passes begin there until something is recorded.
+        """Resume where a state was saved: see `state_dict`. Passes begin there until something is recorded.
 
-        Saved after the last batch of an epoch, they are empty, and `end_epoch` goes on.
+        If it was saved after the last batch of an epoch, they are empty, and `end_epoch` continues with the next.
 
         Parameters
         ----------
         state : mapping, or list of mappings
-            What this rank saved; or, on any number of ranks, what all ranks of a run saved at one step, in
-            any order. Each new rank is given all of them: the global order goes on from the same position,
-            and rank 0 takes over the sum of what was recorded. With ``sharded``, every rank takes over its
-            slice, and on another number of ranks between epochs only.
+            What this rank saved; or, on any number of ranks, what all ranks of a run saved at one step, in any order.
+            Give the whole list to each new rank. The global order continues from the same position, and rank 0 takes
+            over the sum of what was recorded. With ``sharded``, every rank takes over its slice, and the number of
+            ranks can change only between epochs.
 
         Raises
         ------

@@ -38,28 +38,28 @@ __all__ = ["CondensedStream"]
 
 
 class CondensedStream(RunOwner, StreamFilter):
-    """A stream without what was dropped, recorded by id. For data sets with indices, see `wrap_loader`.
+    """A stream without the dropped samples, recorded by id. For data sets with indices, see `wrap_loader`.
 
-    Goes into any DataLoader as an iterable-style data set, or, as ``.select(stream.keep)``, into a
-    webdataset pipeline before its decoder. Nothing is mixed: the dropped sample is not at hand.
+    Use it in any DataLoader as an iterable-style data set, or as ``.select(stream.keep)`` in a webdataset pipeline
+    before its decoder. Nothing is mixed, since the dropped samples are not available.
 
     Parameters
     ----------
     dataset : iterable of samples, optional
-        Iterated anew each epoch. Sharing it out among workers and ranks stays its own business, so that
-        each sample passes one of them. None where only `keep` is used.
+        Iterated anew in each epoch. It must distribute its samples among workers and ranks itself, so that each
+        sample passes one of them. None if only `keep` is used.
     key : str, int or callable
-        Where a sample has its id: the field of a dict, the place in a tuple, or ``key(sample)`` (a
-        function at module level, if workers are spawned). The id is a str, bytes or integer that is
-        the sample's own, in every epoch and shard.
+        Where a sample has its id: the field of a dict, the place in a tuple, or ``key(sample)`` (a function at module
+        level, if workers are spawned). The id is a str, bytes or integer that is unique to the sample across shards,
+        and the same in every epoch.
     slots : int
-        Size of the table, which does not grow: 12 bytes a slot, and one bit that all processes of a rank
-        share. Ids that fall into one slot share their mean and their fate; of n ids, the share that
-        shares is about ``1 - exp(-n / slots)``: 10 % at ten slots an id.
+        Size of the table, which does not grow: 12 bytes a slot, and one bit that all processes of a rank share. Ids
+        in the same slot share their mean, and are kept or dropped together. About ``1 - exp(-n / slots)`` of n ids
+        share a slot: 10 % at ten slots an id.
     schedule : CondensationSchedule
-        Sizes are of the slots recorded until then.
+        Its sizes are shares of the slots recorded so far.
     alpha, select
-        See `condense` and `condense_step`. ``select`` is given the recorded slots alone.
+        See `condense` and `condense_step`. ``select`` gets only the recorded slots.
     value, on_nonfinite
         See `KnowledgeValueTracker`. A function can't have a parameter named ``indices``.
     device : torch device, optional
@@ -165,7 +165,7 @@ class CondensedStream(RunOwner, StreamFilter):
         student_logits : floating tensor [B, C]; with value "sequence_entropy", [B, T, C]
             No ``detach()`` needed.
         ids : list of str, bytes or int, or integer array [B]
-            What ``key`` gave for these samples; ``batch["__key__"]`` after torch's own collate function.
+            The ids of these samples, as ``key`` gives them; ``batch["__key__"]`` after torch's own collate function.
         teacher_logits, targets : optional
             For values that use them.
 
@@ -186,13 +186,13 @@ class CondensedStream(RunOwner, StreamFilter):
     def end_epoch(self) -> CondensedSet | None:
         """End the epoch: condense if the schedule says a stage ends, and move on to the next.
 
-        Under a process group every rank must call it; recordings are summed over the ranks, and each
-        gets the same set.
+        Under a process group every rank must call it. Recordings are summed over the ranks, and each gets the same
+        set.
 
         Returns
         -------
         CondensedSet or None
-            By slot: ``kept`` and ``dropped`` are recorded ones. None where no stage is due.
+            In terms of slots: ``kept`` and ``dropped`` are recorded ones. None if no stage is due.
 
         Raises
         ------
@@ -220,7 +220,7 @@ class CondensedStream(RunOwner, StreamFilter):
         return {kind: text for kind, text in told.items() if text}
 
     def is_kept(self, ids: Any) -> npt.NDArray[np.bool_]:
-        """Which of these ids pass: bool [B]. Raises as `slots_of` does."""
+        """Which of these ids are kept: bool [B]. Raises as `slots_of` does."""
         return self.passes(self.slots_of(ids))
 
     @property
@@ -231,11 +231,10 @@ class CondensedStream(RunOwner, StreamFilter):
     # -- state -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The recordings, the set in force and the epoch, as plain numbers and tensors. Copies.
+        """A copy of the recordings, the set in force and the epoch, as plain numbers and tensors.
 
-        Not the place within the epoch, which is the reader's: save between epochs, or resume the reader
-        at its place as well. Under a process group every rank saves its own. Reads back under
-        ``torch.load(weights_only=True)``.
+        The place within the epoch is the reader's, and not included: save between epochs, or resume the reader, too.
+        Under a process group every rank saves its own. ``torch.load(weights_only=True)`` reads it.
         """
         return self._run.state_dict()
 
@@ -244,7 +243,7 @@ class CondensedStream(RunOwner, StreamFilter):
         return self._run.gather_state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-        """Go on with a saved state. Worker processes see its set, too.
+        """Resume from a saved state. Worker processes see its set, too.
 
         Parameters
         ----------
