@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TextIO
 
 import kcd_core
 
@@ -43,10 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(argv)
         finally:
-            sys.stdout.flush()  # here, where an error can be met still
+            if (stdout := _stdout()) is not None:
+                stdout.flush()  # here, where an error can be met still
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
+        if (stdout := _stdout()) is not None:  # for what is flushed at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         return UNREAD
+
+
+def _stdout() -> TextIO | None:
+    """Python's own, if it is open: a script that is run may have put anything in its place."""
+    return None if sys.__stdout__ is None or sys.__stdout__.closed else sys.__stdout__
 
 
 def _run(argv: Sequence[str] | None) -> int:

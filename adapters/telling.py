@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from typing import Any
 
 from kcd_core.log import LOGGER
 
@@ -10,11 +12,21 @@ __all__ = ["say", "show"]
 
 
 class Lines(logging.Handler):
-    """Prints each record where ``print`` would at that moment: the program may put another ``sys.stdout`` in place."""
+    """Prints each record where ``print`` would at that moment: the program may put another ``sys.stdout`` in place.
+
+    Where the program has closed that, the lines go to Python's own, if it is open.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         warning = "WARNING: " if record.levelno >= logging.WARNING else ""
-        print(f"kcd: {warning}{record.getMessage()}", flush=True)  # what it raises ends the program, as ever
+        stream = sys.__stdout__ if _closed(sys.stdout) else sys.stdout
+        if stream is not None and not _closed(stream):
+            # What it raises ends the program, as ever.
+            print(f"kcd: {warning}{record.getMessage()}", file=stream, flush=hasattr(stream, "flush"))
+
+
+def _closed(stream: Any) -> bool:
+    return getattr(stream, "closed", False)
 
 
 LINES = Lines(logging.INFO)

@@ -115,6 +115,21 @@ def test_a_reader_that_goes_away_ends_it_quietly(command: str, unbuffered: str, 
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.parametrize("command", ["profiles", "run --auto --if-unobserved warn script.py"])
+def test_nobody_needs_a_standard_output(command: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import sys\nif sys.stdout: sys.stdout.close()\nsys.exit(5)")
+    for closed in (">&-", "") if "run" in command else (">&-",):
+        done = subprocess.run(
+            ["sh", "-c", f"{sys.executable} -m kcd_adapters {command} {closed}"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=tmp_path,
+        )
+        assert (done.returncode, done.stderr) == (5 if "run" in command else 0, "")
+
+
 def test_patching_needs_no_heavy_package(tmp_path: Path) -> None:
     repo = tmp_path / "sskd"
     shutil.copytree(MINI, repo)

@@ -39,3 +39,31 @@ for quiet in (
         done.stdout == "kcd: 100% of it\nkcd: WARNING: beware\n" + 5 * "kcd: still told\nkcd: not forgotten\n"
     )
     assert done.stderr == ""
+
+
+def test_lines_go_where_they_can() -> None:
+    code = """
+import io, sys
+from kcd_adapters.telling import say
+
+class Plain:
+    def write(self, text):
+        sys.__stdout__.write(text.upper())
+
+sys.stdout = Plain()  # as old repositories do, which write to a file, too
+say("to it")
+sys.stdout = io.StringIO()
+sys.stdout.close()
+say("to python's own")
+sys.stdout = None
+say("nowhere")
+sys.__stdout__.close()
+say("nowhere")
+sys.stdout = sys.__stdout__
+say("nowhere")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "KCD: TO IT\nkcd: to python's own\n"
+    assert done.stderr == ""
