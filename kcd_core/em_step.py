@@ -79,26 +79,25 @@ def condense_step(
 ) -> CondensedSet:
     """One EM step: rank what ``tracker`` recorded and install the condensed set in ``sampler``.
 
-    Unconditional: whether a stage is due is the caller's question (``schedule.due(epoch)``). Where a
-    process group is initialised, recordings are summed over its ranks first, so every rank must
-    call this, and every rank gets the same set.
+    It does so unconditionally; ask ``schedule.due(epoch)`` whether a stage is due. If a process group is initialised,
+    recordings are first summed over its ranks. Every rank must then call this, and every rank gets the same set.
 
     Parameters
     ----------
     tracker : KnowledgeValueTracker
     sampler : CondensedSampler, CondensedLoss, TeacherGate, or anything with ``num_samples``, ``kept`` and ``install``
-        The stage's number is its ``stage`` (0 where it has none) plus one.
+        The stage's number is its ``stage`` (0 if it has none) plus one.
     schedule : CondensationSchedule
         Asked for the target size.
     alpha, min_weight
         See `condense`.
     select : {"random", "rs2"} or callable, optional
-        What replaces ranking and partition. "random" keeps samples of the set in force by chance; "rs2", any samples,
-        others at each stage's end (RS2). Or your own ``select(value, count, kept, target, generator) -> CondensedSet``,
-        where ``generator`` is a ``numpy.random.Generator`` that is the same on every rank, and so must
-        the set be. It must keep exactly ``target`` samples, since lengths are promised ahead; with a `FreeSchedule`, ``target``
-        is None, and it may keep any number. One that has a parameter
-        named ``stage`` is given the new stage's number, too, by name. See docs/rules.md in the repository.
+        Replaces ranking and partition. "random" keeps random samples of the set in force; "rs2" keeps random samples
+        of all, anew at each stage's end (RS2). Or your own ``select(value, count, kept, target, generator) ->
+        CondensedSet``, where ``generator`` is a ``numpy.random.Generator`` that is the same on every rank. The set
+        must be the same on every rank, too, and keep exactly ``target`` samples, since lengths are given in advance;
+        with a `FreeSchedule`, ``target`` is None, and it may keep any number. If it has a parameter named ``stage``,
+        it also gets the new stage's number by name. See docs/rules.md in the repository.
     group : torch.distributed.ProcessGroup, optional
         The ranks that train this student. Default: all.
 

@@ -43,33 +43,34 @@ class StepFlops(NamedTuple):
     teacher: float
 
     def of(self, cost: Cost) -> float:
-        """What a run did: three student passes for each sample drawn, and a teacher pass for each that was asked.
+        """The operations of a run: three student passes for each sample drawn, and a teacher pass for each query.
 
         A backward pass counts as two forward passes, as is the convention.
         """
         return 3 * self.student * cost.drawn + self.teacher * cost.asked
 
     def of_plain(self, cost: Cost) -> float:
-        """What plain distillation would have done in as many epochs; 0 where ``cost.plain`` is not known."""
+        """The operations of plain distillation in as many epochs; 0 if ``cost.plain`` is not known."""
         return (3 * self.student + self.teacher) * cost.plain
 
 
 def step_flops(student: Any, teacher: Any, example: Any) -> StepFlops:
-    """Count what a forward pass of each model takes for one sample.
+    """Count the operations of each model's forward pass for one sample.
 
     Parameters
     ----------
     student, teacher : torch.nn.Module or other callable
-        Run once each, without gradients and in evaluation mode; they are left as they were. Of a model in
-        DistributedDataParallel or `torch.compile`, it is the model itself that is run. ``teacher=None`` counts as nothing.
+        Each is run once, without gradients and in evaluation mode, and is left as it was. For a model in
+        DistributedDataParallel or `torch.compile`, the inner model is run. ``teacher=None`` counts as 0.
     example : tensor, tuple or dict
         A batch of inputs, on the models' device: a tuple is given as arguments, a dict as keyword arguments.
 
     Returns
     -------
     StepFlops
-        Products of matrices, convolutions and attention, a multiplication and an addition being two operations. What else
-        there is, such as normalisation, is left out, as in `torch.utils.flop_counter.FlopCounterMode`, which counts.
+        Matrix products, convolutions and attention; a multiplication and an addition count as two operations.
+        Everything else, such as normalisation, is left out, as in `torch.utils.flop_counter.FlopCounterMode`, which
+        does the counting.
 
     Raises
     ------
@@ -79,9 +80,9 @@ def step_flops(student: Any, teacher: Any, example: Any) -> StepFlops:
     Warns
     -----
     UserWarning
-        If a model calls operations that torch's counter does not know: those that are not torch's own, and fused ones, as
-        of recurrent layers; or if nothing of it was counted. A kernel that is launched past torch's dispatcher, as Triton's
-        are, is not seen.
+        If a model calls operations that torch's counter does not know: those that are not torch's own, and fused
+        ones, such as recurrent layers; or if nothing was counted. Kernels that bypass torch's dispatcher, such as
+        Triton's, are not seen.
 
     Examples
     --------

@@ -14,14 +14,15 @@ __all__ = ["FreeSchedule"]
 
 @dataclass(frozen=True, init=False, repr=False)
 class FreeSchedule(CondensationSchedule):
-    """When a stage ends; how many samples it keeps, any number from 1 on, is for ``select`` to say.
+    """A schedule that says when a stage ends, and leaves the number of samples, 1 or more, to ``select``.
 
     Parameters
     ----------
     period : int, at least 1
         Epochs a stage lasts.
     until : int, at least 0, optional
-        The epoch at whose end the last stage ends, and from which on all samples are drawn. Default: stages go on ending.
+        The epoch with which the last stage ends; all samples are drawn after it. Default: stages continue to the end
+        of the run.
 
     Raises
     ------
@@ -73,7 +74,7 @@ class FreeSchedule(CondensationSchedule):
 
     @classmethod
     def for_epochs(cls, epochs: int, ratio: float = 0.3, stages: int = 6) -> NoReturn:
-        """A TypeError: there is no ratio to choose a period for."""
+        """Raises a TypeError, since there is no ratio to choose a period for."""
         raise TypeError(f"a {cls.__name__} has no ratio: use {cls.__name__}(period, until)")
 
     def due(self, epoch: int) -> bool:
@@ -103,7 +104,7 @@ class FreeSchedule(CondensationSchedule):
         checked_sizes(num_samples, previous, "previous")
 
     def target_of(self, stage: int, num_samples: int, previous: int) -> int | None:
-        """None, but for the last stage, which keeps all samples."""
+        """None, except for the last stage, which keeps all samples."""
         last = self.until is not None and stage * self.period >= self.until
         self.target(num_samples, previous)  # checks both
         return num_samples if last else None
@@ -113,7 +114,7 @@ class FreeSchedule(CondensationSchedule):
         return (self.size(num_samples, epoch) for epoch in range(1, epochs + 1))
 
     def size_from(self, num_samples: int, epoch: int, *, current: int, current_epoch: int) -> int:
-        """The size during ``epoch``, given that it is ``current`` during ``current_epoch``, if anybody knows it yet.
+        """The size during ``epoch``, given that it is ``current`` during ``current_epoch``, if it is known yet.
 
         Raises
         ------

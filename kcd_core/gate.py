@@ -38,16 +38,17 @@ class GateInForce(NamedTuple):
 
 
 class TeacherGate:
-    """Says of which samples of a batch the teacher is asked: those of the set in force; of all, before the first stage.
+    """Says for which samples of a batch the teacher is asked: those of the set in force, or all before the first
+    stage.
 
-    A set is installed in it as it is in a sampler: `condense_step(tracker, gate, schedule)` asks for the samples of
-    highest value, and ``Condensation(gate, schedule=..., tracker=...)`` saves the run, too. With
-    ``CondensationSchedule(ratio, stages=1, period=1)`` all are asked for in the first epoch, and from then on that
-    share of all samples, which is ranked anew at the end of each epoch: a sample that was left out comes back when
-    it ranks high enough.
+    A set is installed in a gate as in a sampler: after `condense_step(tracker, gate, schedule)` the teacher is asked
+    for the samples of highest value, and ``Condensation(gate, schedule=..., tracker=...)`` also saves the run. With
+    ``CondensationSchedule(ratio, stages=1, period=1)`` the teacher is asked for all samples in the first epoch, and
+    then for that share of all samples. They are ranked again at the end of each epoch, so a sample that was left out
+    returns if it ranks high enough.
 
-    Every sample goes on being drawn, learns from its label, and is recorded. `wrap_loader` with ``ask=`` makes a gate
-    and does all of that; `gated_loss` is a loss for both kinds of rows.
+    Every sample is still drawn, learns from its label, and is recorded. `wrap_loader` with ``ask=`` makes a gate and
+    does all of this; `gated_loss` is a loss for both kinds of rows.
 
     Parameters
     ----------
@@ -97,23 +98,23 @@ class TeacherGate:
 
     @property
     def kept(self) -> npt.NDArray[np.int64]:
-        """The samples that are asked for: int64, ascending. All before the first stage."""
+        """The samples that the teacher is asked for: int64, ascending. All before the first stage."""
         chosen = self.in_force.chosen
         return np.arange(self._num_samples) if chosen is None else np.flatnonzero(chosen)
 
     @property
     def num_kept(self) -> int:
-        """How many samples are asked for."""
+        """How many samples the teacher is asked for."""
         chosen = self.in_force.chosen
         return self._num_samples if chosen is None else int(np.count_nonzero(chosen))
 
     @property
     def stage(self) -> int:
-        """How many sets were installed."""
+        """Number of sets installed."""
         return self.in_force.stage
 
     def install(self, condensed_set: CondensedSet) -> None:
-        """Ask for the samples of ``condensed_set`` from now on. What it would mix is not looked at.
+        """Ask for the samples of ``condensed_set`` from now on. Its mixtures are ignored.
 
         Raises
         ------
@@ -136,19 +137,19 @@ class TeacherGate:
         return chosen
 
     def asked(self, indices: Any, *, mixed: Any = None, multiple: int = 1) -> Mask:
-        """Of which rows of a batch the teacher is asked; ``numpy.flatnonzero`` of it are the rows' numbers.
+        """For which rows of a batch the teacher is asked; ``numpy.flatnonzero`` of it gives the rows' numbers.
 
         Parameters
         ----------
         indices : integer array [B]
-            In host memory. -1 is padding, of which nobody is asked.
+            In host memory. -1 is padding, for which the teacher is never asked.
         mixed : bool array [B], optional
-            Rows that are mixed, of which the teacher is always asked, since their label is that of one of the images
-            in them alone: ``sampler.recipes.contains(indices)``.
+            Rows that are mixed. The teacher is always asked for them, since their label is that of only one of the
+            images in them: ``sampler.recipes.contains(indices)``.
         multiple : int, at least 1
-            The number of rows asked is rounded up to a multiple of it, so that it has few values, for what is compiled
-            or tuned by shape. The first rows that were not asked fill it up. A batch that has no more of them is asked
-            for as a whole, without what only pads.
+            The number of rows asked is rounded up to a multiple of this, so that code that is compiled or tuned by
+            shape meets few shapes. The first rows that were not asked fill it up. If a batch has too few of them, the
+            teacher is asked for the whole batch without padding.
 
         Returns
         -------
@@ -195,7 +196,8 @@ class TeacherGate:
     # -- state -------------------------------------------------------------------------------------
 
     def fingerprint(self, in_force: GateInForce | None = None) -> str:
-        """A short name of a set, by default that in force: equal on two ranks if that is."""
+        """A short name of a set, by default the one in force. Two ranks have the same name if their sets are
+        equal."""
         stage, chosen = in_force or self.in_force
         digest = hashlib.sha256(str(stage).encode())
         if chosen is not None:
@@ -203,13 +205,13 @@ class TeacherGate:
         return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Any]:
-        """The set in force, as plain numbers and a tensor of bits. A copy."""
+        """A copy of the set in force, as plain numbers and a tensor of bits."""
         stage, chosen = self.in_force
         bits = np.empty(0, np.uint8) if chosen is None else np.packbits(chosen)
         return {**self._identity(), "stage": stage, "asked": state_array(bits)}  # empty: all
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state.
+        """Load a state.
 
         Raises
         ------

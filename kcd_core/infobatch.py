@@ -19,27 +19,27 @@ __all__ = ["InfoBatch"]
 
 @dataclass(frozen=True)
 class InfoBatch:
-    """A ``select`` by InfoBatch's rule: after each epoch, samples of low value are left out by chance, others each time.
+    """A ``select`` by InfoBatch's rule, which leaves out a random part of the samples of low value in each epoch.
 
-    Of all samples whose last value is below the mean of all last values, each is left out of the next epoch with probability
-    ``prune``. The loss of those of them that stay is multiplied by ``1 / (1 - prune)``, so that the expected sum of an epoch's
-    losses is the sum over all samples. In the last epochs all are drawn, and none is weighted.
+    Each sample whose last value is below the mean of all last values is left out of the next epoch with probability
+    ``prune``. The losses of those that stay are multiplied by ``1 / (1 - prune)``, so that the expected sum of an
+    epoch's losses is the sum over all samples. The last epochs draw all samples, without weights.
 
-    It brings its schedule: ``wrap_loader(loader, schedule=None, select=InfoBatch(100), ...)``.
+    It has its own schedule: ``wrap_loader(loader, schedule=None, select=InfoBatch(100), ...)``.
 
     Parameters
     ----------
     epochs : int, at least ``2 / until``
-        Epochs of the whole run. All samples are drawn in the first of them, so that in fewer nothing would ever be left out.
+        Epochs of the whole run. The first one draws all samples, so a shorter run would never leave any out.
     prune : float, in [0, 1)
         Probability with which a sample below the mean is left out.
     until : float, in (0, 1]
-        Share of the epochs in which samples are left out: the last is ``floor(until * epochs)``.
+        Share of the epochs in which samples are left out. The last such epoch is ``floor(until * epochs)``.
 
     Attributes
     ----------
     schedule : FreeSchedule
-        With which a stage ends after each epoch until then.
+        A stage ends after each epoch until then.
     statistic : str
         "last": a sample that was left out keeps the value that it had when it was drawn.
 
@@ -110,7 +110,7 @@ class InfoBatch:
 
     @property
     def schedule(self) -> FreeSchedule:
-        """The one that it brings."""
+        """Its own schedule."""
         return FreeSchedule(period=1, until=self._last)
 
     def __call__(

@@ -43,9 +43,9 @@ def mix_arrays(dataset: Any, index: int, steps: Steps) -> Any:
     Parameters
     ----------
     dataset
-        Has an attribute ``data``, a NumPy array or torch tensor with one entry per sample, floating
-        point, uint8, uint16 or int16, and reads its image as ``self.data[index]`` or ``self.data[index, ...]`` (torchvision's MNIST
-        and CIFAR families do). Integers must be intensities: ids and labels have no mixture.
+        Must have an attribute ``data``, a NumPy array or torch tensor with one entry per sample, of floating point,
+        uint8, uint16 or int16, and read its image as ``self.data[index]`` or ``self.data[index, ...]``, as
+        torchvision's MNIST and CIFAR families do. Integers must be intensities: ids and labels can't be mixed.
     index : int
     steps : tuple of (target, source, weight)
 
@@ -86,8 +86,8 @@ def mix_samples(dataset: Any, index: int, steps: Steps, *, fields: Collection[An
 
     Returns
     -------
-    Whatever ``dataset[index]`` returns. uint8 images are mixed as `mix_arrays` does it. None, which some
-    data sets return for a broken sample, stays None.
+    Whatever ``dataset[index]`` returns. uint8 images are mixed as by `mix_arrays`. None, which some data sets return
+    for a broken sample, stays None.
 
     Raises
     ------

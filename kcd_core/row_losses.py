@@ -23,7 +23,7 @@ def gated_loss(
     unasked_weight: float = 1.0,
     divide_by: Literal["batch", "asked"] = "batch",
 ) -> torch.Tensor:
-    """The loss of a batch whose rows all learn from their labels, and some from the teacher.
+    """The loss of a batch in which all rows learn from their labels, and some from the teacher.
 
     It is the sum of three terms, where D is B or the number of rows asked::
 
@@ -34,23 +34,24 @@ def gated_loss(
     Parameters
     ----------
     label_losses : floating tensor [B]
-        Of every row: ``cross_entropy(student_logits, targets, reduction="none")``.
+        The losses of all rows: ``cross_entropy(student_logits, targets, reduction="none")``.
     teacher_losses : floating tensor [A]
-        Of the rows asked, in their order.
+        The losses of the rows asked, in the order of ``rows``.
     rows : int64 tensor [A]
-        Which they are, each once: ``loader.asked_rows``. Best in host memory, or on the losses' device already.
+        The rows asked, each once: ``loader.asked_rows``. They are best in host memory, or on the losses' device.
     label_weight, teacher_weight : float, at least 0
-        Of both losses on rows asked.
+        The weights of both losses on rows asked.
     unasked_weight : float, at least 0
-        Of the label on rows that are not asked.
+        The weight of the label on rows that are not asked.
     divide_by : {"batch", "asked"}
-        What the teacher's losses are divided by. By B, a row asked weighs the same in every batch, and the teacher weighs
-        less where few are asked. By the number asked, the teacher weighs the same in every batch with a row asked.
+        What the teacher's losses are divided by. With "batch", a row asked has the same weight in every batch, and
+        the teacher has less weight in batches with few rows asked. With "asked", the teacher has the same weight in
+        every batch with a row asked.
 
     Returns
     -------
     tensor
-        A scalar. Without rows asked, the mean of the label losses times ``unasked_weight``.
+        A scalar. If no row is asked, it is the mean of the label losses times ``unasked_weight``.
 
     Raises
     ------

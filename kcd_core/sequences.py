@@ -18,23 +18,23 @@ IGNORED = -100  # the label of a token that is not trained on, everywhere in PyT
 
 
 def sequence_entropy(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
-    """Mean entropy of a sequence's tokens, in nats: of those that are trained on, whose label is not -100.
+    """Mean entropy, in nats, of the tokens of a sequence whose label is not -100.
 
     Parameters
     ----------
     student_logits : array [B, T, C], floating
-        What the student says of each token.
+        The student's logits for each token.
     teacher_logits
         Accepted and ignored.
     targets : integer array [B, T], classes in 0 .. C-1, or -100
-        The labels of the same tokens. Those of a causal model are shifted by the caller: the logits
-        ``logits[:, :-1]`` are of the labels ``labels[:, 1:]``. A pad token that is no -100 counts like any other.
+        The labels of the same tokens. For a causal model, the caller shifts them: the logits ``logits[:, :-1]``
+        belong to the labels ``labels[:, 1:]``. A padding token whose label is not -100 counts like any other.
 
     Returns
     -------
     float64 array [B]
-        Not differentiable. NaN for a sequence whose labels are all -100, as one that is truncated within its prompt,
-        and for one with a logit that is not finite at a token that counts: no tracker records it.
+        Not differentiable. NaN, which no tracker records, for a sequence whose labels are all -100, such as one
+        truncated within its prompt, and for one with a logit that is not finite at a token that counts.
 
     Raises
     ------
@@ -47,8 +47,9 @@ def sequence_entropy(student_logits: Any, *, teacher_logits: Any = None, targets
 
     Notes
     -----
-    Neither the padding beside a sequence, on either side, nor the batch it is in changes a bit of its value. Tokens are
-    computed like rows of `entropy`, those that don't count, too: leaving them out would stall a device.
+    A sequence's value depends to the bit neither on padding, on either side, nor on the other sequences of the batch.
+    Tokens are computed like rows of `entropy`, including those that don't count: leaving them out would stall a
+    device.
 
     Examples
     --------

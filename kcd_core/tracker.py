@@ -35,28 +35,27 @@ class KnowledgeValueTracker(RecordedValues):
     num_samples : int, at least 1
         N. Samples are known by their index, 0 .. N-1.
     value : str or callable
-        ``"entropy"`` (the paper's), ``"cross_entropy"``, ``"kd_divergence"``, ``"margin"``, ``"reducible_loss"``, of language
-        models ``"sequence_entropy"``, which takes logits [B, T, C] and their labels as ``targets`` [B, T], or
-        ``f(student_logits, *, teacher_logits, targets) -> [B]``, which is given by keyword what is
-        passed to `update`, and nothing else. One with a parameter named ``indices`` is given the batch's, too:
-        int64 [B], of the logits' kind and on their device; without padding in host memory, with -1 for it on a
-        device. See `kcd_core.values`.
+        ``"entropy"`` (the paper's), ``"cross_entropy"``, ``"kd_divergence"``, ``"margin"``, ``"reducible_loss"``, or
+        ``"sequence_entropy"`` for language models, which takes logits [B, T, C] and their labels as ``targets`` [B,
+        T]. Or ``f(student_logits, *, teacher_logits, targets) -> [B]``, which gets by keyword only what is passed to
+        `update`. If it has a parameter named ``indices``, it also gets the batch's indices: int64 [B], of the logits'
+        kind and on their device; without padding in host memory, with -1 for padding on a device. See
+        `kcd_core.values`.
     statistic : {"mean", "stage_mean", "last", "variance"}
-        What V is of a sample's values: the mean of all of them (the paper's); the mean of those since the last stage
-        ended, or of those in the last epoch in which it was recorded; or their variance (of the population, so 0 of a
-        single one). What was not recorded in the last stage, or epoch, keeps the value that it had.
+        How V summarises a sample's values: the mean of all of them (the paper's); the mean of those since the last
+        stage ended, or of those in the last epoch in which it was recorded; or their population variance, which is 0
+        for a single value. A sample that was not recorded in the last stage, or epoch, keeps its value.
     device : torch device or str, optional
         Where V and F live. None keeps them in NumPy arrays, which also take tensors in host memory;
         recording CUDA logits needs a CUDA device here, so that no step waits for the GPU.
     on_nonfinite : {"skip", "raise"}
-        What to do with a value that is not finite, or larger than 2**20 in size (2**10 with statistic "variance"): do
-        not record it
-        (counted in `skipped`, warned of once), or raise ValueError. On a device, where looking would
-        stall the step, both come when `value`, `count` or `sums` is read, and at each `report`: a run's
-        ``end_epoch`` makes one.
+        What to do with a value that is not finite, or larger than 2**20 in magnitude (2**10 with statistic
+        "variance"): do not record it (it is counted in `skipped`, with one warning), or raise ValueError. On a
+        device, where checking would stall the step, both happen when `value`, `count` or `sums` is read, and at each
+        `report`, as in a run's ``end_epoch``.
     first : int, at least 0
-        Of a tracker of a slice: which sample of the data set its sample 0 is. It is added to the indices that a value
-        function is given, and to nothing else.
+        For the tracker of a slice, the index in the data set of its sample 0. It is only added to the indices that a
+        value function gets.
 
     Raises
     ------
@@ -138,7 +137,7 @@ class KnowledgeValueTracker(RecordedValues):
         Returns
         -------
         int
-            How many rows were samples, and not padding; that of indices on a device is not looked at.
+            How many rows were samples and not padding; indices on a device are not checked for padding.
 
         Raises
         ------

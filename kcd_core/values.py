@@ -108,9 +108,9 @@ def cross_entropy(student_logits: Any, *, teacher_logits: Any = None, targets: A
 
 
 def reducible_loss(student_logits: Any, *, teacher_logits: Any = None, targets: Any = None) -> Array:
-    """What the student's cross-entropy with the label has above the teacher's, in nats: below 0 where the teacher's is larger.
+    """The student's cross-entropy with the label minus the teacher's, in nats; below 0 where the teacher's is larger.
 
-    A wrong or an ambiguous label is costly to both, so that it does not rank high, as it does by `cross_entropy`.
+    A wrong or ambiguous label is costly to both, so it does not rank high, unlike with `cross_entropy`.
 
     Parameters
     ----------
@@ -124,10 +124,10 @@ def reducible_loss(student_logits: Any, *, teacher_logits: Any = None, targets: 
 
     Notes
     -----
-    It is the reducible holdout loss of Mindermann et al., "Prioritized Training on Points that are Learnable, Worth
-    Learning, and Not Yet Learnt" (ICML 2022, arXiv 2206.07137), with the teacher in the place of their model that was
-    trained on holdout data. A teacher that has learned the same labels by heart has no loss on them, and what is left is
-    `cross_entropy`.
+    This is the reducible holdout loss of Mindermann et al., "Prioritized Training on Points that are Learnable, Worth
+    Learning, and Not Yet Learnt" (ICML 2022, arXiv 2206.07137), with the teacher instead of their model that was
+    trained on holdout data. A teacher that has memorised the same labels has no loss on them, and `cross_entropy`
+    remains.
     """
     student = check_logits(student_logits, "student_logits")
     teacher = _teacher(teacher_logits, "reducible_loss", student)

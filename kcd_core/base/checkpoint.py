@@ -27,35 +27,35 @@ def save_checkpoint(path: str | os.PathLike[str], state: Any) -> None:
     Parameters
     ----------
     path : str or path
-        Under DDP, one for each rank. A link stays, and the file that it leads to is written.
+        Under DDP, each rank needs its own. If it is a link, the file that it leads to is written.
     state : nested dicts, lists and tuples
-        Of numbers, strings, booleans, None, NumPy arrays and torch tensors: what the ``state_dict`` of
-        loaders, models, optimizers, schedulers and scalers, and the getters of random states return.
-        Tensors are written from the device they are on, and need no ``detach()``. The ``_metadata`` of a
-        module's ``state_dict`` (its parts' versions) is written too.
+        Of numbers, strings, booleans, None, NumPy arrays and torch tensors: what the ``state_dict`` of loaders,
+        models, optimizers, schedulers and scalers, and the getters of random states return. Tensors may be on any
+        device, and need no ``detach()``. The ``_metadata`` of a module's ``state_dict`` (its parts' versions) is
+        written, too.
 
     Raises
     ------
     TypeError
         If something in ``state`` is of another type, or a dict has other attributes than ``_metadata``.
     ValueError
-        If ``state`` is more than `load_checkpoint` reads: nested more than 100 levels deep, as it is if it
-        holds itself; an integer of more than 14284 bits; an array of more than 64 dimensions; keys whose
-        hashes collide; 256 MiB of all that is not in arrays. These errors say where in ``state``; nothing is
-        written then.
+        If ``state`` is more than `load_checkpoint` reads: nested more than 100 levels deep, as a state that holds
+        itself; an integer of more than 14284 bits; an array of more than 64 dimensions; keys whose hashes collide;
+        256 MiB of all that is not in arrays. These errors say where in ``state``; nothing is written then.
     OSError
-        If the file can't be written, as on a full disk, or ``path`` is something else than a regular file,
-        such as a pipe or a device. What was there is left.
+        If the file can't be written, as on a full disk, or ``path`` is not a regular file but, for example, a pipe or
+        a device. An existing file is left as it was.
 
     Notes
     -----
-    Written beside ``path`` as ``.NAME.kcd-*.tmp``, flushed to the disk and renamed; a file that was there
-    leaves its permissions to the new one. A process that is killed while it writes leaves the ``.tmp``
-    behind; the next save to ``path`` removes it.
+    The file is written beside ``path`` as ``.NAME.kcd-*.tmp``, flushed to the disk and renamed. It takes the
+    permissions of an existing file. A process that is killed while it writes leaves the ``.tmp`` behind; the next
+    save to ``path`` removes it.
 
     Examples
     --------
     >>> import os, tempfile
+    >>> import numpy as np
     >>> path = os.path.join(tempfile.mkdtemp(), "run.ckpt")
     >>> save_checkpoint(path, {"epoch": 3, "best": (0.5, None), "seen": np.arange(3)})
     >>> load_checkpoint(path)

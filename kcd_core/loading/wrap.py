@@ -64,79 +64,79 @@ def wrap_loader(
     Parameters
     ----------
     loader : torch.utils.data.DataLoader
-        Map-style, batched, with torch's own random, sequential or distributed sampler. It is not
-        changed. Workers, pinning, collate function and the rest are carried over. Its ``collate_fn`` must keep the
-        samples in the same order: the batch's rows are told by it. Samples that are None may be left out, and none
-        else. What it does is compared with the first samples of each process, and ``record`` refuses what is seen to
-        be in another order; soft targets, say, show none.
+        Map-style, batched, with torch's own random, sequential or distributed sampler. It is not changed. Workers,
+        pinning, the collate function and other settings are carried over. Its ``collate_fn`` must keep the samples in
+        order, since rows are identified by it; it may only leave out samples that are None. Its result is compared
+        with the first samples of each process, and ``record`` refuses a visibly different order. Some batches, such
+        as those with soft targets, do not show it.
     schedule : CondensationSchedule or None
-        When the set of samples shrinks, and to what. None is that of a ``select`` that has one of its own; with ``ask`` alone,
-        it draws all samples in every epoch.
+        When the set of samples shrinks, and to what size. None takes the schedule of a ``select`` that has its own;
+        with ``ask`` alone, all samples are drawn in every epoch.
     ask : float or CondensationSchedule, optional
-        How many samples the teacher is asked for: see `TeacherGate` and docs/gate.md in the repository. A share r of all
-        samples, in (0, 1], is short for ``CondensationSchedule(r, stages=1, period=1)``: all in the first epoch, then
-        those of highest value, ranked anew at the end of each epoch. ``asked`` and ``asked_rows`` of the loader say which
-        rows of a batch these are. Samples that are mixed are asked for, too. None asks for all.
+        How many samples the teacher is asked for: see `TeacherGate` and docs/gate.md in the repository. A share r of
+        all samples, in (0, 1], is short for ``CondensationSchedule(r, stages=1, period=1)``: all in the first epoch,
+        then those of highest value, ranked again at the end of each epoch. The loader's ``asked`` and ``asked_rows``
+        say which rows of a batch these are. The teacher is also asked for mixed samples. None asks for all.
     ask_multiple : int, at least 1
-        The number of rows asked in a batch is rounded up to a multiple of it: see `TeacherGate.asked`.
+        The number of rows asked in a batch is rounded up to a multiple of this: see `TeacherGate.asked`.
     value, on_nonfinite
         See `KnowledgeValueTracker`.
     statistic : {"mean", "stage_mean", "last", "variance"}, optional
-        See `KnowledgeValueTracker`. Default: ``select.statistic``, if it has one, which is what it wants; else "mean".
-        With ``sharded``, "mean" alone; with both ``schedule`` and ``ask``, not "stage_mean".
+        See `KnowledgeValueTracker`. Default: ``select.statistic``, if it has one; else "mean". With ``sharded``, only
+        "mean" is allowed; with both ``schedule`` and ``ask``, not "stage_mean".
     alpha, min_weight, select
         See `condense` and `condense_step`.
     mixing : {"auto", "cumulative", "fresh", None}
-        Mix what is dropped into what is barely kept: images mixed at several stages one on top of the
-        other (the authors' behaviour), always from the originals, or not at all. Auto is cumulative where raw images
-        are mixed, with ``mix_arrays``, and fresh elsewhere, where every image that goes into a mixture is one more sample
-        to fetch; a loaded state brings the one that it was saved with. See docs/mixing.md in the repository.
+        How dropped samples are mixed into barely kept ones: on top of the mixtures of earlier stages (the authors'
+        behaviour), always from the originals, or not at all. "auto" is cumulative for raw images, with
+        ``mix_arrays``, and fresh otherwise, where every image in a mixture is one more sample to fetch. A loaded
+        state brings its own. See docs/mixing.md in the repository.
     mixer : {"auto", "arrays", "samples"} or callable
-        ``mix_arrays`` (raw images, before the transform, as the paper does), ``mix_samples`` (after
-        it), or your own ``mixer(dataset, index, steps) -> sample``. Auto takes the first where the
-        data set keeps raw images in ``.data``: floating point, or uint8 [N, H, W] or [N, H, W, C] whose
-        values are not those of masks, one-hot codes or label maps (below 32, and 255); other integers
-        are mixed there only if you say "arrays".
+        ``mix_arrays`` (raw images, before the transform, as the paper does), ``mix_samples`` (after it), or your own
+        ``mixer(dataset, index, steps) -> sample``. "auto" takes the first if the data set keeps raw images in
+        ``.data``: floating point, or uint8 [N, H, W] or [N, H, W, C] whose values are not those of masks, one-hot
+        codes or label maps (below 32, and 255). Other integers are mixed there only with "arrays".
 
-        Until something is mixed, every epoch tries it on different samples of its first batch, for which
-        up to three are fetched once more. What can't be mixed is an error then: ids, shapes that differ,
-        a data set with a cache of its own, labels that are read from ``.data``, too. So is a tensor beside the image, like stored teacher logits,
-        which would stay those of the unmixed image (single numbers, integers and one-hot labels stay).
-        Say what is mixed with ``functools.partial(mix_samples, fields=[...])``, which dicts always
-        need, or use ``mixing=None``.
+        Until something is mixed, every epoch tries it on different samples of its first batch, for which up to three
+        samples are fetched once more. What can't be mixed is an error then: ids, shapes that differ, a data set with
+        a cache of its own, or labels that are read from ``.data``. So is a tensor beside the image, such as stored
+        teacher logits, which would remain those of the unmixed image (single numbers, integers and one-hot labels
+        may). Name what is mixed with ``functools.partial(mix_samples, fields=[...])``, which dicts always need, or
+        use ``mixing=None``.
     mixing_cache : int or str, optional
-        How many bytes mixed raw images may take, such as "1 GB": a stage's are made when its first pass begins, and then
-        read like any other, to the bit the same. Those for which there is no room are mixed whenever they are drawn, as
-        all are with 0. Each rank has its own, which its workers share; where persistent workers read the last stage's,
-        both are there while the next are made. Not saved, but made again. For ``mix_arrays`` alone.
+        How many bytes mixed raw images may take, such as "1 GB". They are made when a stage's first pass begins, and
+        then read like any other image; the result is the same to the bit. Images without room are mixed whenever they
+        are drawn, as all are with 0. Each rank has its own cache, which its workers share. While persistent workers
+        still read the last stage's images, both caches exist. The cache is not saved but made again. Only for
+        ``mix_arrays``.
     return_index : bool
-        Yield ``(indices, batch)``, int64 [B] and your batch, instead of your batch alone. The index
-        of a sample that only pads a rank's length is -1: pass it to ``record`` as it is. Without it, those of the
-        batch yielded last are ``loader.indices``.
+        Yield ``(indices, batch)``, int64 [B] and your batch, instead of your batch alone. Padding has the index -1:
+        pass it to ``record`` as it is. Without this option, the indices of the batch yielded last are
+        ``loader.indices``.
     prefetch : callable, optional
-        ``prefetch(batches) -> iterator``, for what looks ahead between the DataLoader and your loop, as a copy to a
-        device does: it is given an iterator over the batches of a pass, and yields one for each, in the same order.
-        The loader yields what it yields; batches that it holds back are not drawn yet, so that ``record`` and
-        ``state_dict`` are of the batch that your loop is at. Where one can't be fetched, ``batches`` ends, and it is
-        called again for those that are left if the loop goes on after the error.
+        ``prefetch(batches) -> iterator``, for code that looks ahead between the DataLoader and your loop, such as a
+        copy to a device. It gets an iterator over the batches of a pass, and yields one batch for each, in the same
+        order. The loader yields what the iterator yields. Batches that it holds back do not count as drawn, so that ``record`` and
+        ``state_dict`` refer to the batch that your loop has reached. If a batch can't be fetched, ``batches`` ends,
+        and ``prefetch`` is called again for the remaining ones if the loop continues after the error.
     device : torch device, optional
         Where values are kept. Default: where the first recorded logits are.
     seed : int, 0 .. 2**64 - 1, optional
-        Of the order of the samples. Default: on one rank that of the loader's ``generator``, else that of
-        ``torch.manual_seed``, as it is when the loader is wrapped (nothing is drawn from either); on several ranks
-        that of the DistributedSampler, else 0. A loaded state brings its own, unless ``seed`` is given, which
-        must then be the same.
+        The seed of the samples' order. Default: on one rank that of the loader's ``generator``, else that of
+        ``torch.manual_seed`` when the loader is wrapped (nothing is drawn from either); on several ranks that of the
+        DistributedSampler, else 0. A loaded state brings its own, unless ``seed`` is given, which must then be the
+        same.
     num_replicas, rank : int, optional
-        How many ranks share out the samples, and which of them this one is, where the loader has no
-        DistributedSampler to say it. With ``num_replicas=1, rank=0`` every rank draws everything, in the same
-        order, as tensor-parallel ranks have to. Of one that is given, the other is the process group's.
+        How many ranks share the samples, and which of them this one is, if the loader has no DistributedSampler. With
+        ``num_replicas=1, rank=0`` every rank draws everything, in the same order, as tensor-parallel ranks must. If
+        only one is given, the other is the process group's.
     group : torch.distributed.ProcessGroup, optional
-        The ranks that train this student, whose recordings are summed: of data- and tensor-parallel ranks, the
-        data-parallel ones. Default: all. A loader that was given one can't be pickled.
+        The ranks that train this student, whose recordings are summed. With data- and tensor-parallel ranks, these
+        are the data-parallel ones. Default: all. A loader with a group can't be pickled.
     sharded : bool
-        For data sets too large for 12 bytes a sample on every rank (32 at the peak of a stage, and more with
-        mixing: ``benchmarks/memory.py``): each rank keeps the values of a slice of the data set, and draws from
-        that slice alone. Same sets; see `ShardedSampler` for what else changes.
+        For data sets too large for 12 bytes a sample on every rank (32 at the peak of a stage, and more with mixing:
+        ``benchmarks/memory.py``): each rank keeps the values of a slice of the data set, and draws only from that
+        slice. The sets are the same; see `ShardedSampler` for what else changes.
 
     Returns
     -------
@@ -145,22 +145,22 @@ def wrap_loader(
     Raises
     ------
     TypeError
-        If the loader can't be wrapped honestly: another type, an iterable-style or unsized data set,
-        ``batch_size=None``, a custom sampler or batch sampler. If ``mixer`` can't be called as above, or ``group``
-        is no process group.
+        If the loader can't be wrapped correctly: another type, an iterable-style or unsized data set,
+        ``batch_size=None``, a custom sampler or batch sampler. If ``mixer`` can't be called as above, or ``group`` is
+        not a process group.
     ValueError
         If a setting is outside its range, or would not be used, or the data set is empty; if ``num_replicas`` or ``rank`` contradicts
         the loader's DistributedSampler, or ``rank`` is missing; or if this process is not in ``group``.
     RuntimeError
-        If the loader has no DistributedSampler, there are several ranks, and neither ``num_replicas`` nor
-        ``rank`` says what each of them draws; or if there are other ranks than ``num_replicas``. Where the process
-        group is initialised later, or only ``WORLD_SIZE`` says so, it is raised when the first batch is drawn.
+        If the loader has no DistributedSampler, there are several ranks, and neither ``num_replicas`` nor ``rank``
+        says what each of them draws; or if the number of ranks is not ``num_replicas``. If the process group is
+        initialised later, or only ``WORLD_SIZE`` is set, this is raised when the first batch is drawn.
 
     Warns
     -----
     UserWarning
-        If epochs will have no batch, since the set becomes so small that ``drop_last`` leaves nothing of it; or if
-        the schedule will drop nothing of so few samples.
+        If epochs will have no batch, because ``drop_last`` leaves nothing of so small a set; or if there are too few
+        samples for the schedule to drop any.
     """
     if isinstance(loader, CondensedLoader):
         raise TypeError("loader is wrapped already")

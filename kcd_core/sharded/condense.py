@@ -125,12 +125,12 @@ def condense_sharded(
     min_weight: float = 0.7,
     group: Any = None,
 ) -> ShardedSet:
-    """`condense_step` where every rank records and draws from a slice of its own. Every rank must call it.
+    """`condense_step` for ranks that each record and draw from a slice of their own. Every rank must call it.
 
     Parameters
     ----------
     tracker : KnowledgeValueTracker
-        Of this rank's slice: sample ``i`` of the data set is its ``i - sampler.start``.
+        The tracker of this rank's slice: sample ``i`` of the data set is its sample ``i - sampler.start``.
     sampler : ShardedSampler
     schedule : CondensationSchedule
     alpha, min_weight
@@ -141,7 +141,7 @@ def condense_sharded(
     Returns
     -------
     ShardedSet
-        Installed in ``sampler``. Together the ranks' sets are what `condense_step` would have chosen.
+        Installed in ``sampler``. The ranks' sets together are the set that `condense_step` would have chosen.
 
     Raises
     ------

@@ -121,7 +121,7 @@ class ShardedSampler(EpochSampler):
         return int(self.in_force.sizes.sum())
 
     def install(self, condensed_set: CondensedSet | ShardedSet) -> None:
-        """Draw and mix by ``condensed_set`` (of a `CondensedSet`: by this rank's part) from the next iteration on.
+        """Draw and mix by ``condensed_set`` from the next iteration on; by this rank's part of a `CondensedSet`.
 
         Raises
         ------
@@ -193,12 +193,14 @@ class ShardedSampler(EpochSampler):
             yield self.start + (places if members is None else members.select(places)), padding
 
     def fingerprint(self, in_force: ShardInForce | None = None) -> str:
-        """A short name of what all ranks know of a set, by default that in force: equal on two ranks of one run."""
+        """A short name of what all ranks know of a set, by default the one in force. It is equal on all ranks of a
+        run."""
         _, stage, _, sizes, recipes, _, mixing = in_force or self.in_force
         return fingerprint(stage, sizes, recipes if mixing == "cumulative" else MixRecipes())
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's part of the set, recipes and what defines the order, as plain numbers and tensors. Copies."""
+        """A copy of this rank's part of the set, the recipes and what defines the order, as plain numbers and
+        tensors."""
         epoch, stage, members, sizes, recipes, *_ = self.in_force
         bits = np.empty(0, np.uint8) if members is None else members.bits
         return {
