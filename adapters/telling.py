@@ -18,6 +18,12 @@ class Lines(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name != LOGGER.name:  # a program's own package kcd: on to where it was going
+            logging.getLogger().callHandlers(record)
+        elif record.levelno >= logging.INFO:
+            self._print(record)
+
+    def _print(self, record: logging.LogRecord) -> None:
         warning = "WARNING: " if record.levelno >= logging.WARNING else ""
         stream = sys.__stdout__ if _closed(sys.stdout) else sys.stdout
         if stream is not None and not _closed(stream):
@@ -29,7 +35,7 @@ def _closed(stream: Any) -> bool:
     return getattr(stream, "closed", False)
 
 
-LINES = Lines(logging.INFO)
+LINES = Lines()
 
 
 def show() -> None:

@@ -67,3 +67,25 @@ say("nowhere")
     )
     assert done.stdout == "KCD: TO IT\nkcd: to python's own\n"
     assert done.stderr == ""
+
+
+def test_a_programs_own_package_kcd_logs_as_ever() -> None:
+    code = """
+import logging, sys
+if len(sys.argv) > 1:
+    from kcd_adapters.telling import say
+    say("a line")
+loss = logging.getLogger("kcd.loss")
+loss.warning("before logging is set up")
+logging.basicConfig(level=logging.DEBUG, format="%(name)s %(message)s")
+loss.debug("a detail")
+loss.info("once")
+"""
+    without, beside = (
+        subprocess.run(
+            [sys.executable, "-c", code, *also], capture_output=True, text=True, timeout=60, check=True
+        )
+        for also in ([], ["beside"])
+    )
+    assert without.stderr == beside.stderr == "before logging is set up\nkcd.loss a detail\nkcd.loss once\n"
+    assert (without.stdout, beside.stdout) == ("", "kcd: a line\n")
