@@ -80,7 +80,7 @@ class EpochSampler(ABC):
 
     @property
     def mixing(self) -> Mixing:
-        """Which mixtures recipes are kept for."""
+        """Which mixtures have recipes."""
         mixing: Mixing = self.in_force.mixing
         return mixing
 
@@ -108,7 +108,7 @@ class EpochSampler(ABC):
 
     @property
     def stage(self) -> int:
-        """How many sets were installed."""
+        """Number of sets installed."""
         return int(self.in_force.stage)
 
     @property
@@ -123,16 +123,16 @@ class EpochSampler(ABC):
 
     @property
     def sample_weights(self) -> SampleWeights | None:
-        """What the losses of the set in force are multiplied by; None is 1."""
+        """Factors for the losses of the set in force; None means 1."""
         return None
 
     def note_weights_read(self) -> None:
-        """Somebody was told what the losses are multiplied by: see `why_unweighed`."""
+        """Note that the weights were read: see `why_unweighed`."""
         self._weights_read = self.stage
 
     @property
     def why_unweighed(self) -> str:
-        """What to say of weights of the set in force that nobody read; empty if there are none, or somebody did."""
+        """Why weights of the set in force have no effect; empty if there are none, or if they were read."""
         if self.sample_weights is None or self._weights_read == self.stage:
             return ""
         return (
@@ -170,7 +170,7 @@ class EpochSampler(ABC):
         """What `install` would put in force. Changes nothing, and raises as it does."""
 
     def check_size(self, condensed_set: Any, *kinds: type) -> None:
-        """See that a set is of one of ``kinds``, and was made for this number of samples."""
+        """Check that a set is of one of ``kinds``, and was made for this number of samples."""
         check_kind(condensed_set, "condensed_set", *kinds)
         if condensed_set.num_samples != self._num_samples:
             raise ValueError(
@@ -178,14 +178,14 @@ class EpochSampler(ABC):
             )
 
     def recipes_after(self, tail: Indices, dropped: Indices, weights: npt.NDArray[np.float32]) -> MixRecipes:
-        """The recipes of the next stage, in which each of ``tail`` takes in one of ``dropped``."""
+        """The recipes of the next stage, in which one of ``dropped`` is mixed into each of ``tail``."""
         if self.mixing is None:
             return self.recipes
         before = self.recipes if self.mixing == "cumulative" else MixRecipes()
         return before.with_stage(tail, dropped[: len(tail)], weights, self.stage + 1)
 
     def length(self, size: int) -> int:
-        """Number of indices a rank draws in an epoch on a set of ``size`` samples."""
+        """Number of indices that a rank draws in an epoch from a set of ``size`` samples."""
         return size // self.num_replicas if self.drop_last else -(-size // self.num_replicas)
 
     @property
@@ -204,7 +204,7 @@ class EpochSampler(ABC):
 
     @abstractmethod
     def blocks(self, epoch: int | None = None, start: int = 0) -> Blocks:
-        """This rank's indices in blocks, with a mask of those that only pad the rank's length.
+        """This rank's indices in blocks, with a mask of those that are padding.
 
         Parameters
         ----------
@@ -215,16 +215,16 @@ class EpochSampler(ABC):
         """
 
     def places(self, indices: Indices, epoch: int) -> Indices:
-        """Where in an epoch's global order these samples are: int64 [n]; num_samples for those that are not drawn.
+        """Positions of these samples in an epoch's global order: int64 [n]; num_samples for those that are not drawn.
 
-        0 where a sampler doesn't say.
+        0 if a sampler does not know.
         """
         return np.zeros(len(indices), np.int64)
 
     def order(self, epoch: int | None = None) -> Indices:
         """This rank's indices of an epoch as one array: int64 [len(self)], as iterating gives them.
 
-        For data that lie on the device whole: ``for indices in np.array_split(sampler.order(epoch), steps)``.
+        For data that are entirely on the device: ``for indices in np.array_split(sampler.order(epoch), steps)``.
 
         Parameters
         ----------
@@ -241,14 +241,15 @@ class EpochSampler(ABC):
 
     @abstractmethod
     def fingerprint(self, in_force: Any = None) -> str:
-        """A short name of set and recipes, by default those in force: equal on two ranks if these are."""
+        """A short name of set and recipes, by default those in force. Two ranks have the same name if these are
+        equal."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Set, recipes and what defines the order, as plain numbers and tensors. Copies."""
+        """A copy of the set, the recipes and what defines the order, as plain numbers and tensors."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state.
+        """Load a state.
 
         Raises
         ------

@@ -56,7 +56,7 @@ class RecordedValues:
 
     @property
     def batches(self) -> int:
-        """How many batches were recorded by this object so far, whoever called."""
+        """How many batches this object has recorded so far."""
         return self.recordings.steps
 
     @property
@@ -66,17 +66,17 @@ class RecordedValues:
 
     @property
     def value_name(self) -> str:
-        """What the value function is called in a state, and where ranks compare their settings."""
+        """The name of the value function in a state, and in comparisons between ranks."""
         return self.value_function.name
 
     @property
     def statistic(self) -> StatisticName:
-        """What V is of a sample's recordings."""
+        """How V summarises a sample's recordings."""
         return self._statistic
 
     @property
     def alike(self) -> dict[str, Any]:
-        """What the trackers of all ranks must have alike."""
+        """What must be the same for the trackers of all ranks."""
         mine: dict[str, Any] = {"value": self.value_name, "statistic": self._statistic}
         sums = self.recordings.sums
         return {**mine, "held values": sums.digest()} if isinstance(sums, WindowSums) else mine
@@ -91,14 +91,14 @@ class RecordedValues:
     def count(self) -> Array:
         """F, how many times each sample was recorded: int32 [N]. A new array each time.
 
-        With a statistic of windows, what all ranks recorded in those that have ended is among it.
+        With a statistic of windows, it includes what all ranks recorded in the windows that have ended.
         """
         with self.recordings.read() as sums:
             return sums.recorded()
 
     @property
     def skipped(self) -> dict[str, int]:
-        """How many recordings were not made: ``{"nonfinite": ..., "out_of_range": ...}``.
+        """How many recordings were left out: ``{"nonfinite": ..., "out_of_range": ...}``.
 
         ``nonfinite`` includes values that are too large (see ``on_nonfinite``), and those of a sample whose sum is full
         (its values add up to more than 2**22).
@@ -110,16 +110,18 @@ class RecordedValues:
     def sums(self, part: slice = slice(None)) -> Sums:
         """What is stored, copied to host memory: int64 sums of ``round(value * 2**40)``, int32 counts.
 
-        ``part``: of which samples, all by default.
+        ``part`` selects samples; all by default.
 
-        Sums of several trackers add up to that of one tracker that recorded everything. With statistic "variance" the
-        same sums of squares come third; with one of windows, sums and counts are those of the window that has not ended.
+        The sums of several trackers add up to those of one tracker that recorded everything. With statistic
+        "variance", the third item is the sums of squares. With a statistic of windows, sums and counts are those of
+        the window that has not ended.
         """
         with self.recordings.read() as sums:
             return sums.part(part)
 
     def of_sums(self, sums: Sums, part: slice = slice(None)) -> tuple[Any, Any]:
-        """V and F of some samples, as NumPy arrays, from what `sums` gives of them, or from the sum of several trackers'."""
+        """V and F of some samples, as NumPy arrays, from the result of `sums` for them, or its sum over several
+        trackers."""
         return self.recordings.sums.of_sums(sums, part)
 
     mean = staticmethod(mean)
@@ -128,11 +130,11 @@ class RecordedValues:
 
     @property
     def window(self) -> str | None:
-        """At whose end a window of recordings ends: a "stage"'s, or an "epoch"'s; None where V is of all recordings."""
+        """What ends a window of recordings: "stage" or "epoch"; None if V is of all recordings."""
         return WINDOWS.get(self._statistic)
 
     def window_ends(self, stage: bool) -> bool:
-        """Whether a window ends where an epoch does, and with it a ``stage``, or none."""
+        """Whether a window ends with an epoch, which ends a ``stage`` or not."""
         return self.window == "epoch" or (stage and self.window == "stage")
 
     def settled(self, group: Any = None) -> Settled:
@@ -164,10 +166,11 @@ class RecordedValues:
             return bool(sums.count.any())
 
     def end_epoch(self, group: Any = None) -> None:
-        """Say that an epoch has ended, where no run does: with statistic "last", V is of the epoch that ends now.
+        """Say that an epoch has ended, in a loop without a run. With statistic "last", V is that of the epoch that
+        ends now.
 
-        With another statistic this does nothing, so that a loop may call it in any case. Whoever has a run, a loader or
-        a stream calls its ``end_epoch``, which does this too.
+        With another statistic this does nothing, so a loop may always call it. With a run, a loader or a stream, call
+        its ``end_epoch`` instead, which includes this.
 
         Parameters
         ----------
@@ -185,7 +188,7 @@ class RecordedValues:
             self.settle(self.settled(group))
 
     def report(self) -> None:
-        """Say what was skipped since the last report, as reading does. Two numbers are copied from a device.
+        """Warn of what was skipped since the last report, as reading does. Two numbers are copied from a device.
 
         Warns
         -----
@@ -223,12 +226,12 @@ class RecordedValues:
     # -- state -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and tensors (NumPy arrays where torch is not installed). Copies."""
+        """A copy, as plain numbers and tensors (NumPy arrays if torch is not installed)."""
         with self.recordings.added() as sums:
             return {**self._settings(), **sums.state()}
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-        """Take over a state, or, of a list, the sum of several; the device stays as it is.
+        """Load a state, or the sum of a list of states. The device stays as it is.
 
         Raises
         ------
@@ -258,7 +261,8 @@ class RecordedValues:
         return kind.checked(state, self._num_samples)
 
     def joined(self, recorded: Sequence[CheckedState], rank: int = 0) -> CheckedState:
-        """Of what all ranks recorded, this rank's: on the first, the sum; on the others, nothing but what all hold alike.
+        """This rank's part of what all ranks recorded: on the first rank the sum, on the others only what all ranks
+        share.
 
         Raises
         ------
@@ -268,7 +272,7 @@ class RecordedValues:
         return KINDS[self._statistic].joined(recorded, rank)
 
     def apply_state(self, checked: CheckedState) -> None:
-        """Take over what `check_state` or `joined` gave. What waits is forgotten."""
+        """Load what `check_state` or `joined` gave. Recordings that are still waiting are discarded."""
         self.recordings.replace(checked)
 
     def _settings(self) -> dict[str, Any]:

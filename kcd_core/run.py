@@ -103,18 +103,18 @@ class Run(RunState):
         student_logits : floating array [B, C]; with value "sequence_entropy", [B, T, C]
             The student's, before ``backward()`` or after it; no ``detach()`` needed.
         values : real array [B]
-            Values of your own in their place, for losses that make no logits.
+            Values of your own instead of logits, for losses that make none.
         indices : integer array [B]
             Which samples these are. -1 is padding: its row is not recorded.
         teacher_logits, targets : optional
             For values that use them.
         asked : int, optional
-            For how many of these rows the teacher was asked: for the `account`. Default: all.
+            For how many of these rows the teacher was asked, for the `account`. Default: all.
 
         Returns
         -------
         int
-            How many rows were samples, and not padding; that of indices on a device is not looked at.
+            How many rows were samples and not padding; indices on a device are not checked for padding.
 
         Raises
         ------
@@ -146,7 +146,7 @@ class Run(RunState):
     # -- stages ------------------------------------------------------------------------------------
 
     def begin_pass(self) -> None:
-        """Whoever draws is about to draw the first batch of a pass.
+        """Say that the first batch of a pass is about to be drawn.
 
         Raises
         ------
@@ -178,14 +178,14 @@ class Run(RunState):
     def end_epoch(self) -> Any:
         """End the epoch: condense if the schedule says a stage ends, and move on to the next.
 
-        All or nothing: whatever is raised in it, an interrupt included, leaves stage, set, history and epoch as
-        they were (the set of a sampler of one's own, if it has an ``in_force`` that can be read and put back).
-        Under a process group every rank must call it.
+        This happens completely or not at all: any exception, including an interrupt, leaves stage, set, history and
+        epoch as they were. (This includes the set of a sampler of your own if its ``in_force`` can be read and put
+        back.) Under a process group every rank must call it.
 
         Returns
         -------
         CondensedSet or None
-            None where no stage is due.
+            The set that is drawn from; None if no stage is due.
 
         Raises
         ------
@@ -207,7 +207,7 @@ class Run(RunState):
         return end_together(self)[0]
 
     def decide_end(self) -> Ending:
-        """What the epoch's end will change: all of it that may fail. Changes nothing."""
+        """Compute what the epoch's end will change, including all that may fail. Nothing is changed."""
         check_sole(self)
         self.account.begin()
         self.agreement.check_moment()
@@ -269,7 +269,7 @@ class Run(RunState):
             self.warn_once(kind, text, stacklevel=6)
 
     def snapshot(self) -> Undo:
-        """What puts back set, history and epoch, as they are now."""
+        """What restores set, history and epoch to their present state."""
         history, undo = self.history, self.layout.snapshot()
         before = history.num_samples, history.records, self.epoch, self.progress, self.account.copy()
 
@@ -281,7 +281,7 @@ class Run(RunState):
         return put_back
 
     def carry_out(self, ending: Ending) -> Any:
-        """Change what an epoch's end changes; the set that was chosen, if there is one."""
+        """Carry out the end of an epoch. Returns the chosen set, if there is one."""
         decision, history = ending.decision, self.history
         self.account.end_epoch(self._plain_epoch())
         if decision is None or ending.entry is None:
@@ -296,7 +296,7 @@ class Run(RunState):
         return None if decision is None else decision.chosen
 
     def log(self, ending: Ending, more: Callable[[], str]) -> None:
-        """Tell the logger what an epoch's end has changed, and ``more()`` of a stage; on the first rank alone."""
+        """Log what an epoch's end has changed, and ``more()`` for a stage, on the first rank only."""
         if distributed.rank_announced(self.group) > 0:
             return
         LOGGER.debug("epoch %d: %s", self.epoch - 1, self.account.epochs[-1])

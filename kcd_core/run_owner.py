@@ -18,7 +18,7 @@ class RunOwner:
 
     @property
     def tracker(self) -> KnowledgeValueTracker:
-        """V and F: of all samples, by index; with ``sharded``, of this rank's slice; of a stream, by slot."""
+        """V and F of all samples, by index; with ``sharded``, of this rank's slice; for a stream, by slot."""
         return self._run.tracker
 
     @property
@@ -38,5 +38,5 @@ class RunOwner:
 
     @property
     def epoch(self) -> int:
-        """From 1; moved on by `end_epoch` alone."""
+        """The current epoch, from 1. Only `end_epoch` advances it."""
         return self._run.epoch

@@ -78,7 +78,7 @@ class RunState:
 
     @property
     def sampler(self) -> Any:
-        """What each stage's set is installed in."""
+        """Where each stage's set is installed."""
         return getattr(self.layout, "sampler", self.layout)
 
     @property
@@ -88,16 +88,17 @@ class RunState:
 
     @property
     def group(self) -> Any:
-        """The process group of the ranks that train this student; None is all."""
+        """The process group of the ranks that train this student; None means all."""
         return self.layout.group
 
     @property
     def seen(self) -> bool:
-        """Whether anything was recorded in this epoch, in whatever way."""
+        """Whether anything was recorded in this epoch."""
         return self.progress.seen_before or self.tracker.batches > self.progress.batches
 
     def why_plain(self, epochs: int) -> str:
-        """Why a run that ends with epoch ``epochs`` drops nothing; empty if it does, or has ended already."""
+        """Why a run drops nothing that ends with epoch ``epochs``; empty if it drops something, or has ended
+        already."""
         return (
             ""
             if len(self.history)
@@ -105,7 +106,7 @@ class RunState:
         )
 
     def warn_once(self, kind: str, text: str, stacklevel: int) -> None:
-        """Warn of one ``kind`` of thing once in a run; of an empty text, not at all."""
+        """Warn once in a run for each ``kind``; an empty text gives no warning."""
         if text and kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(text, UserWarning, stacklevel=stacklevel)
@@ -113,7 +114,7 @@ class RunState:
     # -- state -------------------------------------------------------------------------------------
 
     def identity(self) -> dict[str, Any]:
-        """What can't change in the course of a run."""
+        """What can't change during a run."""
         return {
             "version": STATE_VERSION,
             **self.layout.identity(),
@@ -138,9 +139,9 @@ class RunState:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Recordings, set in force, history, epoch and account, as plain numbers and tensors. Copies.
+        """A copy of recordings, set in force, history, epoch and account, as plain numbers and tensors.
 
-        Under a process group every rank saves its own. Reads back under ``torch.load(weights_only=True)``. All but
+        Under a process group every rank saves its own. ``torch.load(weights_only=True)`` reads it. Everything except
         ``"account"`` is a function of what was drawn and recorded.
         """
         return {
@@ -150,15 +151,15 @@ class RunState:
         }
 
     def gather_state_dict(self) -> list[dict[str, Any]]:
-        """What `state_dict` returns on every rank, in the order of ranks, on each of them: for trainers that save on one.
+        """The `state_dict` of every rank, in rank order, on each of them: for trainers that save on one rank.
 
-        `load_state_dict` takes the list on any number of ranks. Every rank must call this, and holds all states
-        while it has the list. Under NCCL they pass through the device that ``torch.cuda.set_device`` set.
+        `load_state_dict` takes the list on any number of ranks. Every rank must call this, and needs memory for all
+        states. Under NCCL they pass through the device that ``torch.cuda.set_device`` has set.
 
         Returns
         -------
         list of dict
-            Of one, without a process group, or where all ranks draw alike.
+            It has one state if there is no process group, or if all ranks draw the same.
 
         Raises
         ------
@@ -169,12 +170,12 @@ class RunState:
         return gathered(self.state_dict, self.group)
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-        """Go on where a state was saved.
+        """Resume where a state was saved.
 
-        The ranks of a process group compare where they go on when the first batch is drawn or recorded: each of those
-        that loaded waits for the others to have loaded, five minutes at most, and a RuntimeError says which of them has
-        not, or goes on from another moment. (With a torch that has no ``ProcessGroup.get_group_store``, what all ranks
-        know is compared when a stage ends.)
+        The ranks of a process group compare where they resume when the first batch is drawn or recorded. Each rank
+        that loaded waits up to five minutes for the others, and a RuntimeError says which of them has not loaded, or
+        resumes from another moment. (With a torch that has no ``ProcessGroup.get_group_store``, this is compared when
+        a stage ends.)
 
         Parameters
         ----------
@@ -198,9 +199,9 @@ class RunState:
         needs: tuple[str, ...] = (),
         within: str = "",
     ) -> Saved:
-        """What `load_state_dict` would take over, or why it would not.
+        """What `load_state_dict` would load; raises as it does.
 
-        ``needs`` are whole numbers that the state holds besides; the one called ``within`` is 0 between epochs.
+        ``needs`` names further whole numbers in the state; the one called ``within`` is 0 between epochs.
         """
         mine = self.identity()
         if getattr(self.sampler, "adopts_seed", False):  # the sampler's own state brings it
@@ -211,7 +212,7 @@ class RunState:
         return checked(state, self.layout, mine, needs=needs, within=within)
 
     def apply(self, saved: Saved) -> None:
-        """Take over a checked state."""
+        """Load a checked state."""
         self.layout.apply(saved.recorded, saved.in_force)
         self.history, self.epoch = saved.history, saved.epoch
         self.history.schedule = self.schedule
@@ -231,7 +232,8 @@ class RunState:
         account: Any = None,
         summed: bool = False,
     ) -> None:
-        """Go on from parts that were saved within another's state: those of `tracker`, `sampler`, `history` and `account`.
+        """Resume from parts that were saved within another state: those of `tracker`, `sampler`, `history` and
+        `account`.
 
         ``summed``: the recordings are those of all ranks, which the first takes over.
 

@@ -150,8 +150,8 @@ class Asker:
     def asked(self) -> torch.Tensor | None:
         """For which rows of the batch yielded last the teacher is asked: bool [B], in host memory.
 
-        Those in the gate's set, and those that are mixed; never what only pads. Without ``ask``, all that don't pad. None
-        before the epoch's first batch.
+        These are the rows in the gate's set and those that are mixed, never padding. Without ``ask``, they are all
+        rows but padding. None before the epoch's first batch.
 
         Raises
         ------
@@ -165,8 +165,8 @@ class Asker:
     def asked_rows(self) -> torch.Tensor | None:
         """The numbers of those rows: int64 [A], ascending, in host memory.
 
-        Where CUDA is in use, they are pinned: ``rows = loader.asked_rows.to(device, non_blocking=True)`` waits for nothing,
-        and neither does ``images[rows]`` then.
+        If CUDA is in use, they are pinned: neither ``rows = loader.asked_rows.to(device, non_blocking=True)`` nor
+        ``images[rows]`` waits for the device.
         """
         asked = self._asked()
         return None if asked is None else on_host(np.flatnonzero(asked))

@@ -17,15 +17,15 @@ class Planned:
 
     @property
     def batch_sampler(self) -> KeyBatches:
-        """What the batches are drawn by."""
+        """What draws the batches."""
         raise NotImplementedError
 
     def steps(self, epoch: int, *, accumulate: int = 1) -> int:
         """Number of batches of any epoch (from 1), past or future, before training starts.
 
-        Exact, since the schedule alone fixes every size, unless it is a `FreeSchedule`. For epochs from the present one on it starts
-        from the set in force, whoever installed it. With ``accumulate`` batches to a step of the optimizer, the
-        number of such steps; what is left over at an epoch's end is a step.
+        It is exact, since the schedule alone fixes every size, unless it is a `FreeSchedule`. From the current epoch
+        on, it starts from the set in force, whoever installed it. With ``accumulate`` batches in a step of the
+        optimizer, it is the number of such steps; the batches left over at an epoch's end are a step, too.
 
         Raises
         ------
@@ -67,13 +67,13 @@ class Planned:
         return sum(self.steps(epoch, accumulate=accumulate) for epoch in range(1, epochs + 1))
 
     def set_epoch(self, epoch: int) -> None:
-        """Changes nothing, whatever a trainer counts: the epoch is the run's, and `end_epoch` moves it on.
+        """Changes nothing, whatever a trainer counts: the epoch is the run's, and `end_epoch` advances it.
 
         Warns
         -----
         UserWarning
-            Once, if neither `steps` nor `total_steps` was ever asked. A DataLoader has no such method, so that a trainer
-            calls it; and trainers take every epoch for as long as the first.
+            Once, if neither `steps` nor `total_steps` was ever called. Since a DataLoader has no ``set_epoch``, a
+            trainer is calling it, and trainers assume that all epochs are as long as the first.
         """
         run = self._run
         if not self._planned and run.schedule.drops(run.sampler.num_samples):

@@ -17,11 +17,11 @@ class Weigher:
 
     @property
     def sample_weights(self) -> torch.Tensor | None:
-        """What the losses of the batch yielded last are multiplied by: float32 [B], in host memory. A copy.
+        """Factors for the losses of the batch yielded last: float32 [B], in host memory. A copy.
 
-        None where the set in force has no weights, and before the epoch's first batch. Its rows are those of `indices`; one
-        that only pads has its sample's weight. Where CUDA is in use it is pinned, so that
-        ``loader.sample_weights.to(device, non_blocking=True)`` waits for nothing.
+        None if the set in force has no weights, and before the epoch's first batch. Its rows are those of `indices`;
+        a padding row has its sample's weight. If CUDA is in use it is pinned, so that
+        ``loader.sample_weights.to(device, non_blocking=True)`` does not wait.
 
         Raises
         ------

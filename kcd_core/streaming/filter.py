@@ -53,7 +53,7 @@ class StreamFilter(IterableDataset[Any]):
         return filter(self.keep, self.dataset)
 
     def keep(self, sample: Any) -> bool:
-        """Whether a sample is in the set in force. What was never recorded is.
+        """Whether a sample is in the set in force. Samples that were never recorded are.
 
         Raises
         ------
@@ -71,15 +71,16 @@ class StreamFilter(IterableDataset[Any]):
 
     @property
     def bits(self) -> npt.NDArray[np.uint8]:
-        """A bit for each slot, uint8 [ceil(slots / 8)], the lowest first: whether it is dropped. Shared memory."""
+        """One bit for each slot, lowest first, that says whether it is dropped: uint8 [ceil(slots / 8)] in shared
+        memory."""
         bits: npt.NDArray[np.uint8] = self._dropped.numpy()
         return bits
 
     def slots_of(self, ids: Any) -> npt.NDArray[np.int64]:
         """The slots of a batch of ids.
 
-        The same in every process and on every machine. Text counts as its UTF-8 bytes; integers count
-        modulo 2**64, whatever their dtype, and are hashed as numbers, not as text.
+        They are the same in every process and on every machine. Text is hashed as its UTF-8 bytes. Integers are
+        hashed as numbers modulo 2**64, whatever their dtype, and not as text.
 
         Parameters
         ----------
