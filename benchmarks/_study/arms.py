@@ -116,6 +116,7 @@ ARMS = {
     "kc-kd-v3-for-epochs": Arm(
         "KC-KD v3, for_epochs", Condensed, {"mixing": "cumulative"}, schedule=for_epochs
     ),
+    "random-for-epochs": Arm("random, for_epochs", Condensed, {"select": "random"}, schedule=for_epochs),
     "kc-kd-1-stage": Arm("KC-KD v2, 1 stage, early", Condensed, schedule=one_stage),
     "kc-kd-3-stages": Arm("KC-KD v2, 3 stages", Condensed, schedule=partial(in_stages, 3)),
     "kc-kd-12-stages": Arm("KC-KD v2, 12 stages", Condensed, schedule=partial(in_stages, 12)),
@@ -174,6 +175,8 @@ def counterpart(arm: str) -> str:
         return f"chance-{rest}"
     if arm == "kc-kd-v3-for-epochs":
         return "kc-kd-for-epochs"
+    if arm == "random-for-epochs":
+        return "random"
     alone = {"kc-kd-v3", "kc-kd-kl", "rho", "kc-kd-stage", "kc-kd-last", "kc-kd-variance"}
     return "kc-kd-v2" if arm in alone or ARMS[arm].schedule is not papers else ""
 
