@@ -1,9 +1,9 @@
 """CRD's samples to contrast with, drawn from the condensed set.
 
-The data sets of RepDistiller and its relatives keep, for every class, the indices of its members and of
-all others (``cls_positive``, ``cls_negative``). With KCD, what was dropped is never embedded again: its
-row in the contrastive memory goes stale. So both lists are restricted to what is kept, in a shallow copy
-of the data set. Indices stay absolute; neither the memory nor ``n_data`` shrinks.
+The data sets of RepDistiller and its relatives keep, for every class, the indices of its members and of all others
+(``cls_positive``, ``cls_negative``). With KCD, dropped samples are never embedded again, and their rows in the
+contrastive memory become stale. Both lists are therefore restricted to the kept samples, in a shallow copy of the
+data set. Indices stay absolute; neither the memory nor ``n_data`` shrinks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ NAMES = ("cls_positive", "cls_negative", "cls_positives", "cls_negatives")
 
 
 def restrict(dataset: Any, kept: npt.NDArray[np.int64]) -> Any:
-    """A shallow copy of ``dataset`` whose contrast lists hold kept samples only; without such lists, itself."""
+    """A shallow copy of ``dataset`` whose contrast lists hold only kept samples; the data set itself if it has no
+    such lists."""
     names = [name for name in NAMES if hasattr(dataset, name)]
     if not names:
         return dataset

@@ -45,7 +45,7 @@ class Kin(NamedTuple):
     why : str
         What it uses, for people to read.
     changes : mapping
-        The profile's fields that are others for this script: ``observe``, say.
+        The fields of the profile that differ for this script, such as ``observe``.
     """
 
     why: str
@@ -53,14 +53,14 @@ class Kin(NamedTuple):
 
 
 class Family(NamedTuple):
-    """What relatives of a repository have in common, whatever their scripts are called.
+    """What related repositories have in common, whatever their scripts are called.
 
     Attributes
     ----------
     trains : str
-        What a script does that trains a student there, for people to read.
+        What a script that trains a student does, for people to read.
     kin : callable
-        ``kin(root, syntax_tree) -> Kin | None``: whether a script of a repository does. It is read, not executed.
+        ``kin(root, syntax_tree) -> Kin | None``: whether a script of a repository does so. It is read, not executed.
     """
 
     trains: str
@@ -95,66 +95,68 @@ def _first_two(prediction: Any = None, targets: Any = None, *_: Any, **named: An
 
 @dataclass(frozen=True)
 class Profile:
-    """What the engine has to know of a codebase.
+    """What KCD must know about a codebase.
 
     Attributes
     ----------
     name, title : str
     script : str
-        The script that trains a student, relative to the repository's root. Only needed to find it without being told.
+        The script that trains a student, relative to the repository's root. Only needed to find the script.
     marks : tuple of str
-        Other files by which the repository is recognised, relative to its root. Only needed for that.
+        Other files by which the repository is recognised, relative to its root.
     observe : str or tuple of str
         ``"module.function"``, or a method, ``"module:Class.method"``: called with the student's final prediction once
-        for every training batch, and looked up in the module at call time, or bound from there by a script that is not
-        running yet. Of several, the first that is called for a batch is recorded, the others are passed over; one that
-        its module does not have is, too. None, where ``prepare`` hands over the predictions itself.
+        for every training batch, and looked up in the module at call time, or imported from there by a script that is
+        not running yet. Of several functions, the first that is called for a batch is recorded. The others are
+        ignored, as is one that its module does not have. Empty if ``prepare`` records the predictions itself.
     method : callable
         ``method(arguments) -> str``: what the script's command line trains; for people to read.
     shims : tuple of str or callable
-        Names of `kcd_adapters.hosts.shims` that current versions of torch and others make necessary; or bridges of
-        your own, ``shim(say)``, called before the script runs: ``say(text)`` prints what it does, once.
+        Names in `kcd_adapters.hosts.shims` that current versions of torch and other libraries make necessary; or
+        functions of your own, ``shim(say)``, called before the script runs. ``say(text)`` prints once what the shim
+        does.
     prediction : callable, or dict of them
-        ``prediction(*args, **kwargs) -> (logits [B, C], labels [B])``: which arguments of that function
-        they are. Default: the first two, or those named ``input`` or ``output``, and ``target``. A call
-        for which it returns anything else than two such tensors, the logits with a gradient, is passed over.
-        Where several functions are observed and their arguments differ: one for each, by what ``observe`` names.
+        ``prediction(*args, **kwargs) -> (logits [B, C], labels [B])``: which arguments of that function they are.
+        Default: the first two, or those named ``input`` or ``output``, and ``target``. A call for which it does not
+        return two such tensors, the logits with a gradient, is ignored. If several functions with different arguments
+        are observed, give a dict with one for each name in ``observe``.
     returned : bool, or tuple of str
-        Whether the prediction is in what that function returns, which ``prediction`` is then given first. Of several,
-        those of which it is.
+        Whether the prediction is in what that function returns, which ``prediction`` then gets first. If several
+        functions are observed, the names of those for which it is.
     refuse : callable
         ``refuse(arguments) -> str | None``: why this command line can't run with KCD.
     targets : callable
         ``targets(batch) -> tensor [B]``: the labels of a batch as the loader yields it.
     fields : tuple, optional
-        Which fields of a sample (places of a tuple, keys of a dict) are images that can be mixed.
-        Default: the first. Of no account where the data set keeps raw images in ``.data``.
+        Which fields of a sample (places of a tuple, keys of a dict) are images that can be mixed. Default: the first.
+        Ignored if the data set keeps raw images in ``.data``.
     condensed : callable
         ``condensed(dataset, kept) -> dataset``: a view of the data set to draw from while ``kept`` is in
         force. The data set itself is not written to.
     checkpoint : tuple of str
-        Functions ``(save(state, path), load(path))`` of the host's, if it resumes.
+        The host's functions ``(save(state, path), load(path))``, if it resumes.
     saved, loaded : callable
-        For functions of other arguments: ``saved(result, *args, **kwargs) -> [(state, path), ...]``, what a call of the
-        first has saved, and ``loaded(result, *args, **kwargs) -> (state, path)``, what a call of the second has loaded.
+        For functions with other arguments: ``saved(result, *args, **kwargs) -> [(state, path), ...]``, what a call of
+        the first has saved, and ``loaded(result, *args, **kwargs) -> (state, path)``, what a call of the second has
+        loaded.
     before : callable
-        ``before(arguments) -> int``: over how many epochs something else is trained on the student's loader, and nothing
-        observed, before the student is. The run stops after one more. Default: none.
+        ``before(arguments) -> int``: for how many epochs something else is trained on the student's loader, with
+        nothing observed, before the student is. The run stops after one more. Default: none.
     epochs : callable
         ``epochs(arguments) -> int | None``: how many epochs the student is trained; None if that is not known. Default:
         the script's ``--epochs``, where it is given.
     plans : bool
-        Whether ``len(loader)``, read between two epochs, is for the one that begins: then it is that one's already.
-        Default: it is that of the one before, as scripts need it that average over what they have done.
+        Whether ``len(loader)``, read between two epochs, is the length of the next one. Default: it is that of the
+        last one, for scripts that average over the epoch that they have done.
     teacher : Teacher, optional
-        Where the teacher is, for ``--ask``, which is refused without.
+        Where the teacher is. Without it, ``--ask`` is refused.
     family : Family, optional
-        What makes a script of another name, or another repository, one of this codebase's. It takes the place of
+        What identifies a script of another name, or in another repository, as one of this codebase. It replaces
         ``script``.
     covers : str
-        What of it was made to run, for people to read.
+        Which parts of it were run, for people to read.
     prepare : callable
-        ``prepare(running)``: what else is to be watched, before the script runs. See `Running`.
+        ``prepare(running)``, called before the script runs: what else to watch. See `Running`.
 
     Raises
     ------

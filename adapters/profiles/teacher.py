@@ -69,15 +69,16 @@ class Teacher(NamedTuple):
     Attributes
     ----------
     given : str
-        A function that is given student and teacher before these are called for a batch: named as ``observe`` names one.
+        A function that gets student and teacher before they are called for a batch, named as in ``observe``.
     pair : callable
-        ``pair(*args, **kwargs) -> Pair``: what of that function's arguments they are.
+        ``pair(*args, **kwargs) -> Pair``: which of that function's arguments they are.
     refuse : callable
-        ``refuse(arguments) -> str | None``: why the loss of this command line is none such as `Loss`.
+        ``refuse(arguments) -> str | None``: why the loss of this command line is not a `Loss`.
     logits : tuple
-        Where the logits [B, C] are in what student and teacher return: places of tuples, keys of dicts. Empty: they are all.
+        Where the logits [B, C] are in what student and teacher return: places in tuples, keys of dicts. Empty if they
+        return only the logits.
     same_images : bool
-        Whether the teacher is given the images as the loader yields them, which is compared in the first batches.
+        Whether the teacher gets the images as the loader yields them, which is checked in the first batches.
     """
 
     given: str

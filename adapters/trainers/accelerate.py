@@ -35,29 +35,29 @@ def prepare(
     device_placement: bool | None = None,
     **settings: Any,
 ) -> AcceleratedLoader:
-    """A condensed loader in place of the training loader that ``accelerator.prepare`` would return.
+    """A condensed loader, instead of the training loader that ``accelerator.prepare`` would return.
 
-    The samples are shared out over the accelerator's processes by the sampler of `wrap_loader`, and not by accelerate:
-    every process draws equally many batches, and what only pads its last one is not recorded. The loader is registered
-    for checkpoints: ``accelerator.save_state`` and ``load_state``, on every process, include it, also where
-    another number of processes goes on. It is what ``use_stateful_dataloader`` is for, which changes nothing here.
+    The sampler of `wrap_loader`, not accelerate, shares the samples among the accelerator's processes: every process
+    draws equally many batches, and padding of the last one is not recorded. The loader is registered for checkpoints:
+    ``accelerator.save_state`` and ``load_state``, on every process, include it, also if another number of processes
+    resumes. ``use_stateful_dataloader`` would serve the same purpose, and changes nothing here.
 
     Parameters
     ----------
     accelerator : accelerate.Accelerator
     loader : DataLoader
-        As `wrap_loader` takes it; not yet prepared, though one that is will do. Its batch size is one process's; with
-        ``split_batches``, that of all together. Nothing is drawn from its generator, which says a seed alone.
+        As for `wrap_loader`, and preferably not prepared yet. Its batch size is that of one process; with
+        ``split_batches``, that of all together. Its generator only gives a seed; nothing is drawn from it.
     schedule : CondensationSchedule or None
-        None with ``ask``, or with a ``select`` that has a schedule of its own: see `wrap_loader`.
+        None is for ``ask`` alone, or for a ``select`` that has its own schedule: see `wrap_loader`.
     seed : int, optional
-        Of the order of the samples, and of the workers in each epoch. Default: the accelerator's ``data_seed`` with
-        ``use_seedable_sampler``; else the main process's, as `wrap_loader` finds it on one rank. Set it with
+        The seed of the samples' order, and of the workers in each epoch. Default: the accelerator's ``data_seed``
+        with ``use_seedable_sampler``; else the main process's, as `wrap_loader` finds it on one rank. Set it with
         ``accelerate.utils.set_seed``.
     device_placement : bool, optional
-        Whether batches are moved to the accelerator's device. Default: what the accelerator was told.
+        Whether batches are moved to the accelerator's device. Default: the accelerator's setting.
     **settings
-        Of `wrap_loader`, but for ``num_replicas``, ``rank`` and ``group``, which accelerate says.
+        Those of `wrap_loader`, except ``num_replicas``, ``rank`` and ``group``, which accelerate gives.
 
     Returns
     -------
@@ -66,9 +66,10 @@ def prepare(
     Raises
     ------
     TypeError, ValueError
-        As `wrap_loader` does; if ``accelerator`` is none; with ``dispatch_batches``; with ``even_batches=False`` on several
-        processes; with ``split_batches``, if they are not as many parts as processes; or if several processes hold one
-        replica of the model (tensor, context or sequence parallelism, Megatron-LM), or under XLA.
+        As `wrap_loader` does; if ``accelerator`` is not an Accelerator; with ``dispatch_batches``; with
+        ``even_batches=False`` on several processes; with ``split_batches``, if they are not as many parts as
+        processes; or if several processes hold one replica of the model (tensor, context or sequence parallelism,
+        Megatron-LM), or under XLA.
     """
     check_kind(accelerator, "accelerator", Accelerator)
     _check_accelerator(accelerator)
@@ -112,7 +113,7 @@ def prepare(
 
 
 def unprepared(loader: Any) -> Any:
-    """The DataLoader that accelerate made a prepared ``loader`` of, made again; any other loader as it is.
+    """The DataLoader from which accelerate made a prepared ``loader``, made again; any other loader as it is.
 
     Raises
     ------

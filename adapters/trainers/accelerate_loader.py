@@ -17,19 +17,19 @@ __all__ = ["AcceleratedLoader", "Batches"]
 
 
 class AcceleratedLoader(DataLoaderStateMixin):
-    """What `prepare` returns: a `CondensedLoader`, with all of its methods and attributes, that accelerate knows.
+    """What `prepare` returns: a `CondensedLoader` that accelerate recognises, with all its methods and attributes.
 
     While it is iterated, it is the accelerator's active loader: ``accelerator.accumulate`` steps at the last batch of
     an epoch. It does not look ahead. ``accelerator.prepare`` returns it as it is. ``gather_for_metrics`` leaves out
-    what only pads on up to two processes; on more, and with ``sharded``, do it by ``loader.indices``, which are -1 there.
+    padding on up to two processes; on more, and with ``sharded``, drop the rows where ``loader.indices`` is -1.
 
     Parameters
     ----------
     accelerator : accelerate.Accelerator
     loader : CondensedLoader
     workers : torch.Generator
-        What ``loader`` draws the seeds of worker processes from. Seeded for each pass: by the sampler's seed, which a loaded
-        state brings, the epoch and the process.
+        Where ``loader`` draws the seeds of worker processes. It is seeded for each pass by the sampler's seed, which
+        a loaded state brings, the epoch and the process.
     """
 
     prefetch_factor = None  # skip_first_batches asks for it, and then meets what `Batches` says
@@ -110,13 +110,13 @@ class AcceleratedLoader(DataLoaderStateMixin):
         return Batches(self._loader)
 
     def scheduler_steps(self, epochs: int) -> int:
-        """How often a scheduler that ``accelerator.prepare`` returned is stepped in epochs 1 .. ``epochs``.
+        """Number of steps in epochs 1 .. ``epochs`` of a scheduler that ``accelerator.prepare`` returned.
 
-        That is its ``total_steps`` or ``T_max``. It is taken to be stepped once a batch, as inside ``accumulate``: accelerate
-        then steps it at each step of the optimizer, once for every process, or with ``split_batches`` once; and with
-        ``step_scheduler_with_optimizer=False`` at every call, so that the total is that of the batches. (``OneCycleLR`` is
-        not stepped to its end under gradient accumulation, unless the accelerator has a ``GradientAccumulationPlugin``
-        with ``adjust_scheduler=False``.)
+        This is its ``total_steps`` or ``T_max``. It assumes that the scheduler is stepped once a batch, as inside
+        ``accumulate``. accelerate then steps it at each step of the optimizer, once for every process, or once with
+        ``split_batches``. With ``step_scheduler_with_optimizer=False``, it is stepped at every call, so the total is
+        the number of batches. (``OneCycleLR`` is not stepped to its end under gradient accumulation, unless the
+        accelerator has a ``GradientAccumulationPlugin`` with ``adjust_scheduler=False``.)
         """
         accelerator, state = self._accelerator, self.gradient_state
         if not accelerator.step_scheduler_with_optimizer:
@@ -137,7 +137,7 @@ class AcceleratedLoader(DataLoaderStateMixin):
 
 
 class Batches:
-    """How an `AcceleratedLoader` draws, for who asks; nothing to draw by."""
+    """How an `AcceleratedLoader` draws, for information only."""
 
     def __init__(self, loader: CondensedLoader[Any]) -> None:
         self.sampler, self.batch_size, self.drop_last = loader.sampler, loader.batch_size, loader.drop_last

@@ -1,4 +1,5 @@
-"""Lightning, both as `lightning` and as `pytorch_lightning`: one callback condenses what an unchanged LightningModule trains on."""
+"""Lightning, as `lightning` or `pytorch_lightning`: a callback condenses the training set of an unchanged
+LightningModule."""
 
 from __future__ import annotations
 
@@ -47,42 +48,44 @@ RECORDED = ("student_logits", "values", "teacher_logits", "targets")
 class KCDCallback(Callback):
     """Trains on the condensed set: ``Trainer(callbacks=[KCDCallback(schedule=..., student="student")])``.
 
-    The LightningModule and the DataModule stay as they are, with an ordinary ``train_dataloader()``. The callback wraps
-    what it returns, records what the student says in ``training_step``, and ends the stages. Checkpoints hold its state.
-    Logged at the end of each epoch: ``kcd/kept``, samples of the next epoch; ``kcd/cut``, the ranking score of the lowest-ranked
-    one, once a stage has ended; ``kcd/saved``, the share of batches that were spared so far.
+    The LightningModule and the DataModule stay as they are, with an ordinary ``train_dataloader()``. The callback
+    wraps the loader that it returns, records the student's output in ``training_step``, and ends the stages.
+    Checkpoints hold its state. At the end of each epoch it logs ``kcd/kept``, the number of samples of the next
+    epoch; ``kcd/cut``, the ranking score of the lowest-ranked one, once a stage has ended; and ``kcd/saved``, the
+    share of batches saved so far.
 
     Parameters
     ----------
     schedule : CondensationSchedule or None
-        None with ``ask``, or with a ``select`` that has a schedule of its own.
+        None is for ``ask`` alone, or for a ``select`` that has its own schedule.
     student : str, optional
         The LightningModule's submodule whose output is recorded, as ``get_submodule`` names it: logits [B, C] of the
         whole batch, called once in a step with gradients.
     outputs : str or dict, optional
-        In its place: under which key ``training_step`` returns the student's logits, ``outputs="logits"``; or which
-        arguments of `CondensedLoader.record` it returns under which keys,
+        Instead of ``student``: the key under which ``training_step`` returns the student's logits,
+        ``outputs="logits"``; or the keys of several arguments of `CondensedLoader.record`,
         ``outputs={"student_logits": "logits", "teacher_logits": "soft"}``.
     **settings
-        Of `wrap_loader`, but for ``return_index``, and for ``num_replicas`` and ``rank``, which Lightning says. With ``ask``,
-        the rows to ask the teacher for are ``self.trainer.train_dataloader.asked_rows`` in ``training_step``; what losses are
-        multiplied by, where the set has sample weights, is its ``sample_weights``.
+        Those of `wrap_loader`, except ``return_index``, and ``num_replicas`` and ``rank``, which Lightning gives. In
+        ``training_step``, the rows to ask the teacher for with ``ask`` are
+        ``self.trainer.train_dataloader.asked_rows``, and the factors for losses, if the set has sample weights, are
+        its ``sample_weights``.
 
     Attributes
     ----------
     loader : CondensedLoader or None
-        That of the present or last ``fit``.
+        The loader of the current or last ``fit``.
 
     Raises
     ------
     TypeError, ValueError
-        If a setting is unknown, or not exactly one of ``student`` and ``outputs`` is given. At ``fit``, before the first step:
-        also what `wrap_loader` raises; several train loaders; ``reload_dataloaders_every_n_epochs``; a student that is
-        not there; or if ``val_check_interval`` or ``limit_train_batches`` will not suit a later epoch, which is shorter.
+        If a setting is unknown, or not exactly one of ``student`` and ``outputs`` is given. At ``fit``, before the
+        first step: also what `wrap_loader` raises; several train loaders; ``reload_dataloaders_every_n_epochs``; a
+        missing student; or if ``val_check_interval`` or ``limit_train_batches`` will not suit a later, shorter epoch.
     RuntimeError
-        At ``fit``, if a checkpoint without the callback's state is resumed. In the first step, if the student is called
-        twice, or, where Lightning optimizes, not at all. A step of manual optimization may record nothing: an epoch of
-        such steps is warned of at its end.
+        At ``fit``, if a checkpoint without the callback's state is resumed. In the first step, if the student is
+        called twice or, with automatic optimization, not at all. A step of manual optimization may record nothing; an
+        epoch of such steps gets a warning at its end.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Packed sequences, as TRL's `pack_dataset` makes them: each token knows its sequence, each sequence has its value.
 
-A pack is no sample: which sequences lie in it changes with the set. So the loop is one's own, packs are made anew in
-each epoch, and `Condensation` is of the sequences:
+A pack is no sample, since its sequences change with the set. Use a loop of your own that makes packs anew in each
+epoch, and a `Condensation` of the sequences:
 
     data = with_index(tokenized)                              # once: a column beside input_ids
     run = kcd.Condensation(kcd.CondensedSampler(len(data), mixing=None), schedule=schedule)
@@ -36,21 +36,21 @@ INDEX = "kcd_index"  # the column
 
 
 def with_index(dataset: Any, *, column: str = "input_ids", **map_kwargs: Any) -> Any:
-    """``dataset`` with a column ``kcd_index`` that says of each token which sequence it is of: its row.
+    """``dataset`` with a column ``kcd_index`` that gives the sequence, that is the row, of each token.
 
     Parameters
     ----------
     dataset : datasets.Dataset
-        Tokenized. Every column must be one of lists, a number for each token, as `pack_dataset` takes them.
+        Tokenized. Every column must hold lists with a number for each token, as `pack_dataset` takes them.
     column : str
         The column that has a number for each token.
     **map_kwargs
-        Of ``dataset.map``.
+        Those of ``dataset.map``.
 
     Raises
     ------
     ValueError
-        If there is no such column, or a ``kcd_index`` already.
+        If there is no such column, or already a ``kcd_index``.
     """
     names = dataset.column_names
     if column not in names or INDEX in names:
@@ -67,19 +67,19 @@ def with_index(dataset: Any, *, column: str = "input_ids", **map_kwargs: Any) ->
 def pack(
     dataset: Any, run: Condensation, *, seq_length: int, strategy: str = "bfd", **map_kwargs: Any
 ) -> Any:
-    """The packs of an epoch: of the sequences in the set, in the order of the run's sampler.
+    """The packs of an epoch: those of the sequences in the set, in the order of the run's sampler.
 
-    The same in every process that calls it, and after a resume.
+    They are the same in every process, and after a resume.
 
     Parameters
     ----------
     dataset : datasets.Dataset
         Of `with_index`.
     run : Condensation
-        Of the same sequences. Its epoch is the epoch.
+        The run of the same sequences. Its epoch is used.
     seq_length, strategy, **map_kwargs
-        Of TRL's ``pack_dataset``. ``"bfd"`` cuts a sequence that is longer, ``"bfd_split"`` and ``"wrapped"`` go on with it in
-        another pack.
+        Those of TRL's ``pack_dataset``. ``"bfd"`` cuts a longer sequence; ``"bfd_split"`` and ``"wrapped"`` continue
+        it in another pack.
 
     Raises
     ------
@@ -113,13 +113,14 @@ def pack(
 
 
 class IndexCollator:
-    """A collate function around another: puts ``kcd_index`` [B, T] into its batch, beside ``input_ids``; -1 pads.
+    """A collate function around another that adds ``kcd_index`` [B, T] to its batch, beside ``input_ids``; -1 is
+    padding.
 
     Parameters
     ----------
     collate : callable
-        The user's, of dicts; called without the column. It may put all rows into one, as TRL's does with
-        ``padding_free=True``.
+        Your collate function, for dicts; it is called without the column. It may join all rows into one, as TRL's
+        does with ``padding_free=True``.
 
     Raises
     ------
@@ -156,7 +157,8 @@ class IndexCollator:
 
 
 def sequence_values(student_logits: Any, *, targets: Any, index: Any) -> dict[str, torch.Tensor]:
-    """What ``record`` is given of packed sequences: ``indices`` and ``values``, the mean entropy of each one's tokens.
+    """The ``indices`` and ``values`` of packed sequences for ``record``; a value is the mean entropy of a sequence's
+    tokens.
 
     Parameters
     ----------
@@ -169,8 +171,9 @@ def sequence_values(student_logits: Any, *, targets: Any, index: Any) -> dict[st
     Returns
     -------
     dict
-        ``indices`` int64 [S] and ``values`` float64 [S]: a row for each sequence that has a token which counts. On a device,
-        where counting them would stall the step, a row for each token, of which those that are over have index -1.
+        ``indices`` int64 [S] and ``values`` float64 [S], with a row for each sequence that has a token that counts.
+        On a device, where counting sequences would stall the step, there is a row for each token, and surplus rows
+        have index -1.
 
     Raises
     ------
@@ -179,8 +182,8 @@ def sequence_values(student_logits: Any, *, targets: Any, index: Any) -> dict[st
 
     Notes
     -----
-    A sequence that packing has cut is valued by the tokens that are there: in one batch, by all of its parts together; of
-    parts in several batches each is recorded, and counts, as a visit.
+    The value of a sequence that packing has cut is that of the remaining tokens. The parts of a sequence in one batch
+    have one value together; parts in several batches are each recorded, and each counts.
     """
     logits = check_logits(student_logits, "student_logits", sequences=True)
     labels = checked_labels(targets, logits)

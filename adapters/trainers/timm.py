@@ -31,36 +31,36 @@ __all__ = ["wrap_loader"]
 def wrap_loader(
     loader: Any, *, schedule: CondensationSchedule | None, **settings: Any
 ) -> CondensedLoader[Any]:
-    """Wrap what ``timm.data.create_loader`` returns, with the prefetcher or without: same batches, three lines.
+    """Wrap the loader that ``timm.data.create_loader`` returns, with or without the prefetcher.
 
-    timm's prefetcher does what it did: it copies to the device ahead of the loop, normalizes there and erases at
-    random. The batch that it has fetched and not yielded yet is not drawn: ``record`` and ``state_dict`` are of the
-    batch that the loop is at.
+    timm's prefetcher still copies to the device ahead of the loop, normalizes there and erases at random. A batch
+    that it has fetched but not yielded does not count as drawn: ``record`` and ``state_dict`` refer to the batch that
+    the loop has reached.
 
     Parameters
     ----------
     loader : timm.data.loader.PrefetchLoader or torch.utils.data.DataLoader
         Not changed.
     schedule : CondensationSchedule or None
-        None with ``ask``, or with a ``select`` that has a schedule of its own.
+        None is for ``ask`` alone, or for a ``select`` that has its own schedule.
     **settings
-        As `kcd_core.wrap_loader` takes them, but for ``prefetch``: ``value``, ``alpha``, ``mixing``, ``seed`` and the others. What
-        is mixed are the images after their transform: uint8, before timm normalizes them.
+        Those of `kcd_core.wrap_loader`, except ``prefetch``: ``value``, ``alpha``, ``mixing``, ``seed`` and the
+        others. Images are mixed after their transform, as uint8, before timm normalizes them.
 
     Returns
     -------
     CondensedLoader
-        With ``mixup_enabled``, which timm's loops ask for. ``set_epoch`` of its sampler changes nothing.
+        It has ``mixup_enabled``, which timm's loops ask for. ``set_epoch`` of its sampler changes nothing.
 
     Raises
     ------
     TypeError
-        If the loader draws otherwise than sample by sample: mixup or CutMix in its collate function, augmentation splits,
-        repeated augmentation, ``use_multi_epochs_loader``, batches of scheduled sizes, or what `kcd_core.wrap_loader` refuses; or
-        if ``prefetch`` is given, whose place timm's prefetcher has.
+        If the loader does not draw sample by sample: mixup or CutMix in its collate function, augmentation splits,
+        repeated augmentation, ``use_multi_epochs_loader``, batches of scheduled sizes, or what `kcd_core.wrap_loader`
+        refuses; or if ``prefetch`` is given, since timm's prefetcher takes its place.
     RuntimeError
-        At the next batch, if the loop wrote to the images it was given: `timm.data.Mixup` does. Not seen where it was called
-        on a copy, of another dtype, device or memory format.
+        At the next batch, if the loop wrote to its images, as `timm.data.Mixup` does. It can't be detected on a copy,
+        of another dtype, device or memory format.
     ValueError, RuntimeError
         As `kcd_core.wrap_loader` does.
     """

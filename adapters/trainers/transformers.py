@@ -50,33 +50,34 @@ HOOKS = ("_inner_training_loop", "_prepare_inputs", "_save_rng_state", "set_init
 class KCDTrainerMixin(Base):
     """Trains on the condensed set: ``class DistilTrainer(KCDTrainerMixin, Trainer)``, the mixin first.
 
-    ``compute_loss`` calls ``self.kcd_record(logits)``; all else is the mixin's: which samples are drawn, when an epoch
-    ends, ``max_steps``, and what a checkpoint holds.
+    ``compute_loss`` must call ``self.kcd_record(logits)``. The mixin does the rest: it draws the samples, ends the
+    epochs, sets ``max_steps``, and saves its state in checkpoints.
 
     Parameters
     ----------
     *args, **kwargs
         Of the Trainer.
     kcd_schedule : CondensationSchedule or None
-        None with a ``kcd_select`` that has a schedule of its own.
+        None is for a ``kcd_select`` that has its own schedule.
     kcd_value, kcd_statistic, kcd_alpha, kcd_min_weight, kcd_mixer, kcd_mixing_cache, kcd_select, kcd_on_nonfinite, kcd_device
         Of `wrap_loader`, under these names.
     kcd_mixing : {None, "auto", "cumulative", "fresh"}
-        Of `wrap_loader`, but None by default: a Trainer's samples are dicts, which are only mixed with a ``kcd_mixer`` that
-        says which of their fields, ``functools.partial(mix_samples, fields=["pixel_values"])``; text can't be mixed.
+        As for `wrap_loader`, but None by default. A Trainer's samples are dicts, which can only be mixed with a
+        ``kcd_mixer`` that names the fields, ``functools.partial(mix_samples, fields=["pixel_values"])``. Text can't
+        be mixed.
     kcd_seed : int, optional
-        Of the order of the samples. Default: ``args.data_seed``, else ``args.seed``.
+        The seed of the samples' order. Default: ``args.data_seed``, else ``args.seed``.
 
     Attributes
     ----------
     kcd_loader : AcceleratedLoader or None
-        Of the training under way, or the last one: ``tracker``, ``history``, ``epoch`` and all else of a
+        The loader of the current or last training, with ``tracker``, ``history``, ``epoch`` and everything else of a
         `CondensedLoader`.
 
     Raises
     ------
     TypeError
-        If there is no such setting (``ask`` is none), or the class after the mixin is no Trainer.
+        If there is no such setting (``ask`` is none), or the class after the mixin is not a Trainer.
     TypeError, ValueError
         By ``train()``, before the first step: what `kcd_adapters.trainers.accelerate.prepare` and `wrap_loader` refuse; a
         data set without a length; an order by length; tensor, context or sequence parallelism; an epoch without a
@@ -84,8 +85,8 @@ class KCDTrainerMixin(Base):
 
     Notes
     -----
-    A resumed run goes on at its place without fetching what was drawn before: ``ignore_data_skip`` changes nothing.
-    Subclasses may override `kcd_wrap` and `kcd_record`; in ``compute_loss`` they have `kcd_indices`.
+    A resumed run continues at its place without fetching earlier batches again, so ``ignore_data_skip`` changes
+    nothing. Subclasses may override `kcd_wrap` and `kcd_record`, and use `kcd_indices` in ``compute_loss``.
     """
 
     kcd_loader: AcceleratedLoader | None = None
@@ -125,7 +126,7 @@ class KCDTrainerMixin(Base):
     # -- for the loss ------------------------------------------------------------------------------
 
     def kcd_record(self, student_logits: Any = None, **others: Any) -> None:
-        """E-step: record the values of the batch that is trained on; in evaluation and prediction, nothing.
+        """E-step: record the values of the training batch. In evaluation and prediction, nothing is recorded.
 
         Parameters
         ----------
@@ -137,7 +138,8 @@ class KCDTrainerMixin(Base):
         Raises
         ------
         RuntimeError
-            Twice for a batch; for one that the loader didn't draw, as of a replay buffer; in a training step not the mixin's.
+            If it is called twice for a batch, for a batch that the loader didn't draw, as from a replay buffer, or in
+            a training step that is not the mixin's.
         ValueError, TypeError
             As `CondensedLoader.record` does.
         """

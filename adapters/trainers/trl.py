@@ -1,4 +1,5 @@
-"""TRL's trainers: the mixin of `transformers`, which records by itself what a language model says of each sequence."""
+"""TRL's trainers: the mixin of `transformers`, which records the value of each sequence of a language model by
+itself."""
 
 from __future__ import annotations
 
@@ -19,24 +20,25 @@ class KCDTrainerMixin(PlainMixin):
     """Trains on the condensed set of sequences: ``class Distil(KCDTrainerMixin, GKDTrainer): pass``, the mixin first.
 
     A sequence's value is the mean entropy of the student over the tokens that it is trained on: see
-    `kcd_core.sequence_entropy`. It is recorded where ``compute_loss`` runs the student, from its logits, or, where TRL makes
-    none (``SFTTrainer``), from the entropies that it computes beside the loss. Under GKD on its own policy the completions
-    are the student's, and the sequence is its prompt. A ``compute_loss`` of one's own that does not call the trainer's
-    calls ``self.kcd_record(logits[:, :-1], targets=labels[:, 1:])``.
+    `kcd_core.sequence_entropy`. It is recorded when ``compute_loss`` runs the student, from its logits or, if TRL
+    makes none (``SFTTrainer``), from the entropies that it computes beside the loss. Under on-policy GKD the
+    completions are the student's, and a sequence is its prompt. A ``compute_loss`` of your own that does not call the
+    trainer's must call ``self.kcd_record(logits[:, :-1], targets=labels[:, 1:])``.
 
     Parameters
     ----------
     *args, **kwargs
-        Of the trainer, and of `kcd_adapters.trainers.transformers.KCDTrainerMixin`, but for ``kcd_value``,
-        ``kcd_mixing`` and ``kcd_mixer``: sequences have one value, and tokens can't be mixed.
+        Those of the trainer and of `kcd_adapters.trainers.transformers.KCDTrainerMixin`, except ``kcd_value``,
+        ``kcd_mixing`` and ``kcd_mixer``: sequences have one kind of value, and tokens can't be mixed.
 
     Raises
     ------
     TypeError
-        If one of the three is given.
+        If one of these three is given.
     ValueError
-        With ``packing`` or ``padding_free``, whose rows are no samples (packs: `kcd_adapters.trainers.packing`); or if the
-        trainer draws each prompt several times and shuffles what it generates, as ``DistillationTrainer`` does.
+        With ``packing`` or ``padding_free``, whose rows are no samples (for packs, see
+        `kcd_adapters.trainers.packing`); or if the trainer draws each prompt several times and shuffles what it
+        generates, as ``DistillationTrainer`` does.
     RuntimeError
         In the first step, if the student was not run exactly once in ``compute_loss``, or gave neither logits nor entropies.
     """
