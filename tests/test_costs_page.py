@@ -36,14 +36,14 @@ def test_a_step():
         assert verdict == ("met" if high <= 1.005 else "missed" if low > 1.005 else "can't tell")
     to_authors = [pair["arms"]["kcd"]["added_to_authors"] for pair in pairs]
     least, most = (f"{pick(to_authors):.1f}" for pick in (min, max))
-    assert f"It takes {least} to {most} of the time of the authors' recording" in PROSE
+    assert f"It takes {least} to {most} times as long as the authors' recording" in PROSE
     assert min(pair["arms"]["kcd"]["added_to_authors_95"][0] for pair in pairs) > 0.7
-    assert "where the target of 0.7 is missed" in PROSE
+    assert "where the target is at most 0.7 times" in PROSE
 
 
 def test_a_recorded_batch():
     row = result("recording")["rows"]["tracker.update, 64 x 100, vs the authors' recording"]
-    assert f"without a training step between, takes {row['ratio']} (" in PROSE
+    assert f"without a training step between, takes {row['ratio']} times as long (" in PROSE
 
 
 def test_the_end_of_a_stage():
