@@ -177,7 +177,8 @@ class Reader:
         current = self.place.current
         if current is None:
             raise RuntimeError(
-                "record() was called before this pass yielded a batch: iterate the loader first"
+                "record() was called before this pass yielded a batch: iterate the loader that wrap_loader "
+                "returned, and not the one that it was given"
             )
         on_host = not is_tensor(given) or given.is_cpu
         in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]

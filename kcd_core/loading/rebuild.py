@@ -13,6 +13,7 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    SubsetRandomSampler,
     default_collate,
 )
 
@@ -94,7 +95,8 @@ def understand(loader: Any) -> tuple[int, bool]:
     dataset, batch_sampler = loader.dataset, loader.batch_sampler
     if isinstance(dataset, IterableDataset):
         raise TypeError(
-            "an IterableDataset has no indices to choose from; CondensedStream goes by ids" + MANUAL
+            "an IterableDataset has no indices to choose from: use kcd.CondensedStream(dataset, key=..., slots=..., "
+            "schedule=...)"
         )
     if batch_sampler is None:
         raise TypeError("loader has batch_size=None: it yields single samples, not batches" + MANUAL)
@@ -117,8 +119,15 @@ def understand(loader: Any) -> tuple[int, bool]:
             raise TypeError("the RandomSampler draws with replacement" + MANUAL)
         _same_size(sampler.num_samples, size)
     else:
-        raise TypeError(f"loader has a sampler of its own, {type(sampler).__name__}" + MANUAL)
+        raise TypeError(f"loader has a sampler of its own, {type(sampler).__name__}" + _instead_of(sampler))
     return batching
+
+
+def _instead_of(sampler: Any) -> str:
+    """What works in place of such a sampler."""
+    if type(sampler) is SubsetRandomSampler:
+        return ": give the loader torch.utils.data.Subset(dataset, indices) and shuffle=True instead"
+    return ", and not shuffle=True, shuffle=False or a DistributedSampler" + MANUAL
 
 
 def _same_size(drawn: int, size: int) -> None:

@@ -163,7 +163,9 @@ def wrap_loader(
         samples for the schedule to drop any.
     """
     if isinstance(loader, CondensedLoader):
-        raise TypeError("loader is wrapped already")
+        raise TypeError(
+            "loader is wrapped already: use it as it is, or wrap the DataLoader that it was made from"
+        )
     batching = understand(loader)
     order = order_of(
         loader, seed=seed, num_replicas=num_replicas, rank=rank, group=distributed.check_group(group)

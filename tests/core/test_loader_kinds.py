@@ -20,6 +20,7 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
     default_collate,
@@ -352,13 +353,12 @@ class OwnIterator(DataLoader):
 
 data = Plain(N)
 REFUSED = {
-    "iterable": (lambda: DataLoader(Stream(), batch_size=2), "IterableDataset"),
     "unbatched": (lambda: DataLoader(data, batch_size=None), "batch_size=None"),
     "batch sampler": (lambda: DataLoader(data, batch_sampler=OwnBatches(range(N), 4, False)), "OwnBatches"),
     "list of batches": (lambda: DataLoader(data, batch_sampler=[[0, 1], [2, 3]]), "batch sampler of its own"),
     "sampler": (lambda: DataLoader(data, sampler=OwnSampler(data)), "OwnSampler"),
     "list of indices": (lambda: DataLoader(data, sampler=[3, 1]), "sampler of its own, list"),
-    "weighted": (lambda: DataLoader(data, sampler=WeightedRandomSampler([1.0] * N, N)), "WeightedRandomSampler"),
+    "weighted": (lambda: DataLoader(data, sampler=WeightedRandomSampler([1.0] * N, N)), "WeightedRandomSampler, and not shuffle=True"),
     "replacement": (lambda: DataLoader(data, sampler=RandomSampler(data, replacement=True)), "replacement"),
     "fewer": (lambda: DataLoader(data, sampler=RandomSampler(data, num_samples=7)), "7 samples of a data set of 22"),
     "another": (lambda: DataLoader(data, sampler=SequentialSampler(range(9))), "9 samples of a data set of 22"),
@@ -382,8 +382,25 @@ def test_refused_with_the_manual_route(name):
     assert "Condensation" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "way"),
+    [
+        ({"dataset": Stream()}, r"use kcd.CondensedStream\(dataset, key=..., slots=..., schedule=...\)$"),
+        (
+            {"dataset": data, "sampler": SubsetRandomSampler([3, 1])},
+            r"Subset\(dataset, indices\) and shuffle=True",
+        ),
+    ],
+    ids=["iterable", "subset"],
+)
+def test_refused_with_the_one_way_that_there_is(options, way):
+    with pytest.raises(TypeError, match=way) as caught:
+        kcd.wrap_loader(DataLoader(**options, batch_size=2), schedule=ONCE)
+    assert "by hand" not in str(caught.value)
+
+
 def test_refused_otherwise():
-    with pytest.raises(TypeError, match="wrapped already"):
+    with pytest.raises(TypeError, match="wrapped already: use it as it is, or wrap the DataLoader"):
         kcd.wrap_loader(wrap(Plain(N)), schedule=ONCE)
     with pytest.raises(ValueError, match="data set is empty"):
         kcd.wrap_loader(DataLoader([]), schedule=ONCE)
