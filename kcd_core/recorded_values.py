@@ -180,7 +180,7 @@ class RecordedValues:
         Raises
         ------
         RuntimeError
-            If ranks hold different values, since they went on from different states.
+            If ranks hold different values, because they resumed from different states.
         """
         distributed.check_group(group)
         if self.window == "epoch":

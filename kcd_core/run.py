@@ -152,7 +152,7 @@ class Run(RunState):
         ------
         RuntimeError
             If each of several ranks would draw everything in the same order, and was not asked to; if the sampler
-            draws for another number of ranks than there are; or if a state was loaded, and other ranks go on from
+            draws for another number of ranks than there are; or if a state was loaded, and other ranks resume from
             another moment.
 
         Warns
