@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .account import Cost
 from .base.arguments import COMPILED
+from .base.users_line import warn
 
 __all__ = ["StepFlops", "step_flops"]
 
@@ -134,18 +134,14 @@ def _forward(model: Callable[..., Any], given: Any, name: str) -> int:
         model(**given) if isinstance(given, Mapping) else model(*given)
     flops = int(counter.get_total_flops())
     if strangers.names:
-        warnings.warn(
+        warn(
             f"the {name} calls operations of which torch's counter does not know what they take, and which are not counted: "
-            f"{', '.join(sorted(strangers.names))}",
-            UserWarning,
-            stacklevel=3,
+            f"{', '.join(sorted(strangers.names))}"
         )
     elif not flops:
-        warnings.warn(
+        warn(
             f"nothing of the {name}'s forward pass was counted: it has no product of matrices, convolution or attention that "
-            "torch's counter sees",
-            UserWarning,
-            stacklevel=3,
+            "torch's counter sees"
         )
     return flops
 

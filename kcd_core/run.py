@@ -52,9 +52,6 @@ class Run(RunState):
     tell : callable
         ``tell(epoch, decision)``: what else an epoch's end warns of, by kind. An epoch of which it tells something is not
         said to lack recordings.
-    depth : int
-        Of the user's call in which something is recorded: 4 for one that calls `record` itself, one more for each call
-        between.
     plain : callable, optional
         ``plain()``: how many samples this rank would draw in an epoch of plain distillation. Whoever gives it counts in the
         account what is drawn; else it is what is recorded.
@@ -75,12 +72,11 @@ class Run(RunState):
         own: Mapping[str, Any] | None = None,
         alike: Mapping[str, Any] | None = None,
         tell: Tell | None = None,
-        depth: int = 5,
         plain: Callable[[], int] | None = None,
     ) -> None:
         settings: dict[str, Any] = {"alpha": alpha, "min_weight": min_weight, "select": select}
         super().__init__(layout, schedule, **settings, what=what, own=own, alike=alike)
-        self._tell, self._depth, self._plain = tell, depth, plain
+        self._tell, self._plain = tell, plain
         self._choose_device = layout.tracker.device is None
         note_made(self)
 
@@ -127,7 +123,7 @@ class Run(RunState):
         if asked is not None:
             asked = checked_int(asked, "asked", 0)
         if not self.progress.begun:
-            self._begin_epoch(self._depth)
+            self._begin_epoch()
         if self._choose_device:
             self._choose_device = False
             if is_tensor(given) and given.is_cuda:  # values are kept where no copy stalls the step
@@ -161,17 +157,15 @@ class Run(RunState):
             Once, if the sampler draws for several ranks and there is no process group to sum their recordings.
         """
         if not self.progress.begun:
-            self._begin_epoch(6)
+            self._begin_epoch()
         self.agreement.drawn(self.epoch)
 
-    def _begin_epoch(self, depth: int) -> None:
+    def _begin_epoch(self) -> None:
         """What can be known only now: a process group may be younger than the sampler."""
         group = self.group
         check_share(self.sampler, group, begun=True)
         check_sole(self)
-        self.warn_once(
-            "unsummed", distributed.unsummed(getattr(self.sampler, "num_replicas", None), group), depth
-        )
+        self.warn_once("unsummed", distributed.unsummed(getattr(self.sampler, "num_replicas", None), group))
         self.agreement.check_moment()
         self.progress = self.progress._replace(begun=True)
 
@@ -266,7 +260,7 @@ class Run(RunState):
         if self.progress.rows:  # in this process
             told["weights"] = getattr(self.sampler, "why_unweighed", "")
         for kind, text in {"decision": decision.warning if decision else "", **told}.items():
-            self.warn_once(kind, text, stacklevel=6)
+            self.warn_once(kind, text)
 
     def snapshot(self) -> Undo:
         """What restores set, history and epoch to their present state."""

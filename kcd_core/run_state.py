@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .account import Account
 from .agreement import Agreement, numbered
+from .base.users_line import warn
 from .condense import check_settings
 from .history import CondensationHistory
 from .layout import Layout
@@ -105,11 +105,11 @@ class RunState:
             else self.schedule.why_plain(self.layout.num_samples, epochs, epoch=self.epoch)
         )
 
-    def warn_once(self, kind: str, text: str, stacklevel: int) -> None:
+    def warn_once(self, kind: str, text: str) -> None:
         """Warn once in a run for each ``kind``; an empty text gives no warning."""
         if text and kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(text, UserWarning, stacklevel=stacklevel)
+            warn(text)
 
     # -- state -------------------------------------------------------------------------------------
 

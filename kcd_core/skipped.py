@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy.typing as npt
 
 from .base.arguments import checked_choice
 from .base.arrays import Array, backend
+from .base.users_line import warn
 from .logits import are_probabilities
 from .sums import recordable
 
@@ -52,11 +52,9 @@ class SkipReport:
     def _tell_found(self) -> None:
         found, self._found = self._found, None
         if found is not None and found:
-            warnings.warn(
+            warn(
                 "student_logits looks like probabilities: in the first batch each row lies in [0, 1] and adds up to 1. "
-                "Pass what goes into the softmax; else the samples' values hardly differ",
-                UserWarning,
-                stacklevel=5,  # whoever calls the tracker
+                "Pass what goes into the softmax; else the samples' values hardly differ"
             )
 
     def refuse(self, values: npt.NDArray[np.float64]) -> None:
@@ -97,9 +95,7 @@ class SkipReport:
         if self.raises:
             raise IndexError(texts[1]) if out_of_range else ValueError(texts[0])
         for text in (text for text, *now in zip(texts, new, first, strict=True) if all(now)):
-            warnings.warn(
-                text + "; further ones are only counted (tracker.skipped)", RuntimeWarning, stacklevel=3
-            )
+            warn(text + "; further ones are only counted (tracker.skipped)", RuntimeWarning)
 
     def _unrecordable(self, number: int) -> str:
         return (

@@ -136,10 +136,9 @@ class Condensation(Run):
             what="run",
             own={"dataset": None if dataset is None else dataset_identity(dataset)},
             tell=self._shared_out_twice,
-            depth=4,
         )
         layout.install(None, self.epoch)
-        self.warn_once("drops nothing", self.schedule.why_idle(sampler.num_samples), stacklevel=3)
+        self.warn_once("drops nothing", self.schedule.why_idle(sampler.num_samples))
 
     def _shared_out_twice(self, epoch: int, decision: Decision | None) -> Mapping[str, str]:
         """A trainer that shares out a sampler's share again leaves this rank a part of it: to a batch, that of one rank."""

@@ -6,7 +6,6 @@ Positions are global: samples that all ranks together have drawn in an epoch.
 from __future__ import annotations
 
 import threading
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+from ..base.users_line import warn
 
 __all__ = ["Drawn", "Pass", "Place"]
 
@@ -233,11 +234,9 @@ class Place:
                 "(and record only one pass over it)" + HINT
             )
         if not self._told:
-            warnings.warn(
+            warn(
                 f"epoch {self.epoch} is recorded again from its start, after a pass that was broken off: its samples "
-                "count twice. If passes are broken off on purpose, call end_epoch() after each",
-                UserWarning,
-                stacklevel=5,
+                "count twice. If passes are broken off on purpose, call end_epoch() after each"
             )
             self._told = True
 

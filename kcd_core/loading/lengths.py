@@ -63,7 +63,7 @@ class Planned:
             the epochs to come, by a schedule that would drop something. `steps` never warns.
         """
         epochs = checked_int(epochs, "epochs", 0)
-        self._run.warn_once("plain", self._run.why_plain(epochs), stacklevel=3)
+        self._run.warn_once("plain", self._run.why_plain(epochs))
         return sum(self.steps(epoch, accumulate=accumulate) for epoch in range(1, epochs + 1))
 
     def set_epoch(self, epoch: int) -> None:
@@ -82,5 +82,4 @@ class Planned:
                 f"set_epoch({epoch}) comes from a trainer, and trainers take all epochs for as long as the first, so that "
                 "the learning rate is scheduled for too many steps: use what there is for yours (docs/trainers.md in the "
                 f"repository), or a scheduler over {'epochs' if run.schedule.free else 'loader.total_steps(epochs)'}",
-                stacklevel=3,
             )

@@ -6,7 +6,6 @@ worker that is killed leaves nothing behind, and one that lives through several 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.arrays import is_tensor
+from ..base.users_line import warn
 from ..mixing import Mixer, mix_arrays
 from ..raw_images import RawImages
 from ..recipes import Mixing, MixRecipes, carry_out_all
@@ -49,11 +49,9 @@ class MixedImages:
             try:
                 self._file.append(some)
             except OSError as error:
-                warnings.warn(
+                warn(
                     f"mixing_cache: there is no memory for all of {len(targets)} mixed images ({error}); the others are "
-                    "mixed whenever they are drawn. Choose a smaller mixing_cache",
-                    UserWarning,
-                    stacklevel=2,
+                    "mixed whenever they are drawn. Choose a smaller mixing_cache"
                 )
                 break
         self.place = self._file.place()
