@@ -66,6 +66,9 @@ class CondensationHistory:
     schedule : CondensationSchedule or None
     account : Account or None
         What the epochs cost, for the history of a run. It is in the text and the JSON, not in `state_dict`.
+    settings : dict or None
+        What the run was given, by the names of the arguments, for the history of a run. It is in the JSON alone, where
+        ``kcd report`` compares it with other runs'.
     records : list of dict
         Each has ``stage``; ``epoch``, at whose end it was decided; ``kept``, ``dropped`` and ``mixed``, numbers
         of samples; ``cut``, the ranking score of the lowest-ranked kept sample, or None if that was never
@@ -79,6 +82,7 @@ class CondensationHistory:
         check_kind(schedule, "schedule", CondensationSchedule, type(None))
         self.schedule = schedule
         self.account: Account | None = None
+        self.settings: dict[str, Any] | None = None
         self.records: list[dict[str, Any]] = []
 
     def append(
@@ -199,7 +203,7 @@ class CondensationHistory:
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy, as plain numbers and lists. The account is not included; it is a separate part of a run's state."""
+        """A copy, as plain numbers and lists. The account and the settings are separate parts of a run's state."""
         return {"num_samples": self.num_samples, "records": [_copy(record) for record in self.records]}
 
     @classmethod
@@ -225,6 +229,10 @@ class CondensationHistory:
                 history.records.append(checked)
             if state.get("account") is not None:
                 history.account = Account.from_state(state["account"])
+            if (settings := state.get("settings")) is not None:
+                if not isinstance(settings, Mapping):
+                    _wrong("settings", "an object", settings)
+                history.settings = dict(settings)
         except ValueError as error:
             raise ValueError(f"not a history state: {error}") from None
         return history
@@ -239,9 +247,10 @@ class CondensationHistory:
             )
 
     def to_json(self) -> str:
-        """The state as a JSON text, with the account if there is one."""
+        """The state as a JSON text, with the account and the settings if there are any."""
         account = {"account": self.account.state_dict()} if self.account else {}
-        return json.dumps({**self.state_dict(), **account})
+        settings = {"settings": self.settings} if self.settings else {}
+        return json.dumps({**self.state_dict(), **account, **settings})
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the distribution of the ranking score stage by stage, divided at the cut.

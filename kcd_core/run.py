@@ -49,6 +49,8 @@ class Run(RunState):
         What can't change in the course of the run besides.
     alike : mapping
         See `Agreement`.
+    also : mapping
+        What the history says of settings besides: plain numbers and texts, by the arguments' names.
     tell : callable
         ``tell(epoch, decision)``: what else an epoch's end warns of, by kind. An epoch of which it tells something is not
         said to lack recordings.
@@ -71,11 +73,12 @@ class Run(RunState):
         what: str = "",
         own: Mapping[str, Any] | None = None,
         alike: Mapping[str, Any] | None = None,
+        also: Mapping[str, Any] | None = None,
         tell: Tell | None = None,
         plain: Callable[[], int] | None = None,
     ) -> None:
         settings: dict[str, Any] = {"alpha": alpha, "min_weight": min_weight, "select": select}
-        super().__init__(layout, schedule, **settings, what=what, own=own, alike=alike)
+        super().__init__(layout, schedule, **settings, what=what, own=own, alike=alike, also=also)
         self._tell, self._plain = tell, plain
         self._choose_device = layout.tracker.device is None
         note_made(self)

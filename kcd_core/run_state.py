@@ -29,7 +29,7 @@ class RunState:
 
     Parameters
     ----------
-    layout, schedule, alpha, min_weight, select, what, own, alike
+    layout, schedule, alpha, min_weight, select, what, own, alike, also
         See `Run`.
 
     Attributes
@@ -56,6 +56,7 @@ class RunState:
         what: str,
         own: Mapping[str, Any] | None,
         alike: Mapping[str, Any] | None,
+        also: Mapping[str, Any] | None = None,
     ) -> None:
         self.rule = resolve_select(select)
         wanted = schedule_of(self.rule, schedule)
@@ -68,10 +69,11 @@ class RunState:
         self.schedule = wanted
         self.alpha, self.min_weight = check_settings(alpha, min_weight)
         check_rule(self.rule, wanted, self.sampler)
-        self._own = dict(own or {})
+        self._own, self._also = dict(own or {}), dict(also or {})
         self.agreement = Agreement(layout, numbered(what, layout.num_samples) if what else "", alike or {})
         self.history = CondensationHistory(layout.num_samples, wanted)
         self.account = self.history.account = Account()
+        self.history.settings = self.settings()
         self.epoch = 1
         self.progress = EpochProgress(layout.tracker.batches)
         self._warned: set[str] = set()
@@ -124,6 +126,23 @@ class RunState:
             "schedule_type": type(self.schedule).__qualname__,
             "alpha": self.alpha,
             "min_weight": self.min_weight,
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """What the history says that the run was given, in the names that the files of ``kcd run`` have, too."""
+        kind = type(self.schedule)
+        schedule = self.schedule.state_dict()
+        if schedule and kind is not CondensationSchedule:
+            schedule["schedule"] = kind.__qualname__
+        return {
+            **schedule,
+            "alpha": self.alpha,
+            "min_weight": self.min_weight,
+            "mixing": getattr(self.sampler, "mixing", None) or "none",
+            "value": self.tracker.value_name,
+            "statistic": self.tracker.statistic,
+            "select": self.rule.name if self.rule else None,
+            **self._also,
         }
 
     def state_beside_recordings(self) -> dict[str, Any]:
@@ -218,6 +237,7 @@ class RunState:
         self.history.schedule = self.schedule
         account = Account(saved.epoch) if saved.account is None else saved.account  # an empty one is false
         self.account = self.history.account = account
+        self.history.settings = self.settings()
         self.progress = EpochProgress(self.tracker.batches, seen_before=saved.seen)
         self.agreement.loaded(saved.moment)
 

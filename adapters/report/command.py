@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kcd_core.base import style
 from kcd_core.base.files import write_whole
@@ -25,7 +27,7 @@ MARKS = {".html": MARK, ".png": f"Software\0{GENERATOR}", ".json": f'"made_by": 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.epilog = "exit status: 0 written; 2 refused, and nothing was written."
+    parser.epilog = "exit status: 0 written or shown; 2 refused, and nothing was written."
     parser.add_argument(
         "histories",
         metavar="HISTORY.json",
@@ -34,7 +36,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what --history, history.to_json() or kcd demo wrote; two or more are compared",
     )
     parser.add_argument(
-        "-o", "--out", metavar="DIR", type=Path, required=True, help="folder for the report, made if need be"
+        "-o",
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="folder for the page and the pictures, made if need be (default: text in the terminal alone)",
     )
     parser.add_argument(
         "--title", help="heading of the page (default: repository, method and ratio, or the files' names)"
@@ -44,21 +50,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``kcd report``."""
-    if len(args.histories) > 1:
-        paths = write_comparison(args.histories, args.out, title=args.title, force=args.force)
-        told = as_text(_named(args.histories))
+    histories, out = args.histories, args.out
+    if out is None and (args.title is not None or args.force):
+        raise ValueError("--title and --force are of the page: give -o DIR, too")
+    if len(histories) > 1:
+        write: Any = partial(write_comparison, histories)
+        told = as_text(_named(histories))
     else:
-        (history,) = args.histories
-        paths = write_report(history, args.out, title=args.title, force=args.force)
-        cost = read(history).cost
-        told = "" if cost is None else str(cost)
-    for path in paths:
+        write = partial(write_report, histories[0])
+        told = _told(_condensed(histories[0]), table=out is None)
+    for path in () if out is None else write(out, title=args.title, force=args.force):
         print(path)
     if told:
         print(told)
-    if without := style.lacking():
+    if out is not None and (without := style.lacking()):
         print(f"kcd: no pictures, the page has text and tables alone: {without}", file=sys.stderr)
     return 0
+
+
+def _told(run: Recorded, *, table: bool) -> str:
+    """Its stages, if they are not on a page, and what it cost."""
+    run.history.account = None  # which the cost has, and more files have that
+    lines = [str(run.history)] * table + ([] if run.cost is None else [str(run.cost)])
+    return "\n".join(lines)
+
+
+def _condensed(history: Path) -> Recorded:
+    """A run of one stage at least."""
+    run = read(history)
+    if not run.stages:
+        raise ValueError(
+            f"{history} holds no stage: the run ended before the first one did, and drew all samples. Give it together "
+            "with another run's history to compare them; CondensationSchedule.for_epochs(epochs) fits stages to a "
+            "run's length"
+        )
+    return run
 
 
 def write_report(history: Path, out: Path, *, title: str | None = None, force: bool = False) -> list[Path]:
@@ -83,9 +109,9 @@ def write_report(history: Path, out: Path, *, title: str | None = None, force: b
     Raises
     ------
     ValueError
-        If the file is no history, the folder can't be written to, or a file in it is somebody else's.
+        If the file is no history, or that of a run without a stage, the folder can't be written to, or a file in it is somebody else's.
     """
-    recorded = read(history)
+    recorded = _condensed(history)
     if title is None:
         title = recorded.title or f"Knowledge condensation: {history.stem}"
     makers = {} if style.lacking() else PICTURES

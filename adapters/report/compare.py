@@ -31,13 +31,15 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 def facts(run: Recorded) -> dict[str, int | float | str | None]:
     """What a run kept and took; None is what its file does not say."""
-    cost = run.cost
+    spent, cost = run.history.account, run.cost
+    if spent is not None and spent.first > 1:
+        cost = None  # of a part of the epochs: not to be set beside others' costs
     return {
         "samples": run.num_samples,
         "epochs": run.epochs,
         "stages": len(run.stages),
-        "kept in the end": run.stages[-1]["kept"],
-        "samples drawn": run.drawn,
+        "kept in the end": run.stages[-1]["kept"] if run.stages else run.num_samples,
+        "samples drawn, of one process": None if cost is None else cost.drawn,
         "drawn, % of plain distillation's": round(100 * run.drawn / run.full, 2),
         "teacher queries, of one process": None if cost is None else cost.asked,
         "seconds of training": round(cost.seconds, 1) if cost is not None and cost.seconds else None,

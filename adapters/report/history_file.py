@@ -46,9 +46,9 @@ class Recorded:
     Attributes
     ----------
     history : CondensationHistory
-        Of one stage at least.
+        Of one epoch at least. No stage has ended in a run that drops nothing.
     epochs : int
-        Of the whole run where the file says so, else up to the last stage recorded.
+        Of the whole run where the file says so, else up to the last stage recorded. At least 1.
     tables : dict
         Whatever else the file holds, such as ``settings`` and ``summary``: shown, not interpreted.
     classes : tuple of ClassShares
@@ -180,8 +180,8 @@ def parse(text: str) -> Recorded:
         if loose:
             tables["other"] = {**loose, **tables.get("other", {})}
     checked = CondensationHistory.from_state(history)
-    if not len(checked):
-        raise ValueError("it holds no stage: the run ended before the first one did")
+    if checked.settings:
+        tables["settings"] = {**checked.settings, **tables.get("settings", {})}
     if tables.get("settings", {}).get("mixing", "unknown") in ("none", None):
         for stage in checked:
             stage["mixed"] = 0  # records of older versions count what could be mixed
@@ -189,7 +189,11 @@ def parse(text: str) -> Recorded:
     spent = checked.account
     if spent is not None:
         epochs.append(spent.first + len(spent.epochs) - 1)
-    last = max([checked[-1]["epoch"], *(e for e in epochs if e < 1 << 31)])
+    last = max([0, *(stage["epoch"] for stage in checked), *(e for e in epochs if e < 1 << 31)])
+    if not last:
+        raise ValueError(
+            "it holds neither a stage nor what an epoch took: the run ended before its first epoch did"
+        )
     summary = tables.get("summary", {})
     saved, full = (summary.get(name) for name in ("saved", "full"))
     if spent and spent.first == 1 and spent.total.plain:

@@ -249,6 +249,7 @@ def wrap_loader(
         },
         what="loader",
         alike={"batch_size": batches.batch_size, "ask": asking_schedule and asking_schedule.state_dict()},
+        also={} if asking_schedule is None else {"ask": _plain(asking_schedule, ask)},
         tell=batches.tell,
         plain=batches.plain,
     )
@@ -261,6 +262,11 @@ def wrap_loader(
     run.warn_once("no batch ahead", _without_batch(schedule, batches, num_samples))
     inner = rebuild(loader, batches, mix)
     return CondensedLoader(run, batches, inner, loader.dataset, return_index, prefetch, asking)
+
+
+def _plain(schedule: CondensationSchedule, ask: Any) -> Any:
+    """``ask``, which the schedule was made from, as plain numbers."""
+    return schedule.state_dict() if schedule is ask else schedule.ratio
 
 
 def _without_batch(schedule: CondensationSchedule, batches: KeyBatches, num_samples: int) -> str:

@@ -269,7 +269,7 @@ def first(**fields: Any) -> Callable[[dict[str, Any]], None]:
         (changed(lambda s: s.update(num_samples=True)), "num_samples must be"),
         (changed(lambda s: s.update(num_samples="1000")), "num_samples must be"),
         (changed(lambda s: s.update(records={})), "records must be a list"),
-        (changed(lambda s: s.update(records=[])), "no stage"),
+        (changed(lambda s: s.update(records=[])), "neither a stage nor what an epoch took"),
         (changed(lambda s: s.update(records=[7])), r"records\[0\] must be an object"),
         (changed(lambda s: s.update(records=[0] * 10**6)), "at most 100000 stages"),
         (changed(lambda s: s["records"].reverse()), r"records\[1\]: epochs must rise"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from helpers import cut_off
 
+import kcd_core as kcd
 from kcd_adapters.cli import main
 from kcd_adapters.report.compare import as_text, differing, draw, facts, figure_of, kept, names_of
 from kcd_adapters.report.history_file import parse
@@ -52,15 +53,92 @@ def test_what_runs_took_is_counted_by_hand() -> None:
         "epochs": 6,
         "stages": 2,
         "kept in the end": 60,
-        "samples drawn": 2 * (100 + 80 + 60),
+        "samples drawn, of one process": 480,
         "drawn, % of plain distillation's": 80.0,
         "teacher queries, of one process": 240,
         "seconds of training": 12.3,
         "accuracy": "76.5",
     }
     own = facts(RUNS["b"])
-    assert own["samples drawn"] == 2 * 100 + 4 * 50
-    assert [own[name] for name in list(own)[-3:]] == [None] * 3  # nothing is made up
+    assert own["drawn, % of plain distillation's"] == round(100 * (2 * 100 + 4 * 50) / 600, 2)
+    unknown = (
+        "samples drawn, of one process",
+        "teacher queries, of one process",
+        "seconds of training",
+        "accuracy",
+    )
+    assert [own[name] for name in unknown] == [None] * 4  # nothing is made up
+
+
+def counted(first: int) -> kcd.CondensationHistory:
+    """Of two epochs without a stage, of which one batch was left out, each on one of two processes."""
+    history = kcd.CondensationHistory(100)
+    history.account = kcd.Account(first)
+    for _ in range(2):
+        history.account.add(kcd.Cost(drawn=48, asked=12, seconds=3.0))
+        history.account.end_epoch(plain=48)
+    return history
+
+
+def test_what_was_drawn_and_asked_are_both_of_one_process() -> None:
+    own = facts(parse(counted(1).to_json()))
+    assert (own["samples drawn, of one process"], own["teacher queries, of one process"]) == (96, 24)
+    # Where only some of the epochs were counted, a sum would look like all of them.
+    own = facts(parse(counted(2).to_json()))
+    assert (own["samples drawn, of one process"], own["teacher queries, of one process"]) == (None, None)
+
+
+def test_a_run_without_a_stage_is_compared_and_not_shown_alone(
+    files: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "kd.json").write_text(counted(1).to_json())
+    out = tmp_path / "out"
+    assert main(["report", *files, str(tmp_path / "kd.json"), "-o", str(out)]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["epoch", "2", "80", "50", "-"] in table
+    assert ["stages", "2", "1", "0"] in table
+    assert ["kept", "in", "the", "end", "60", "50", "100"] in table
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    for options in ([], ["-o", str(tmp_path / "alone")]):
+        assert main(["report", str(tmp_path / "kd.json"), *options]) == 2
+        said = capsys.readouterr().err
+        assert "holds no stage" in said
+        assert "Give it together with another run's history" in said
+    assert not (tmp_path / "alone").exists()
+
+
+def test_without_a_folder_text_is_all_there_is(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert main(["report", *files]) == 0
+    assert capsys.readouterr().out == as_text(RUNS) + "\n"
+    assert main(["report", files[0]]) == 0
+    *stages, cost = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in stages[1:]] == [["1", "2", "80"], ["2", "4", "60"]]
+    assert cost.startswith("480 samples drawn (80.0% of plain distillation's), 240 teacher queries")
+    assert main(["report", files[0], "--force"]) == 2
+    assert "give -o DIR, too" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_settings_of_a_history_are_compared(tmp_path: Path) -> None:
+    """Those that the file gives beside the history come first."""
+    pytest.importorskip("torch")
+    runs = {}
+    for name, options in {"kc": {}, "random": {"select": "random"}}.items():
+        sampler = kcd.CondensedSampler(100, mixing=None)
+        run = kcd.Condensation(sampler, schedule=kcd.CondensationSchedule(), **options)
+        run.history.account = counted(1).account
+        runs[name] = run.history.to_json()
+    assert differing({name: parse(text) for name, text in runs.items()}) == {
+        "select": {"kc": None, "random": "random"}
+    }
+    wrapped = {"history": json.loads(runs["random"]), "settings": {"select": "mine", "lr": 1}}
+    settings = parse(json.dumps(wrapped)).tables["settings"]
+    assert (settings["select"], settings["lr"], settings["ratio"]) == ("mine", 1, 0.7)
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,10 @@ def test_text(loader):
 
 def test_state_goes_through_json_and_torch(loader):
     state = loader.history.state_dict()
-    assert identical_state(json.loads(loader.history.to_json()), state)
-    assert json.loads(loader.history.to_json())["account"] == loader.account.state_dict()
+    told = json.loads(loader.history.to_json())
+    assert told.pop("account") == loader.account.state_dict()
+    assert kcd.CondensationHistory.from_state(told).settings == told.pop("settings")
+    assert identical_state(told, state)
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -106,6 +108,50 @@ def test_state_goes_through_json_and_torch(loader):
     )
     again.records.pop()
     assert len(loader.history) == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "differ"),
+    [
+        ({}, {}),
+        ({"mixing": "cumulative", "alpha": 0.1}, {"mixing": "cumulative", "alpha": 0.1}),
+        ({"select": "random", "value": "margin"}, {"select": "random", "value": "margin", "mixing": "none"}),
+        ({"ask": 0.25, "min_weight": 0.9}, {"ask": 0.25, "min_weight": 0.9}),
+        (
+            {"ask": kcd.CondensationSchedule(0.25, 2, 3, warmup=4)},
+            {"ask": {"ratio": 0.25, "stages": 2, "period": 3, "warmup": 4}},
+        ),
+        ({"statistic": "last"}, {"statistic": "last"}),
+    ],
+    ids=lambda part: "-".join(part),
+)
+def test_the_json_says_what_the_run_was_given(given, differ):
+    usual = {
+        **{"ratio": 0.5, "stages": 3, "period": 1, "warmup": 0, "alpha": 0.03, "min_weight": 0.7},
+        **{"mixing": "fresh", "value": "entropy", "statistic": "mean", "select": None},
+    }
+    loader = wrap(Plain(N), kcd_options=given)
+    assert json.loads(loader.history.to_json())["settings"] == {**usual, **differ}
+
+
+def test_the_json_of_a_resumed_run_says_it_too_and_names_another_schedule():
+    loader = wrap(Plain(N), schedule=kcd.FreeSchedule(period=2), kcd_options={"select": keep_all})
+    run_epoch(loader)
+    resumed = wrap(Plain(N), schedule=kcd.FreeSchedule(period=2), kcd_options={"select": keep_all})
+    resumed.load_state_dict(loader.state_dict())
+    settings = json.loads(resumed.history.to_json())["settings"]
+    assert settings == json.loads(loader.history.to_json())["settings"]
+    assert (settings["schedule"], settings["period"], settings["select"]) == ("FreeSchedule", 2, "keep_all")
+
+
+def keep_all(value, count, kept, target, generator):
+    return kcd.CondensedSet(np.arange(N), N)
+
+
+def test_settings_that_are_none_are_refused(loader):
+    state = {**loader.history.state_dict(), "settings": ["ratio", 0.5]}
+    with pytest.raises(ValueError, match="not a history state: settings must be an object, got"):
+        kcd.CondensationHistory.from_state(state)
 
 
 @pytest.mark.parametrize(
