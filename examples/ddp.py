@@ -1,5 +1,7 @@
 """Distils on two ranks: torchrun --nproc-per-node 2 examples/ddp.py"""
 
+import tempfile
+
 import torch
 import torch.distributed as dist
 from digits import accuracy, kd_loss, network, summary, train, trained_teacher
@@ -31,7 +33,8 @@ for _ in range(EPOCHS):  # no sampler.set_epoch(): the loader does it
 
 states = loader.gather_state_dict()  # on every rank, too: what rank 0 saves for all
 if dist.get_rank() == 0:
-    kcd.save_checkpoint("kcd.ckpt", {"loader": states, "student": student.module.state_dict()})
+    with tempfile.TemporaryDirectory() as folder:
+        kcd.save_checkpoint(f"{folder}/kcd.ckpt", {"loader": states, "student": student.module.state_dict()})
     print(loader.history)
     print(f"teacher {accuracy(teacher):.1%}, student {accuracy(student.module):.1%}")
     drawn = sum(loader.schedule.sizes(len(train), EPOCHS))

@@ -97,6 +97,7 @@ def test_a_script_runs_on_two_ranks(name: str, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     check_saved(done.stdout)
+    assert not list(tmp_path.iterdir())  # what it saves is no clutter
 
 
 def test_every_script_is_quoted_as_it_is() -> None:

@@ -239,5 +239,7 @@ def report(console: Any, split: Split, results: Results, out: Path) -> None:
     for path in [out / "results.json", *draw(out, split, results.arms, shown)]:
         console.print(f"written: {path}")
     console.print()
-    for line in (*sentences(results.arms), *more(results.settings["data"], out / "results.json")):
+    for line in sentences(results.arms):
         console.print(line)
+    for line in more(results.settings["data"], out / "results.json"):
+        console.print(line, markup=False, soft_wrap=True)  # a command is copied whole

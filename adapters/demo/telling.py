@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from types import TracebackType
 from typing import Any
 
@@ -100,7 +102,7 @@ def print_table(console: Any, results: Results) -> None:
     table = need("rich.table").Table(
         title=results.title,
         caption="KC-KD is wrap_loader's default. ± is the s.d. over seeds; minus KD's: the mean difference, paired by seed, and "
-        "its 95 % interval. Seconds are those of one run, without testing, with all mixing; in kcd: record() and "
+        "its 95 % interval. Seconds are the median over seeds, without testing, with all mixing; in kcd: record() and "
         "end_epoch() alone. Plain KD is recorded, too, at a ratio of 1. The teacher is asked for every sample drawn; "
         f"its passes and the student's take {taken} GFLOP, by torch's counter.",
         title_justify="left",
@@ -127,8 +129,8 @@ def print_table(console: Any, results: Results) -> None:
             "" if runs is plain else str(difference(runs, plain)),
             f"{runs[0].cost.drawn:,}",
             f"{runs[0].cost.drawn / full:.1%}",
-            f"{mean(run.seconds for run in runs):.2f}",
-            f"{mean(run.kcd_seconds for run in runs):.2f}",
+            f"{median(run.seconds for run in runs):.2f}",
+            f"{median(run.kcd_seconds for run in runs):.2f}",
         )
     console.print(table, soft_wrap=False)
 
@@ -144,9 +146,10 @@ def sentences(arms: Mapping[str, Sequence[Run]]) -> list[str]:
     if not own_runs:
         return [f"Nothing can be compared: no run of {own} is complete."]
     drawn = own_runs[0].cost.drawn / plain_runs[0].cost.drawn
-    own_seconds, seconds = (mean(run.seconds for run in runs) for runs in (own_runs, plain_runs))
+    own_seconds, seconds = (median(run.seconds for run in runs) for runs in (own_runs, plain_runs))
     told = [
-        f"{own} drew {drawn:.0%} of {plain}'s samples, and a run took {own_seconds:.1f} s, where {plain} took {seconds:.1f} s."
+        f"{own} drew {drawn:.0%} of {plain}'s samples, and its median run took {own_seconds:.1f} s, where {plain}'s took "
+        f"{seconds:.1f} s."
     ]
     found: dict[int, list[str]] = {1: [], -1: [], 0: []}
     pairs = set()  # of runs, behind each interval
@@ -183,10 +186,22 @@ def more(data: str, results: Path) -> list[str]:
     commands = {
         "letter": ("make demo DATA=letter", "20,000 letters of 26 classes; fetches a file of 14 MB, once"),
         "fashion-mnist": ("make demo DATA=fashion-mnist", f"clothes; {fashion}"),
-        "": (f"kcd report {results} -o DIR", "every stage of KC-KD's first run, as a page"),
+        "": (
+            f"{_program()} report {shlex.quote(str(results))} -o DIR",
+            "every stage of KC-KD's first run, as a page",
+        ),
     }
-    lines = [f"  {command:30} {what}" for name, (command, what) in commands.items() if name != data]
+    wide = max(len(command) for command, _ in commands.values())
+    lines = [f"  {command:{wide}}  {what}" for name, (command, what) in commands.items() if name != data]
     return ["To see more:", *lines, "docs/results.md has ten runs of each, and more arms."]
+
+
+def _program() -> str:
+    """What ``kcd`` was started as, which may not be on the PATH."""
+    start = Path(sys.argv[0])
+    if start.name == "__main__.py":  # of python -m
+        return f"{shlex.quote(sys.executable)} -m {start.parent.name}"
+    return shlex.quote(str(start))
 
 
 def _listed(parts: Iterable[str]) -> str:

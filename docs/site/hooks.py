@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import posixpath
 import re
@@ -63,12 +64,19 @@ def notebook(text: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def about(file: Path) -> str:
+    """What the first line of a script says of it, to be read after its name; nothing of another file."""
+    said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) if file.suffix == ".py" else None
+    return f": {said.splitlines()[0]}" if said else ""
+
+
 def shown(path: str) -> str:
     """A file, or a folder's list, as a page."""
     file = ROOT / path
     if file.is_dir():
-        names = sorted(each.name for each in file.iterdir() if each.suffix in (".py", ".md"))
-        return f"# {path}\n\n" + "".join(f"- [{name}]({posixpath.basename(path)}/{name})\n" for name in names)
+        files = sorted(each for each in file.iterdir() if each.suffix in (".py", ".md"))
+        lines = [f"- [{each.name}]({posixpath.basename(path)}/{each.name}){about(each)}\n" for each in files]
+        return f"# {path}\n\n" + "".join(lines)
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".md":
         return text

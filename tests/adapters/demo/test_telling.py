@@ -1,17 +1,25 @@
 """What ``kcd demo`` says it has shown: only what the intervals of its runs do."""
 
+import shlex
+import subprocess
+import sys
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import kcd_adapters
 from kcd_adapters.demo import telling
 from kcd_adapters.demo.telling import Difference, difference, more, sentences
 
 
-def runs(*percent, drawn=100, seconds=2.0):
+def runs(*percent, drawn=100, seconds=(2.0,)):
     cost = SimpleNamespace(drawn=drawn)
-    return [SimpleNamespace(accuracy=x / 100, cost=cost, seconds=seconds) for x in percent]
+    return [
+        SimpleNamespace(accuracy=x / 100, cost=cost, seconds=took)
+        for x, took in zip(percent, cycle(seconds), strict=False)
+    ]
 
 
 def test_a_difference_is_paired_and_its_interval_students():
@@ -40,14 +48,14 @@ def test_equal_differences_tell_no_interval():
 def test_what_is_seen_and_what_is_not():
     told = sentences(
         {
-            "KD": runs(90, 91, 92, drawn=1000, seconds=4.0),
-            "KC-KD": runs(90.1, 91, 91.9, drawn=710, seconds=3.0),
+            "KD": runs(90, 91, 92, drawn=1000, seconds=(4.0, 16.0, 3.9)),
+            "KC-KD": runs(90.1, 91, 91.9, drawn=710, seconds=(3.0, 3.1, 2.9)),
             "random dropping": runs(88, 89.1, 90),
             "KD, shorter": runs(92.1, 93, 94),
         }
     )
     assert told == [
-        "KC-KD drew 71% of KD's samples, and a run took 3.0 s, where KD took 4.0 s.",
+        "KC-KD drew 71% of KD's samples, and its median run took 3.0 s, where KD's took 4.0 s.",
         "Seen: KC-KD is better than random dropping (+1.97 ± 0.29 points), and worse than KD, shorter "
         "(-2.03 ± 0.14 points).",
         "Not seen: a difference, beyond chance, between KC-KD and KD (+0.00 ± 0.25 points).",
@@ -95,8 +103,28 @@ def test_one_run_shows_nothing_and_none_less():
 @pytest.mark.parametrize("there", [True, False])
 def test_more_is_what_was_not_run(there, tmp_path, monkeypatch):
     monkeypatch.setattr(telling, "DEBIAN", tmp_path if there else tmp_path / "absent")
+    monkeypatch.setattr(sys, "argv", [".venv/bin/kcd", "demo"])
     text = "\n".join(more("letter", Path("out/results.json")))
     assert "DATA=letter" not in text
-    assert "kcd report out/results.json -o DIR" in text
+    assert "  .venv/bin/kcd report out/results.json -o DIR  " in text
     assert ("found on this machine" in text) == there
     assert "DATA=letter" in "\n".join(more("digits", Path("x")))
+
+
+@pytest.mark.parametrize("module", [True, False])
+def test_the_command_that_is_told_can_be_given(module, tmp_path, monkeypatch):
+    """Wherever kcd is, and however it was started."""
+    program = Path(kcd_adapters.__file__).with_name("__main__.py")
+    if not module:
+        program = tmp_path / "my tools" / "kcd"
+        program.parent.mkdir()
+        program.write_text("print('usage: kcd report')")
+        start = f"{shlex.quote(sys.executable)} "
+    else:
+        start = ""
+    monkeypatch.setattr(sys, "argv", [str(program), "demo"])
+    (line,) = (line for line in more("letter", Path("my results.json")) if " -o DIR" in line)
+    assert " report 'my results.json' -o DIR " in line
+    command = start + line.partition(" 'my results.json'")[0].strip() + " --help"
+    done = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: kcd report")
