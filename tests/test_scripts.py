@@ -16,10 +16,20 @@ import pytest
 import torch
 from test_examples import SCRIPTS
 
+from kcd_adapters.cli import main
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 SHARED = {"digits.py", "words.py"}  # by the scripts
-ALONE = {"dict_batches.py", "gate.py", "own_values.py", "plain_loop.py", "resume.py", "tar_shards.py"}
+ALONE = {
+    "compare.py",
+    "dict_batches.py",
+    "gate.py",
+    "own_values.py",
+    "plain_loop.py",
+    "resume.py",
+    "tar_shards.py",
+}
 RANKS = {"ddp.py"}
 LAST = re.compile(r"([\d,]+) of ([\d,]+) samples drawn, ([\d,]+) of ([\d,]+) kept")
 ASKED = re.compile(r"the teacher was asked for ([\d,]+) of ([\d,]+) samples drawn")
@@ -64,7 +74,7 @@ def test_a_script_is_short_and_says_what_it_shows(script: Path) -> None:
     assert len(text.splitlines()) <= 75
 
 
-@pytest.mark.parametrize("name", sorted(ALONE - {"dict_batches.py", "resume.py"}))
+@pytest.mark.parametrize("name", sorted(ALONE - {"compare.py", "dict_batches.py", "resume.py"}))
 def test_a_script_runs(name: str, run: Callable[[str], dict[str, Any]]) -> None:
     run(name)
 
@@ -75,6 +85,19 @@ def test_the_script_with_a_schedule_of_steps_is_right_about_them(
     names = run("dict_batches.py")
     batches = sum(-(-size // 64) for size in names["schedule"].sizes(1200, names["EPOCHS"]))
     assert names["scheduler"].last_epoch == names["steps"] == batches
+
+
+def test_the_script_that_compares_writes_what_the_report_reads(
+    run: Callable[[str], dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("compare.py")
+    files = [str(tmp_path / "kcd-compare" / f"{name}.json") for name in ("kd", "random", "kc")]
+    assert main(["report", *files]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["ratio", "1.0", "0.5", "0.5"] in table
+    assert ["select", "-", "random", "-"] in table
+    (drawn,) = (line for line in table if line[:2] == ["samples", "drawn,"])
+    assert drawn[-3:] == ["16,800", "12,600", "12,600"]
 
 
 def test_the_script_that_is_interrupted_ends_as_if_it_had_not_been(
