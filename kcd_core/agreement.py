@@ -66,17 +66,24 @@ class Agreement:
             check_one_moment(self._run, self._loads, self._moment, self._layout.group)
             self._moment = None
 
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """See that all ranks would condense alike."""
+    def check(self, settings: Mapping[str, Any], epoch: int, recorded: bool) -> None:
+        """See that all ranks would condense alike, and that none forgot to record its share of the ``epoch`` that ends.
+
+        Only a rank that drew a share can forget it: of ranks that draw alike, one may record for all, and of data that
+        this run does not draw, a rank may have none.
+        """
         layout = self._layout
         if distributed.world_size(layout.group) > 1:
+            forgotten = layout.ranks > 1 and epoch in self._drawn and not recorded
             settings = {
                 **settings,
                 **layout.in_force(),
                 **self._alike,
                 "run": self._run,
                 **layout.tracker.alike,
+                "epoch": epoch,
                 "number of epochs drawn": len(self._drawn),
+                "calls of record() in this epoch": "none" if forgotten else "some",
             }
             distributed.check_agreement(settings, shard=layout.rank, shards=layout.ranks, group=layout.group)
             check_share(getattr(layout, "sampler", layout), layout.group)

@@ -187,8 +187,8 @@ class Run(RunState):
         Raises
         ------
         RuntimeError
-            If a stage is due and nothing was ever recorded; if ranks disagree in their settings, or one
-            is gone; or if the tracker's statistic is "stage_mean", and it has another run, made after this one.
+            If a stage is due and nothing was ever recorded; if ranks disagree in their settings, one of them recorded nothing of
+            a share that it drew, or one is gone; or if the tracker's statistic is "stage_mean", and it has another run, made after this one.
         ValueError
             With ``on_nonfinite="raise"`` and values on a device, if some were not finite in this epoch. Where no
             stage is due, only the rank that recorded them raises; the others wait for it at the next stage, or with
@@ -211,7 +211,7 @@ class Run(RunState):
         due = self.schedule.due(self.epoch)
         meets = due or self.tracker.window == "epoch"
         if meets or self.agreement.missing:
-            self.agreement.check({**self.identity(), "epoch": self.epoch})
+            self.agreement.check(self.identity(), self.epoch, self.seen)
         decision = self._decide() if due else None
         problem: Exception | None = None
         entry: dict[str, Any] | None = None
@@ -256,8 +256,9 @@ class Run(RunState):
     def _warn(self, decision: Decision | None) -> None:
         told = dict(self._tell(self.epoch, decision)) if self._tell else {}
         if not (self.seen or told) and self.layout.call:
+            where = f" on rank {distributed.rank(self.group)}" * (distributed.world_size(self.group) > 1)
             told["nothing recorded"] = (
-                f"nothing was recorded in epoch {self.epoch}: call {self.layout.call} after the student's "
+                f"nothing was recorded in epoch {self.epoch}{where}: call {self.layout.call} after the student's "
                 "forward pass"
             )
         if self.progress.rows:  # in this process

@@ -14,7 +14,7 @@ PASSED_OVER = frozenset({"kcd_core", "kcd_adapters", "torch"})
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line that led here from outside these packages; where there is none, at the outermost."""
-    frames = [frame for frame, _ in walk_stack(inspect.currentframe())]
-    modules = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
-    users = (level for level, module in enumerate(modules, 1) if module not in PASSED_OVER)
-    warnings.warn(text, category, stacklevel=next(users, len(frames)))
+    stack = walk_stack(inspect.currentframe())
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in stack]
+    users = (level for level, package in enumerate(packages, 1) if package not in PASSED_OVER)
+    warnings.warn(text, category, stacklevel=next(users, len(packages)))

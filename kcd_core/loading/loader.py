@@ -249,8 +249,8 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
         Raises
         ------
         RuntimeError
-            If a stage is due and nothing was ever recorded; or if ranks disagree in their settings, or one
-            is gone. Nothing is changed then, nor by an interrupt.
+            If a stage is due and nothing was ever recorded; or if ranks disagree in their settings, one of them recorded
+            nothing, or one is gone. Nothing is changed then, nor by an interrupt.
 
         Warns
         -----

@@ -359,7 +359,7 @@ def test_a_run_compares_every_setting(ranks: Ranks, kind: str, name: str) -> Non
             raise
 
     assert name in differences(ranks.each(work))
-    always = {"kcd_core", "version", "run", "number of epochs drawn"}
+    always = {"kcd_core", "version", "run", "number of epochs drawn", "calls of record() in this epoch"}
     assert ranks.compared == {*odd, *others, *always}
 
 

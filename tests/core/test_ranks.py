@@ -9,6 +9,7 @@ import logging
 import pickle
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,29 @@ def ended_twice(rank: int) -> Any:
         run_epoch(loader)
     else:
         loader.end_epoch()
+
+
+def forgotten(rank: int, who: int, shares: int = WORLD, **options: Any) -> list[str]:
+    """Whether rank ``who`` records or not, all ranks are told the same, or nothing."""
+    loader = plain(num_replicas=shares, rank=rank % shares, **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for batch in loader:
+            if rank != who:
+                loader.record(logits_of(index_of(batch), 1))
+        error = told(lambda: loader.end_epoch() and None)
+    return [error, *(str(one.message) for one in caught)]
+
+
+def forgotten_by_hand(rank: int) -> list[str]:
+    """Rank 0 may have gathered all logits, so that rank 1 is told, and no error raised."""
+    run = kcd.Condensation(kcd.CondensedSampler(N, num_replicas=WORLD, rank=rank), schedule=SCHEDULE)
+    if rank != 1:
+        run.record(logits_of(range(N), 1), indices=range(N))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.end_epoch()
+    return [str(one.message) for one in caught]
 
 
 def torn(rank: int, sharded: bool) -> list[Any]:
@@ -267,6 +291,11 @@ def work(rank: int, world: int, folder: Path) -> None:
         ],
         "two loaders": told(lambda: two_loaders(rank)),
         "ended twice": told(lambda: ended_twice(rank)),
+        "forgotten": [forgotten(rank, who) for who in (0, 2)],
+        "forgotten slice": forgotten(rank, 2, sharded=True),
+        "forgotten before a stage": forgotten(rank, 2, schedule=EVERY_SECOND),
+        "recorded by others": forgotten(rank, 2, 1),
+        "forgotten by hand": forgotten_by_hand(rank),
         "torn": torn(rank, False),
         "torn slices": torn(rank, True),
         "torn by hand": told(lambda: torn_by_hand(rank)),
@@ -354,6 +383,28 @@ def test_ranks_that_lost_step_are_all_told_so() -> None:
         first, *others = on_every_rank(what)
         assert f"rank(s) [3] differ from rank 0 in {name}: " in first
         assert others == [first] * 3
+
+
+def test_a_rank_that_forgets_to_record_its_share_is_an_error_on_all() -> None:
+    two = "ranks disagree: rank(s) [2] differ from rank 0 in calls of record() in this epoch: 'none' there"
+    for what in ("forgotten slice", "forgotten before a stage"):
+        assert all(
+            error.startswith(f"RuntimeError: {two}") and not said for error, *said in on_every_rank(what)
+        )
+    for (by_0, *none), (by_2, *said) in on_every_rank("forgotten"):
+        assert "rank(s) [1, 2, 3] differ from rank 0 in calls of record() in this epoch: 'some' there" in by_0
+        assert two in by_2
+        assert not none
+        assert not said
+
+
+def test_a_rank_that_need_not_record_is_no_error() -> None:
+    by_others, by_hand = on_every_rank("recorded by others"), on_every_rank("forgotten by hand")
+    assert [error for error, *_ in by_others] == [None] * WORLD
+    assert [said for _, *said in by_others][:2] == [[], []]
+    assert by_others[2][1].startswith("nothing was recorded in epoch 1 on rank 2: call loader.record")
+    assert by_hand[1][0].startswith("nothing was recorded in epoch 1 on rank 1: call run.record")
+    assert not any("nothing was recorded" in text for rank in (0, 2, 3) for text in by_hand[rank])
 
 
 @pytest.mark.parametrize("what", ["torn", "torn slices"])
