@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import runpy
 import subprocess
@@ -72,6 +73,15 @@ def test_a_script_is_short_and_says_what_it_shows(script: Path) -> None:
     assert said
     assert "\n" not in said
     assert len(text.splitlines()) <= 75
+
+
+def test_the_site_says_of_each_script_what_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mkdocs")
+    monkeypatch.syspath_prepend(ROOT / "docs" / "site")
+    listed = importlib.import_module("hooks").shown("examples")
+    for script in EXAMPLES.glob("*.py"):
+        said = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8")))
+        assert f"- [{script.name}](examples/{script.name}): {said}\n" in listed
 
 
 @pytest.mark.parametrize("name", sorted(ALONE - {"compare.py", "dict_batches.py", "resume.py"}))
