@@ -85,6 +85,7 @@ PANELS = (
             Line("condensed", {"kc-kd-v3": ""}, ratio=0.3),
             Line("recommended", {"kc-kd-for-epochs": "0.3"}, ratio=0.3),
             Line("random", gates("chance", named=False), apart=1.2),
+            Line("random", {"random-for-epochs": " "}, ratio=0.3),
             Line("gate", gates("gate", named=True)),
             Line("both", {"kc-gate-quarter": " "}, ratio=0.3, apart=-1.2),
         ),

@@ -86,7 +86,7 @@ def rows_and_text(text):
     return rows, " ".join(line for line in text.splitlines() if not line.startswith("|"))
 
 
-@pytest.mark.parametrize(("name", "tabled", "told"), [("README.md", 5, 4), ("docs/results.md", 15, 25)])
+@pytest.mark.parametrize(("name", "tabled", "told"), [("README.md", 5, 4), ("docs/results.md", 15, 27)])
 def test_results_are_those_of_the_study(name, tabled, told):
     """Every row of the table, and every difference in the text, is one that benchmarks/study.py printed."""
     students, note = printed_study("fashion-mnist-20000x24")

@@ -187,13 +187,18 @@ def figure(parts):
                 ("P", 0.3, ["kc-kd-for-epochs"]),
                 ("^", 1.0, ["gate-eighth", "gate-quarter", "gate-half"]),
                 ("s", 1.0, ["chance-eighth", "chance-quarter", "chance-half"]),
+                ("s", 0.3, ["random-for-epochs"]),
                 ("D", 0.3, ["kc-gate-quarter"]),
             )
         ],
     ],
 )
 def test_the_readmes_figure_draws_the_committed_runs(figure, panel, study, marker, arms):
-    (drawn,) = [bars for bars in figure.axes[panel].containers if bars[0].get_marker() == marker]
+    (drawn,) = [
+        bars
+        for bars in figure.axes[panel].containers
+        if (bars[0].get_marker(), len(bars[0].get_ydata())) == (marker, len(arms))
+    ]
     line, (bars,) = drawn[0], drawn[2]
     expected = np.array([apart(study, *arm) for arm in arms])
     np.testing.assert_allclose(np.array(line.get_ydata(), float), expected[:, 0])
