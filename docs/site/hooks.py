@@ -15,6 +15,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
+INTERVAL = re.compile(r"(\[[+-][\d.]+,) (?=[+-][\d.]+\])")
 FETCHED = re.compile(
     r"""<(?:script|link|img|iframe|source|video)\b[^>]*?\s(?:src|href)=["']?((?:https?:)?//[^"'\s>]+)"""
 )
@@ -112,7 +113,7 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Lead the links of a page to the pages that on_files has made."""
+    """Lead the links of a page to the pages that on_files has made, and keep intervals whole at the end of a line."""
     here = page.file.src_uri
     if not is_prose(origin(here)):
         return markdown
@@ -124,7 +125,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         (target,) = targets(match.group(), origin(here))
         return f"{before}{posixpath.relpath(place(target), posixpath.dirname(here))}{after}"
 
-    return LINK.sub(led, markdown)
+    return INTERVAL.sub("\\1\N{NO-BREAK SPACE}", LINK.sub(led, markdown))
 
 
 def on_post_page(output: str, page: Page, **_: Any) -> str:
