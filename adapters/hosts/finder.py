@@ -110,7 +110,7 @@ class Finder:
                 self._journal.warn(
                     f"a prediction was observed, and the labels in the batches of {type(hosted.dataset).__name__} "
                     f"were not found by the profile's `targets`, which takes them from a batch: {hosted.unlabelled}. Name "
-                    "them there: targets=lambda batch: batch[...] gives a tensor [B] (docs/adapters.md)"
+                    "them there: targets=lambda batch: batch[...] gives a tensor [B] (docs/profiles.md)"
                 )
         if not sizes:
             self._reasons.note("elsewhere", "its labels were not seen where those of the first batches were")
@@ -124,5 +124,5 @@ class Finder:
         return (
             f"{self._where} was given predictions with other labels than the batch has that was drawn for "
             "them (mixed labels? a loop that was changed?), so nothing could be recorded rightly. Write a profile for "
-            "this repository (docs/adapters.md), or run without KCD"
+            "this repository (docs/profiles.md), or run without KCD"
         )

@@ -13,7 +13,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments: none."""
     parser.epilog = (
         "Where a family is known, any script of any repository that trains in its way is. Any other: kcd run --auto SCRIPT, or "
-        "--profile NAME; docs/adapters.md says how to write a profile."
+        "--profile NAME; docs/profiles.md says how to write a profile."
     )
 
 

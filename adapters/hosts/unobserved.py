@@ -112,7 +112,7 @@ class Unobserved:
             self._journal.say(
                 f"the run stops, since it is plain training: {self._due}. If another phase comes before the student's own, "
                 "give --if-unobserved warn (if_unobserved='warn' in a patched script), or let the profile say how many "
-                "epochs it has (`before`); else let it observe another function (docs/adapters.md)"
+                "epochs it has (`before`); else let it observe another function (docs/profiles.md)"
             )
         raise SystemExit(STATUS)
 

@@ -1,7 +1,7 @@
 """One profile per codebase: how to recognise it, and where its student is observed.
 
 To add one, write a module beside this one (the smallest is `sskd`), and list it in `MODULES`; or a file
-anywhere, for ``--profile FILE.py``. See docs/adapters.md.
+anywhere, for ``--profile FILE.py``. See docs/profiles.md.
 """
 
 from __future__ import annotations

@@ -223,7 +223,7 @@ class Profile:
         """Why the teacher can't be asked for a part of the samples; None if it can."""
         if self.teacher is None:
             return (
-                f"profile {self.name} does not say where the teacher is (`teacher`, docs/adapters.md); those of RepDistiller, "
+                f"profile {self.name} does not say where the teacher is (`teacher`, docs/profiles.md); those of RepDistiller, "
                 "mdistiller and timm do"
             )
         return self.teacher.refuse(arguments)

@@ -79,7 +79,7 @@ def no_profile(script: Path, known: Sequence[Profile], command: str) -> str:
         text += f"\nThe nearest profile is {name}: {why}. If it is a fork: {_typed(command, f'--profile {name}', script)}"
     return (
         f"{text}\nWithout a profile: {_typed(command, '--auto', script)} finds the student while it trains. A profile of "
-        "your own is one file (docs/adapters.md); a training loop of your own takes three lines with kcd_core.wrap_loader "
+        "your own is one file (docs/profiles.md); a training loop of your own takes three lines with kcd_core.wrap_loader "
         "(README.md)"
     )
 
@@ -101,7 +101,7 @@ def no_repository(root: Path, known: Sequence[Profile]) -> str:
     return (
         f"no profile knows the repository {root}. Known are {', '.join(profile.title for profile in known)} (kcd profiles). "
         "A fork of one: kcd patch --profile NAME SCRIPT. Any other: kcd patch --auto SCRIPT. A profile of your own is one "
-        "file (docs/adapters.md); a training loop of your own takes three lines with kcd_core.wrap_loader (README.md)"
+        "file (docs/profiles.md); a training loop of your own takes three lines with kcd_core.wrap_loader (README.md)"
     )
 
 

@@ -33,7 +33,7 @@ SETTLED = 3  # batches after which it is known where their labels are seen
 UNSEEN = (
     "neither cross_entropy nor nll_loss nor a module was given whole numbers [B] (are they soft, or mixed?)"
 )
-WAY = "Let a profile of ten lines say where the two are (docs/adapters.md), or run without KCD"
+WAY = "Let a profile of ten lines say where the two are (docs/profiles.md), or run without KCD"
 
 
 class Watcher:
