@@ -66,9 +66,9 @@ def wrap_loader(
     loader : torch.utils.data.DataLoader
         Map-style, batched, with torch's own random, sequential or distributed sampler. It is not changed. Workers,
         pinning, the collate function and other settings are carried over. Its ``collate_fn`` must keep the samples in
-        order, since rows are identified by it; it may only leave out samples that are None. Its result is compared
-        with the first samples of each process, and ``record`` refuses a visibly different order. Some batches, such
-        as those with soft targets, do not show it.
+        order, since rows are identified by their place; it may only leave out samples that are None. The first
+        batches of each process are compared with their samples, and ``record`` refuses a visibly different order.
+        Some batches, such as those with soft targets, do not show it.
     schedule : CondensationSchedule or None
         When the set of samples shrinks, and to what size. None takes the schedule of a ``select`` that has its own;
         with ``ask`` alone, all samples are drawn in every epoch.
@@ -89,8 +89,8 @@ def wrap_loader(
     mixing : {"auto", "cumulative", "fresh", None}
         How dropped samples are mixed into barely kept ones: on top of the mixtures of earlier stages (the authors'
         behaviour), always from the originals, or not at all. "auto" is cumulative for raw images, with
-        ``mix_arrays``, and fresh otherwise, where every image in a mixture is one more sample to fetch. A loaded
-        state brings its own. See docs/mixing.md in the repository.
+        ``mix_arrays``. Otherwise it is fresh, since every image in a mixture is then one more sample to fetch. A
+        loaded state brings its own. See docs/mixing.md in the repository.
     mixer : {"auto", "arrays", "samples"} or callable
         ``mix_arrays`` (raw images, before the transform, as the paper does), ``mix_samples`` (after it), or your own
         ``mixer(dataset, index, steps) -> sample``. "auto" takes the first if the data set keeps raw images in
@@ -98,17 +98,17 @@ def wrap_loader(
         codes or label maps (below 32, and 255). Other integers are mixed there only with "arrays".
 
         Until something is mixed, every epoch tries it on different samples of its first batch, for which up to three
-        samples are fetched once more. What can't be mixed is an error then: ids, shapes that differ, a data set with
-        a cache of its own, or labels that are read from ``.data``. So is a tensor beside the image, such as stored
-        teacher logits, which would remain those of the unmixed image (single numbers, integers and one-hot labels
-        may). Name what is mixed with ``functools.partial(mix_samples, fields=[...])``, which dicts always need, or
-        use ``mixing=None``.
+        samples are fetched once more. Samples that can't be mixed are an error then: ids, shapes that differ, a data
+        set with a cache of its own, or labels that are read from ``.data``. So is a tensor beside the image, such as
+        stored teacher logits, which would remain those of the unmixed image (single numbers, integers and one-hot
+        labels are allowed). Name what is mixed with ``functools.partial(mix_samples, fields=[...])``, which dicts
+        always need, or use ``mixing=None``.
     mixing_cache : int or str, optional
         How many bytes mixed raw images may take, such as "1 GB". They are made when a stage's first pass begins, and
-        then read like any other image; the result is the same to the bit. Images without room are mixed whenever they
-        are drawn, as all are with 0. Each rank has its own cache, which its workers share. While persistent workers
-        still read the last stage's images, both caches exist. The cache is not saved but made again. Only for
-        ``mix_arrays``.
+        then read like any other image; the result is the same to the bit. Images for which there is no room are mixed
+        whenever they are drawn, as all are with 0. Each rank has its own cache, which its workers share. While
+        persistent workers still read the last stage's images, both caches exist. The cache is not saved but made
+        again. Only for ``mix_arrays``.
     return_index : bool
         Yield ``(indices, batch)``, int64 [B] and your batch, instead of your batch alone. Padding has the index -1:
         pass it to ``record`` as it is. Without this option, the indices of the batch yielded last are
@@ -116,19 +116,20 @@ def wrap_loader(
     prefetch : callable, optional
         ``prefetch(batches) -> iterator``, for code that looks ahead between the DataLoader and your loop, such as a
         copy to a device. It gets an iterator over the batches of a pass, and yields one batch for each, in the same
-        order. The loader yields what the iterator yields. Batches that it holds back do not count as drawn, so that ``record`` and
-        ``state_dict`` refer to the batch that your loop has reached. If a batch can't be fetched, ``batches`` ends,
-        and ``prefetch`` is called again for the remaining ones if the loop continues after the error.
+        order. The loader yields what the iterator yields. Batches that it holds back do not count as drawn, so
+        ``record`` and ``state_dict`` refer to the batch that your loop has reached. If a batch can't be fetched,
+        ``batches`` ends, and ``prefetch`` is called again for the remaining ones if the loop continues after the
+        error.
     device : torch device, optional
         Where values are kept. Default: where the first recorded logits are.
     seed : int, 0 .. 2**64 - 1, optional
-        The seed of the samples' order. Default: on one rank that of the loader's ``generator``, else that of
-        ``torch.manual_seed`` when the loader is wrapped (nothing is drawn from either); on several ranks that of the
-        DistributedSampler, else 0. A loaded state brings its own, unless ``seed`` is given, which must then be the
+        The seed of the samples' order. Default: on one rank, that of the loader's ``generator``, or else that of
+        ``torch.manual_seed`` when the loader is wrapped (nothing is drawn from either); on several ranks, that of the
+        DistributedSampler, or else 0. A loaded state brings its own, unless ``seed`` is given, which must then be the
         same.
     num_replicas, rank : int, optional
         How many ranks share the samples, and which of them this one is, if the loader has no DistributedSampler. With
-        ``num_replicas=1, rank=0`` every rank draws everything, in the same order, as tensor-parallel ranks must. If
+        ``num_replicas=1, rank=0``, every rank draws everything, in the same order, as tensor-parallel ranks must. If
         only one is given, the other is the process group's.
     group : torch.distributed.ProcessGroup, optional
         The ranks that train this student, whose recordings are summed. With data- and tensor-parallel ranks, these
@@ -149,8 +150,9 @@ def wrap_loader(
         ``batch_size=None``, a custom sampler or batch sampler. If ``mixer`` can't be called as above, or ``group`` is
         not a process group.
     ValueError
-        If a setting is outside its range, or would not be used, or the data set is empty; if ``num_replicas`` or ``rank`` contradicts
-        the loader's DistributedSampler, or ``rank`` is missing; or if this process is not in ``group``.
+        If a setting is outside its range, or would not be used, or the data set is empty; if ``num_replicas`` or
+        ``rank`` contradicts the loader's DistributedSampler, or ``rank`` is missing; or if this process is not in
+        ``group``.
     RuntimeError
         If the loader has no DistributedSampler, there are several ranks, and neither ``num_replicas`` nor ``rank``
         says what each of them draws; or if the number of ranks is not ``num_replicas``. If the process group is
@@ -161,6 +163,20 @@ def wrap_loader(
     UserWarning
         If epochs will have no batch, because ``drop_last`` leaves nothing of so small a set; or if there are too few
         samples for the schedule to drop any.
+
+    Examples
+    --------
+    >>> import torch
+    >>> dataset = torch.utils.data.TensorDataset(torch.randn(200, 8), torch.arange(200) % 4)
+    >>> student = torch.nn.Linear(8, 4)
+    >>> loader = torch.utils.data.DataLoader(dataset, batch_size=50, shuffle=True)
+    >>> loader = wrap_loader(loader, schedule=CondensationSchedule(ratio=0.5, stages=2, period=1))
+    >>> for epoch in range(3):
+    ...     for x, targets in loader:
+    ...         loader.record(student(x))  # beside your loss and step
+    ...     condensed_set = loader.end_epoch()
+    >>> [stage["kept"] for stage in loader.history]
+    [150, 100, 100]
     """
     if isinstance(loader, CondensedLoader):
         raise TypeError(
