@@ -16,8 +16,9 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 # A shared machine may stall for longer than any deadline; the seed is fixed so that CI is repeatable.
-hypothesis.settings.register_profile("kcd", deadline=None, max_examples=60, derandomize=True)
-hypothesis.settings.register_profile("long", deadline=None, max_examples=2000)
+UNTIMED: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("kcd", max_examples=60, derandomize=True, **UNTIMED)
+hypothesis.settings.register_profile("long", max_examples=2000, **UNTIMED)
 hypothesis.settings.load_profile("kcd")
 
 

@@ -1,5 +1,6 @@
 """Small data sets and naive references for the loader's tests. At module level, so that workers can unpickle them."""
 
+import datetime
 import json
 import os
 import time
@@ -226,9 +227,13 @@ def ranks_in_one_process(monkeypatch, loaders):
         yield
 
 
-def run_ranks(work, world, folder, *args, seconds):
+#: What takes longer hangs; a machine that others share can stall for a minute.
+SECONDS = 300
+
+
+def run_ranks(work, world, folder, *args):
     """What ``work(rank, world, folder, *args)`` of every rank left in ``rankN.json``. No process is left behind."""
-    return results_of(start_ranks(work, world, folder, *args), folder, seconds=seconds)
+    return results_of(start_ranks(work, world, folder, *args), folder)
 
 
 def rank_processes():
@@ -246,9 +251,21 @@ def start_ranks(work, world, folder, *args):
     )
 
 
-def results_of(processes, folder, *, seconds):
+def join_ranks(rank, world, folder, backend="gloo"):
+    """Make the process group of `run_ranks`'s ranks, in one of them."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        backend,
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=SECONDS),
+    )
+
+
+def results_of(processes, folder):
     try:
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + 2 * SECONDS
         while not processes.join(timeout=1):  # raises what a rank raised
             assert time.monotonic() < deadline, "the ranks hang"
     finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import SECONDS
 
 import kcd_core as kcd
 
@@ -34,7 +35,7 @@ def test_the_readmes_example_runs_from_an_empty_file(tmp_path):
     (example,) = python_blocks(ROOT / "README.md")
     (tmp_path / "example.py").write_text(example, encoding="utf-8")
     command = [sys.executable, "-W", "error", "example.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     # The README's table is what it prints; the cut's last digits are the platform's.
     shown = re.search(r"^```\n(stage  epoch.*?)^```", README, re.MULTILINE | re.DOTALL).group(1)

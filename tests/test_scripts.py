@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import SECONDS
 from test_examples import SCRIPTS
 
 from kcd_adapters.cli import main
@@ -125,9 +126,17 @@ def test_the_script_that_is_interrupted_ends_as_if_it_had_not_been(
 
 @pytest.mark.parametrize("name", sorted(RANKS))
 def test_a_script_runs_on_two_ranks(name: str, tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr=localhost",
+        "--nproc-per-node",
+        "2",
+    ]
     command = [*torchrun, str(EXAMPLES / name)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     check_saved(done.stdout)
     assert not list(tmp_path.iterdir())  # what it saves is no clutter

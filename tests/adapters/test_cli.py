@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import SECONDS
 
 from kcd_adapters.cli import main
 from kcd_adapters.profiles import find, profiles
@@ -24,7 +25,7 @@ def kcd(without: tuple[str, ...], *arguments: str) -> str:
         f"import sys; sys.modules.update(dict.fromkeys({without})); from kcd_adapters.cli import main; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -106,7 +107,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(command: str, unbuffered: str, 
         stdout=writer,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=SECONDS,
         check=False,
         cwd=tmp_path,
         env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
@@ -123,7 +124,7 @@ def test_nobody_needs_a_standard_output(command: str, tmp_path: Path) -> None:
             ["sh", "-c", f"{sys.executable} -m kcd_adapters {command} {closed}"],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=SECONDS,
             check=False,
             cwd=tmp_path,
         )

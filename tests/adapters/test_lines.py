@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from helpers import SECONDS
+
 
 def test_lines_are_printed_where_print_does_and_warnings_say_so() -> None:
     code = """
@@ -33,7 +35,7 @@ for quiet in (
     LOGGER.info("not forgotten")
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS, check=True
     )
     assert (
         done.stdout == "kcd: 100% of it\nkcd: WARNING: beware\n" + 5 * "kcd: still told\nkcd: not forgotten\n"
@@ -63,7 +65,7 @@ sys.stdout = sys.__stdout__
 say("nowhere")
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS, check=True
     )
     assert done.stdout == "KCD: TO IT\nkcd: to python's own\n"
     assert done.stderr == ""
@@ -83,7 +85,7 @@ loss.info("once")
 """
     without, beside = (
         subprocess.run(
-            [sys.executable, "-c", code, *also], capture_output=True, text=True, timeout=60, check=True
+            [sys.executable, "-c", code, *also], capture_output=True, text=True, timeout=SECONDS, check=True
         )
         for also in ([], ["beside"])
     )

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import SECONDS
 
 import kcd_core as kcd
 
@@ -76,7 +77,9 @@ STUBBORN = """
 import json, os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-open(json.loads(sys.argv[1])["out"], "w").write(json.dumps([os.getpid(), child.pid]))
+out = json.loads(sys.argv[1])["out"]
+open(out + ".part", "w").write(json.dumps([os.getpid(), child.pid]))
+os.rename(out + ".part", out)  # whole, whenever it is killed
 time.sleep(600)
 """
 
@@ -108,14 +111,14 @@ def told(path: Path) -> dict[str, Any]:
 def alive(number: int) -> bool:
     try:
         os.kill(number, 0)
-    except ProcessLookupError:
+        state = Path(f"/proc/{number}/stat")  # what has ended may wait for a parent to ask
+        return not (state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z")
+    except (ProcessLookupError, FileNotFoundError):
         return False
-    state = Path(f"/proc/{number}/stat")  # what has ended may wait for a parent to ask
-    return not (state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 def until(true: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + SECONDS
     while not true():
         assert time.monotonic() < deadline, what
         time.sleep(0.05)
@@ -138,6 +141,7 @@ def test_every_part_runs_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(gpu, "run_part", run_part)
+    monkeypatch.setattr(gpu, "SLACK", 100)  # it only matters that they run
     status = run(tmp_path, "--quick")
     torch.set_num_threads(threads)
     failed = {name: told(tmp_path / f"cpu-{name}-trial.json")["failures"] for name in there}
@@ -321,7 +325,7 @@ def test_being_cut_off_loses_only_the_rest(tmp_path: Path, fakes: Any, how: sign
             until(lambda: middle.exists() or started.poll() is not None, "the part that hangs does not begin")
             assert started.poll() is None
             started.send_signal(how)
-            printed = started.communicate(timeout=100)[0]
+            printed = started.communicate(timeout=SECONDS)[0]
         finally:
             started.kill()
     assert told(tmp_path / "out" / "cpu-well.json")["ended"]

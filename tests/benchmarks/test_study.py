@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import SECONDS
 
 import kcd_core as kcd
 
@@ -611,12 +612,12 @@ def goes_on(pid):
     """Whether a process is there and no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
 def until(what):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + SECONDS
     while not (said := what()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -660,7 +661,7 @@ def test_whatever_is_killed_nothing_runs_on(killed, with_what, status, said, fin
         family = children(process.pid)
         (worker,) = filter(is_worker, family)
         os.kill(process.pid if killed == "study" else worker, with_what)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=SECONDS)
         assert process.returncode == status
         assert said in out
         assert "Traceback" not in out + err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import datetime
 import io
 import json
 import pickle
@@ -19,6 +18,7 @@ from helpers import (
     examples,
     identical_state,
     index_of,
+    join_ranks,
     leave_together,
     logits_of,
     run_ranks,
@@ -300,13 +300,7 @@ def test_a_stream_counts_what_it_records() -> None:
 
 def rank_work(rank: int, world: int, folder: str) -> None:
     """Two epochs on a rank, and a part of a third; then all that were saved, on one."""
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/group",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=60),
-    )
+    join_ranks(rank, world, folder)
     options = {"mixing": None, "ask": 0.5, "num_replicas": world, "rank": rank}
     schedule = kcd.CondensationSchedule(ratio=0.5, stages=2, period=1)
     loader, seen = wrap(Plain(N), schedule=schedule, batch_size=4, kcd_options=options), []
@@ -332,7 +326,7 @@ def rank_work(rank: int, world: int, folder: str) -> None:
 
 
 def test_each_rank_accounts_its_own_share(tmp_path: Path) -> None:
-    ranks = run_ranks(rank_work, 2, tmp_path, seconds=120)
+    ranks = run_ranks(rank_work, 2, tmp_path)
     assert all(each["same"] for each in ranks)  # of a list, each rank takes over its own
     for each, plain in zip(ranks, (19, 18), strict=True):
         account = kcd.Account.from_state(each["account"])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import Plain, identical_state, logits_of
+from helpers import SECONDS, Plain, identical_state, logits_of
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 import kcd_core as kcd
@@ -31,7 +31,7 @@ class Ranks:
 
     def __init__(self) -> None:
         self._here = threading.local()
-        self._barrier = threading.Barrier(RANKS)
+        self._barrier = threading.Barrier(RANKS, timeout=SECONDS)
         self._given: list[Any] = [None] * RANKS
 
     def is_available(self) -> bool:
@@ -51,16 +51,16 @@ class Ranks:
 
     def all_reduce(self, tensor: torch.Tensor, group: Any = None) -> None:
         self._given[self._here.rank] = tensor.clone()
-        self._barrier.wait(30)
+        self._barrier.wait()
         tensor.copy_(sum(self._given))
-        self._barrier.wait(30)
+        self._barrier.wait()
 
     def all_gather_object(self, everyones: list[Any], mine: Any, group: Any = None) -> None:
         self._given[self._here.rank] = mine
-        self._barrier.wait(30)
+        self._barrier.wait()
         everyones[:] = self._given
         self.compared = set(mine[0])  # settings
-        self._barrier.wait(30)
+        self._barrier.wait()
 
     group = types.SimpleNamespace(WORLD=None)  # without a store
 

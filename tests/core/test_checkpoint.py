@@ -17,7 +17,7 @@ from collections import Counter, OrderedDict, defaultdict, namedtuple
 import numpy as np
 import pytest
 import torch
-from helpers import Plain, examples, same, wrap
+from helpers import SECONDS, Plain, examples, same, wrap
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -236,7 +236,7 @@ kcd.save_checkpoint({str(path)!r}, kcd.KnowledgeValueTracker(3).state_dict())
 kcd.KnowledgeValueTracker(3).load_state_dict(kcd.load_checkpoint({str(path)!r}))
 """
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=SECONDS
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[0] == "ndarray [0, 1, 2] [1.0, 1.0] True"
@@ -495,7 +495,7 @@ try:
 except ValueError as error:
     print("refused", asked)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
     assert done.stdout == "refused []\n", done.stderr
 
 
@@ -593,7 +593,9 @@ def test_time_and_memory_are_in_proportion_to_the_file(tmp_path):
     for path, node in zip(paths, HOSTILE.values(), strict=True):
         path.write_bytes(forge(b'{"byteorder":"' + sys.byteorder.encode() + b'","state":' + node + b"}"))
         assert path.stat().st_size < 2_500_000
-    done = subprocess.run([sys.executable, "-c", COST, *paths], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", COST, *paths], capture_output=True, text=True, timeout=SECONDS
+    )
     assert done.returncode == 0, done.stderr
     costs = dict(
         zip(HOSTILE, (tuple(map(float, line.split())) for line in done.stdout.splitlines()), strict=True)
@@ -677,7 +679,9 @@ for path in sys.argv[1:]:
         print(path in str(error))
 """
     names = [str(tmp_path / "pipe"), str(tmp_path / "link"), "/dev/null", "/dev/zero", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names], capture_output=True, text=True, timeout=SECONDS
+    )
     assert done.stdout == "True\n" * len(names), done.stderr
 
 
@@ -775,7 +779,9 @@ except OSError as error:
 
 
 def test_a_write_that_does_not_fit_leaves_the_old_file(path):
-    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, timeout=SECONDS
+    )
     assert done.stdout.startswith("refused:"), done.stderr
     assert np.array_equal(kcd.load_checkpoint(path)["w"], np.ones(100))
     assert os.listdir(path.parent) == [path.name]
@@ -794,8 +800,9 @@ for number in range(10**9):
 
 def test_killed_while_it_writes(path):
     """At ten moments, most of them within a write; nothing but whole files is ever seen."""
-    rng, within = np.random.default_rng(0), 0
-    for _ in range(10):
+    rng, within, times = np.random.default_rng(0), 0, 0
+    while times < 10 or not within:  # until it is killed where it matters
+        times += 1
         process = subprocess.Popen([sys.executable, "-c", SAVING, str(path)], stdout=subprocess.PIPE)
         try:
             assert process.stdout.readline() == b"saved\n"
@@ -809,7 +816,6 @@ def test_killed_while_it_writes(path):
         for stray in path.parent.glob(".run.ckpt.kcd-*.tmp"):
             within += 1
             stray.unlink()
-    assert within > 0  # or it was never killed where it matters
     assert os.listdir(path.parent) == [path.name]
 
 

@@ -7,7 +7,6 @@ as on any device, but its indices are checked at once and its values computed by
 
 from __future__ import annotations
 
-import datetime
 import os
 import sys
 import warnings
@@ -23,6 +22,7 @@ from helpers import (
     SCHEDULE,
     Plain,
     index_of,
+    join_ranks,
     leave_together,
     logits_of,
     results_of,
@@ -952,13 +952,7 @@ def train_as_a_rank(rank: int, world: int, folder: Any, backend: str, device: st
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     if device == "cuda":
         torch.cuda.set_device(0)  # all ranks share it
-    torch.distributed.init_process_group(
-        backend,
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=60),
-    )
+    join_ranks(rank, world, folder, backend)
     sampler = DistributedSampler(range(RANK_N), seed=5)
     loader = kcd.wrap_loader(
         DataLoader(Plain(RANK_N), batch_size=3, sampler=sampler),
@@ -1011,7 +1005,7 @@ def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def ranks(request: pytest.FixtureRequest, started: Any) -> list[Any]:
-    return results_of(*started[request.param], seconds=120)
+    return results_of(*started[request.param])
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")

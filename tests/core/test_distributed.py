@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import types
 from pathlib import Path
 
@@ -16,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
+    SECONDS,
     Naive,
     Plain,
     entropy_of,
     identical_state,
     index_of,
+    join_ranks,
     leave_together,
     logits_of,
     rank_processes,
@@ -251,11 +252,7 @@ def work(rank, world, folder):
     import warnings
 
     warnings.simplefilter("error")
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world,
-        timeout=datetime.timedelta(seconds=120),
-    )  # fmt: skip
+    join_ranks(rank, world, folder)
     result = {
         "padded": train(rank, world, cut=False),
         "cut": train(rank, world, cut=True),
@@ -297,7 +294,7 @@ def seen_by_ranks(world):
     """What every rank saw, lowest first."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        return run_ranks(work, world, folder, seconds=480)
+        return run_ranks(work, world, folder)
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4])
@@ -514,16 +511,11 @@ def test_what_is_sent_lies_where_the_back_end_takes_it(backend, device, monkeypa
 
 def left_alone(rank, world, how, folder):
     """Train, without DDP, until another rank is missed; the last rank is the one to go."""
-    torch.set_num_threads(1)
-    (folder / f"here{rank}").touch()
-    while len(list(folder.glob("here*"))) < world:  # starting a process can take longer than the timeout
-        time.sleep(0.02)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world,
-        timeout=datetime.timedelta(seconds=10),
-    )  # fmt: skip
+    join_ranks(rank, world, folder)
     loader = rank_loader(rank, world)
     run_epoch(loader)
+    if how == "freeze":  # all that is left is to wait for it; what is dead is noticed at once
+        torch.distributed.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=1))
     for step, batch in enumerate(loader):
         if rank == world - 1 and how == "kill in a step" and step == 1:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -547,7 +539,7 @@ def test_the_others_notice_a_rank_that_is_gone(tmp_path, how, world):
         for process in processes:
             process.start()
         for process in processes[:-1]:
-            process.join(120)
+            process.join(SECONDS)
             assert process.exitcode == 0, "it hangs, or failed otherwise"
     finally:
         for process in processes:
@@ -566,7 +558,7 @@ def test_the_others_notice_a_rank_that_is_gone(tmp_path, how, world):
 def part_of_a_run(folder, began_with, last):
     """One of torchrun's processes: go on with what ``began_with`` ranks saved, as far as step ``last``."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=SECONDS))
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     loader, log = rank_loader(rank, world, batch_size=2), []
     if began_with:
@@ -605,9 +597,10 @@ def test_a_run_goes_on_with_3_then_2_then_1_then_4_ranks(tmp_path):
             "-m",
             "torch.distributed.run",
             "--standalone",
+            "--local-addr=localhost",  # whatever the machine's name means
             f"--nproc-per-node={world}",
         ]
-        done = subprocess.run([*torchrun, str(script)], capture_output=True, text=True, timeout=240)
+        done = subprocess.run([*torchrun, str(script)], capture_output=True, text=True, timeout=SECONDS)
         assert done.returncode == 0, done.stderr
         logs = [json.loads((tmp_path / f"{world}-{rank}.json").read_text()) for rank in range(world)]
         for step in zip(*logs, strict=True):

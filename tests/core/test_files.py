@@ -9,6 +9,7 @@ import threading
 from functools import partial
 
 import pytest
+from helpers import SECONDS
 
 from kcd_core.base import files
 from kcd_core.base.files import check_writable, open_regular, remove_leftover, write_whole
@@ -210,7 +211,7 @@ def test_killed(path, how):
     path.write_bytes(b"old")
     for _ in range(2):  # the second removes what the first left
         process = writer(path, how)
-        process.communicate(timeout=60)
+        process.communicate(timeout=SECONDS)
         assert process.returncode == -signal.SIGKILL
         assert path.read_bytes() == b"old"
         left = [name for name in names(path) if name != path.name]
@@ -227,7 +228,7 @@ def test_what_another_process_is_writing_is_left(path):
     write_whole(path, b"mine")
     assert names(path) == [temporary, "a.json"]
     assert not remove_leftover(path.parent / temporary)
-    process.communicate(timeout=60)
+    process.communicate(timeout=SECONDS)
     assert process.returncode == 0
     assert path.read_bytes() == bytes(10**6)
     assert names(path) == ["a.json"]
@@ -239,13 +240,13 @@ def test_what_another_thread_is_about_to_rename_is_left(path, monkeypatch):
     def replace(source, target):
         if threading.current_thread() is thread:
             within.set()
-            assert ready.wait(30)
+            assert ready.wait(SECONDS)
         true(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
     thread = threading.Thread(target=partial(write_whole, path, b"theirs"))
     thread.start()
-    assert within.wait(30)
+    assert within.wait(SECONDS)
     write_whole(path, b"mine")
     ready.set()
     thread.join()
@@ -306,7 +307,7 @@ def test_long_names(tmp_path, name):
     with pytest.raises(KeyError):
         write_whole(path, lambda file: {}[0])
     process = writer(path, "writing")
-    process.communicate(timeout=60)
+    process.communicate(timeout=SECONDS)
     assert len(names(path)) == 1
     other = tmp_path / (name[:-1] + "y")  # begins like it
     write_whole(other, b"")

@@ -45,7 +45,7 @@ def sizes_of_batches(length, batch_size, drop_last, condensed):
     return sizes
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @pytest.mark.filterwarnings("ignore:nothing was recorded")
 @pytest.mark.filterwarnings("ignore:a run of 7 epochs")
 @pytest.mark.filterwarnings(r"ignore:epoch \d+ (will have|had) no batch")

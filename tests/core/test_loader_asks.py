@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import io
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from helpers import (
     entropy_of,
     identical_state,
     index_of,
+    join_ranks,
     leave_together,
     logits_of,
     run_ranks,
@@ -260,14 +260,7 @@ def rank_of(rank: int, world: int, folder: Path) -> None:
     import warnings
 
     warnings.simplefilter("error")
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=120),
-    )
+    join_ranks(rank, world, folder)
     loader = kcd.wrap_loader(
         DataLoader(Plain(N), batch_size=3),
         schedule=None,
@@ -285,7 +278,7 @@ def rank_of(rank: int, world: int, folder: Path) -> None:
 
 
 def test_two_ranks_ask_as_one_process_that_recorded_everything(tmp_path: Path) -> None:
-    ranks = run_ranks(rank_of, 2, tmp_path, seconds=240)
+    ranks = run_ranks(rank_of, 2, tmp_path)
     alone = Naive(N, QUARTER)
     for epoch in range(1, 4):
         batches = [batch for rank in ranks for batch in rank["asked"][epoch - 1]]

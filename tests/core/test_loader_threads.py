@@ -5,6 +5,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -71,8 +72,11 @@ def test_a_state_saved_by_another_thread_is_of_one_moment(eager_threads):
 
     thread = threading.Thread(target=save)
     thread.start()
-    for values in loader:
+    for number, values in enumerate(loader):
         loader.record(values=values)
+        seen = len(states)
+        while number % 50 == 0 and len(states) < seen + 2 and thread.is_alive():  # it may be given no core
+            time.sleep(0)
     ended.set()
     thread.join()
     assert len({position for _, position in states}) > 3

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Plain, logits_of, run_epoch, wrap
+from helpers import SECONDS, Plain, logits_of, run_epoch, wrap
 
 import kcd_core as kcd
 
@@ -149,7 +149,7 @@ logger.warning("w") if not root.handlers else None
 """
     code = f"{setup}\n{RUN}\n{after}"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS, check=True
     )
     assert done.stdout == ""
     if shown:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import json
 from contextlib import suppress
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import Naive, Plain, entropy_of, identical_state, index_of, logits_of, run_ranks
+from helpers import Naive, Plain, entropy_of, identical_state, index_of, join_ranks, logits_of, run_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
@@ -495,11 +494,7 @@ def foreign(rank: int, world: int) -> Any:
 
 
 def work(rank: int, world: int, folder: Any) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world,
-        timeout=datetime.timedelta(seconds=30),
-    )  # fmt: skip
+    join_ranks(rank, world, folder)
     result = {
         "cumulative": train(rank, "cumulative", False),
         "fresh": train(rank, "fresh", False),
@@ -532,7 +527,7 @@ def work(rank: int, world: int, folder: Any) -> None:
 @pytest.fixture(scope="module", params=[2, 3])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     world, folder = request.param, tmp_path_factory.mktemp("sharded")
-    return run_ranks(work, world, folder, seconds=90)
+    return run_ranks(work, world, folder)
 
 
 @pytest.mark.parametrize("how", ["cumulative", "fresh", "off"])

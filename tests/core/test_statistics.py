@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import datetime
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import Plain, examples, identical_state, index_of, leave_together, run_ranks
+from helpers import Plain, examples, identical_state, index_of, join_ranks, leave_together, run_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
@@ -462,14 +461,7 @@ def rank_loader(statistic: Any, world: int, rank: int) -> Any:
 
 
 def ranks_work(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=60),
-    )
+    join_ranks(rank, world, folder)
     result: dict[str, Any] = {}
     for statistic in STATISTICS:
         loader, log = rank_loader(statistic, world, rank), []
@@ -522,7 +514,7 @@ def ranks_work(rank: int, world: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("statistics")
-    return folder, run_ranks(ranks_work, 2, folder, seconds=240)
+    return folder, run_ranks(ranks_work, 2, folder)
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)

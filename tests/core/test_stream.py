@@ -1,7 +1,6 @@
 """Streams: tar shards of real images, read by several workers, against a dictionary keyed by id."""
 
 import copy
-import datetime
 import hashlib
 import io
 import json
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import entropy_of, run_ranks
+from helpers import SECONDS, entropy_of, join_ranks, run_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -199,7 +198,7 @@ def test_a_killed_worker_leaves_no_harm(shards):
     def kill_and_read_on(loader, batches):
         worker = loader._iterator._workers[0]
         os.kill(worker.pid, signal.SIGKILL)
-        worker.join(30)
+        worker.join(SECONDS)
         list(batches)
 
     with pytest.raises((RuntimeError, EOFError)):  # torch's, from wherever SIGCHLD finds it
@@ -300,7 +299,7 @@ def test_slots_are_those_of_every_process():
         env={**os.environ, "PYTHONHASHSEED": "12345", "PYTHONIOENCODING": "utf-8:surrogatepass"},
         capture_output=True,
         check=True,
-        timeout=120,
+        timeout=SECONDS,
     )
     assert json.loads(done.stdout) == [slot_of(i, 10**6, 3) for i in IDS]
 
@@ -764,11 +763,7 @@ def work(rank, world, folder, paths):
     import warnings
 
     warnings.simplefilter("error")
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world,
-        timeout=datetime.timedelta(seconds=30),
-    )  # fmt: skip
+    join_ranks(rank, world, folder)
     stream, drawn = condensed(Shards(paths, rank, world)), []
     loader = loader_of(stream)
     drawn = [run_epoch(stream, loader) for _ in range(4)]
@@ -788,7 +783,7 @@ def work(rank, world, folder, paths):
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 def test_two_ranks_draw_what_one_process_does(shards, tmp_path):
     """Five shards for two ranks: they read different numbers of samples, and meet once a stage."""
-    ranks = run_ranks(work, 2, tmp_path, shards, seconds=90)
+    ranks = run_ranks(work, 2, tmp_path, shards)
     for epoch, expected in enumerate(reference_epochs(4)):
         first, second = (rank["drawn"][epoch] for rank in ranks)
         assert len(first) != len(second)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import examples
+from helpers import SECONDS, examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -1032,7 +1032,7 @@ def test_no_lock_is_held_while_a_value_function_runs(device: Any) -> None:
     def value(logits: Any) -> Any:
         thread = threading.Thread(target=lambda: counts.append(number(tracker.count).tolist()))
         thread.start()
-        thread.join(10)
+        thread.join(SECONDS)
         assert not thread.is_alive()
         return logits[:, 0]
 

@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import pytest
+from helpers import SECONDS
 
 PRELUDE = """
 import sys
@@ -29,7 +30,7 @@ def run(code: str) -> str:
         [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=SECONDS,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -178,7 +179,7 @@ def test_a_start_does_not_load_torch(started: str) -> None:
         print(sorted(name for name in sys.modules if name.partition(".")[0] == "torch"))
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
 

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import cut_off
+from helpers import SECONDS, cut_off
 
 import kcd_core as kcd
 from kcd_adapters.cli import main
@@ -306,7 +306,7 @@ def test_an_interrupt_ends_it_cleanly(tmp_path):
             process.stdout.readline()  # it has begun
             time.sleep(0.5)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=SECONDS)
         finally:
             process.kill()
     assert process.returncode == 130

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
+from helpers import SECONDS
 
 pytest.importorskip("torch")
 
@@ -54,7 +55,7 @@ class Host:
             env=env,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=SECONDS,
             check=False,
         )
         output = done.stdout + done.stderr

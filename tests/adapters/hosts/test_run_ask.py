@@ -119,7 +119,16 @@ def test_a_resumed_run_goes_on_asking(host: Host, labels: list[int]) -> None:
 
 @on("timm")
 def test_two_ranks_ask_for_their_own_samples(host: Host, labels: list[int]) -> None:
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "kcd_adapters")
+    torchrun = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr=localhost",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "kcd_adapters",
+    )
     output, first = host.run(*torchrun, "run", *ALONE, *COMMANDS["timm"], "--epochs", "3")
     (record,) = host.folder.glob("record1.1")
     second: Items = list(np.load(record, allow_pickle=True))

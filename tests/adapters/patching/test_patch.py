@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import SECONDS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -451,7 +452,7 @@ def test_link_swapped_in_is_not_written_through(tmp_path: Path) -> None:
 def run_script(repo: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     """A repository's own command line."""
     return subprocess.run(
-        [sys.executable, *argv], cwd=repo, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *argv], cwd=repo, capture_output=True, text=True, timeout=SECONDS, check=False
     )
 
 

@@ -169,9 +169,10 @@ def on_two() -> dict[str, Any]:
     each = make(accelerator=Accelerator(cpu=True, step_scheduler_with_optimizer=False))
     generator = Accelerator(cpu=True, rng_types=["torch"])
     first = next(iter(make(accelerator=generator)))
-    resumption.WAIT = 0.5
     loader = make()
+    before, resumption.WAIT = resumption.WAIT, 0.5  # in vain, and no longer than it takes to see so
     alone = told(loader.state_dict) if accelerator.is_main_process else ""
+    resumption.WAIT = before
     accelerator.wait_for_everyone()
     noisy = make(data_loader(num_workers=1, collate_fn=with_noise), seed=6)
     hand = kcd.Condensation(kcd.CondensedSampler(N), schedule=SCHEDULE)

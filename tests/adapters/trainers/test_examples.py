@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import SECONDS
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "trainers.md"
@@ -55,7 +56,7 @@ def test_a_script_prints_what_was_saved(name: str, tmp_path: Path) -> None:
     library, _ = SCRIPTS[name]
     pytest.importorskip(library, reason=f"{library} is not installed: make test-trainers")
     command = [sys.executable, str(ROOT / "examples" / name)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     last = done.stdout.strip().splitlines()[-1]
     saved = re.fullmatch(r"([\d,]+) of ([\d,]+) samples drawn, ([\d,]+) of ([\d,]+) kept", last)

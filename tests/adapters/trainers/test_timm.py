@@ -16,7 +16,7 @@ pytest.importorskip("timm", reason="timm is not installed: run make test-trainer
 
 import torch
 from common import check_asked, expected_sets, summed
-from helpers import identical_state, leave_together, run_ranks
+from helpers import identical_state, join_ranks, leave_together, run_ranks
 from PIL import Image
 from reference import entropy
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_dataset, create_loader
@@ -379,10 +379,7 @@ def test_the_plain_wrap_loader_is_right_or_refused(root: Path) -> None:
 
 
 def train_rank(rank: int, world: int, folder: Path, root: Path) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
-    )
+    join_ranks(rank, world, folder)
     result: dict[str, Any] = {}
     try:
         wrap_loader(make(root, distributed=True, num_aug_repeats=3), schedule=SCHEDULE)
@@ -432,7 +429,7 @@ def train_rank(rank: int, world: int, folder: Path, root: Path) -> None:
 
 
 def test_two_processes(root: Path, tmp_path: Path) -> None:
-    ranks = run_ranks(train_rank, 2, tmp_path, root, seconds=120)
+    ranks = run_ranks(train_rank, 2, tmp_path, root)
     first, second = ranks
     assert first["sets"] == second["sets"]
     assert first["sets again"] == first["sets"][1:]
