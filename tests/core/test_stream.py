@@ -529,7 +529,6 @@ def test_ids_that_begin_anew_in_every_shard_are_told_in_the_first_epoch(shards, 
     assert draw(stream, workers) == []  # once
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 def test_shards_that_every_worker_reads_are_told():
     stream = condensed(Numbered(unique(), shared=False), key=str, slots=10_000, schedule=LATE)
     (text,) = draw(stream, workers=3)
