@@ -30,7 +30,7 @@ lint: $(VENV)/.done ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy kcd_core adapters
 
-# Read from disk: build/docs/index.html. Warnings, dead links among them, are errors.
+# Read from disk: build/docs/index.html; its search needs a server, python -m http.server -d build/docs. Warnings, dead links among them, are errors.
 docs: $(VENV)/.done ## the documentation as a site, into build/docs
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
