@@ -22,6 +22,7 @@ from kcd_core.condense import check_settings
 from kcd_core.mixing import Mixer, resolve_mixing
 from kcd_core.recipes import Mixing
 from kcd_core.rules import SelectName
+from kcd_core.unused import check_used
 from kcd_core.values import ValueName
 
 __all__ = ["SHIMS", "VARIABLE", "Settings", "number"]
@@ -119,8 +120,6 @@ class Settings:
                 f"ask must be in (0, 1], the share that the teacher is asked for, got {self.ask}"
             )
         checked_int(self.ask_multiple, "ask_multiple", 1)
-        if self.ask is None and self.ask_multiple != 1:
-            raise ValueError("ask_multiple is of the rows that the teacher is asked for: give ask, too")
         if self.value in ("kd_divergence", "reducible_loss"):
             raise ValueError(
                 f"value can't be {self.value} here: it needs the teacher's logits, and an adapter sees the student's "
@@ -130,11 +129,7 @@ class Settings:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         checked_choice(self.select, "select", (None, *get_args(SelectName)))
-        if self.select is not None:
-            self._check_unused()
-        if self.cache_bytes and not self.mixes:
-            without = "mixing none" if self.select is None else f"select {self.select}"
-            raise ValueError(f"mixing_cache would not be used: with {without} nothing is mixed")
+        check_used(vars(self))
         if self.student is not None and self.profile != "auto":
             raise ValueError("student names a model for the profile auto, and no other takes it: add --auto")
         if self.student is not None and not (
@@ -145,16 +140,6 @@ class Settings:
         for name in self.no_shims:
             if name not in (*SHIMS, "all"):
                 raise ValueError(f"there is no shim {name!r}; there are {', '.join(SHIMS)}")
-
-    def _check_unused(self) -> None:
-        """ValueError if something is set that a choice by chance does without."""
-        for name, what in {"mixing": "mixed", "min_weight": "mixed", "alpha": "ranked"}.items():
-            value = getattr(self, name)
-            used = value == "none" or (what == "ranked" and self.ask is not None)
-            if name in self.to_dict() and not used:
-                raise ValueError(
-                    f"{name} {value} would not be used: with select {self.select} nothing is {what}"
-                )
 
     @property
     def mixes(self) -> bool:

@@ -21,6 +21,7 @@ from .rules import Rule, Select, SelectName, check_rule, resolve_select
 from .schedule import CondensationSchedule
 from .statistics import check_wanted
 from .tracker import KnowledgeValueTracker
+from .unused import check_used
 
 __all__ = ["Condensable", "Decision", "check_sampler", "condense_step", "decide"]
 
@@ -90,7 +91,7 @@ def condense_step(
     schedule : CondensationSchedule
         Asked for the target size.
     alpha, min_weight
-        See `condense`.
+        See `condense`. With ``select``, neither is used, and another value than the default is an error.
     select : {"random", "rs2"} or callable, optional
         Replaces ranking and partition. "random" keeps random samples of the set in force; "rs2" keeps random samples
         of all, anew at each stage's end (RS2). Or your own ``select(value, count, kept, target, generator) ->
@@ -108,8 +109,9 @@ def condense_step(
     Raises
     ------
     ValueError
-        If tracker and sampler differ in ``num_samples``, ``select`` breaks its promise, or does not go with the schedule,
-        the sampler or the tracker's statistic.
+        If tracker and sampler differ in ``num_samples``; if ``alpha`` or ``min_weight`` is given and ``select`` does not
+        use it; or if ``select`` breaks its promise, or does not go with the schedule, the sampler or the tracker's
+        statistic.
     RuntimeError
         If nothing was ever recorded on any rank; with statistic "last", if something was recorded since
         ``tracker.end_epoch()``; if ranks disagree in anything that decides the set, or one
@@ -125,13 +127,15 @@ def condense_step(
         rule = resolve_select(select)
         check_parts(tracker, sampler, schedule)
         check_rule(rule, schedule, sampler)
+        numbers = check_settings(alpha, min_weight)
+        check_used({"select": rule, "alpha": numbers[0], "min_weight": numbers[1]})
         check_wanted(tracker.statistic, select)
         if tracker.window == "epoch" and tracker.open:
             raise RuntimeError(
                 'statistic "last" needs tracker.end_epoch() at the end of every epoch, before a stage ends, and something '
                 "was recorded since"
             )
-        return *check_settings(alpha, min_weight), rule
+        return *numbers, rule
 
     alpha, min_weight, rule = distributed.together(checked, group)
     if distributed.world_size(group) > 1:

@@ -8,6 +8,7 @@ from typing import Any
 from .base import distributed
 from .base.arguments import check_kind
 from .base.dataset_identity import dataset_identity
+from .condense import check_settings
 from .em_step import Condensable, Decision, check_sampler, check_share
 from .layout import WholeLayout
 from .rules import Select, SelectName
@@ -16,6 +17,7 @@ from .schedule import CondensationSchedule
 from .skipped import OnNonfinite
 from .statistics import StatisticName, check_wanted, wanted
 from .tracker import KnowledgeValueTracker
+from .unused import check_used
 from .values import Value, ValueName
 
 __all__ = ["Condensation"]
@@ -64,7 +66,7 @@ class Condensation(Run):
         If ``schedule`` is not a CondensationSchedule and ``select`` has none, ``sampler`` lacks one of the three
         attributes, ``select`` can't be called as `condense_step` calls it, or ``group`` is not a process group.
     ValueError
-        If a setting is outside its range; if ``tracker`` has another number of samples, or another statistic than
+        If a setting is outside its range, or ``select`` does not use it; if ``tracker`` has another number of samples, or another statistic than
         ``select`` wants, or ``value``, ``statistic``, ``on_nonfinite`` or ``device`` is given beside it; or if this
         process is not in ``group``.
     RuntimeError
@@ -101,6 +103,8 @@ class Condensation(Run):
         group: Any = None,
     ) -> None:
         check_sampler(sampler)
+        alpha, min_weight = check_settings(alpha, min_weight)
+        check_used({"select": select, "alpha": alpha, "min_weight": min_weight})
         if tracker is not None:
             check_kind(tracker, "tracker", KnowledgeValueTracker)
         if tracker is None:

@@ -57,7 +57,7 @@ LAYERS = (
     ("kcd_core.infobatch", "kcd_core.recordings", "kcd_core.rehearsal", "kcd_core.sampler"),
     ("kcd_core.recorded_values",),
     ("kcd_core.tracker",),
-    ("kcd_core.all_ranks", "kcd_core.loss", "kcd_core.sole_run"),
+    ("kcd_core.all_ranks", "kcd_core.loss", "kcd_core.sole_run", "kcd_core.unused"),
     ("kcd_core.em_step",),
     ("kcd_core.layout",),
     ("kcd_core.agreement", "kcd_core.progress", "kcd_core.saved"),

@@ -118,8 +118,7 @@ class HostedLoader:
         self.batches = KeyBatches(self.sampler, *batching)
         self.batches.rehearse = self.sampler.mixing is not None and self._settings.ratio < 1
         try:
-            cached = self._settings.cache_bytes, self.sampler.mixing, self.mixer
-            self.batches.cache = mixing_cache_of(*cached, loader.dataset)
+            self.batches.cache = mixing_cache_of(self._settings.cache_bytes, self.mixer, loader.dataset)
         except ValueError as error:  # this may not be the student's loader
             self.unmixable = ValueError(f"{error}. With kcd run and kcd patch: leave out --mixing-cache")
         self._inner: DataLoader[Any] | None = None

@@ -41,6 +41,8 @@ FORGOTTEN = (
     "Use student: {forward_proc: 'kcd_forward_batch_only'} and post_epoch_process: "
     "'kcd_default_post_epoch_process_with_teacher' (or 'kcd_' and those you have)"
 )
+#: Settings of how ``kcd run`` finds and starts what it watches.
+OF_THE_COMMAND = {"profile", "student", "if_unobserved", "no_shims"}
 
 
 class KCDBatchSampler:
@@ -56,15 +58,16 @@ class KCDBatchSampler:
         A file that keeps KCD's state, written after every epoch, read where torchdistill starts at a later one
         (see `kcd_core.save_checkpoint`).
     **settings
-        Of `kcd_adapters.settings.Settings`: ``ratio``, ``stages``, ``period`` and so on.
+        Of `kcd_adapters.settings.Settings`: ``ratio``, ``stages``, ``period`` and so on. Those are refused that only
+        ``kcd run`` uses, and ``ask``.
 
     Raises
     ------
     TypeError
         If the sampler does not shuffle, or the data set is not wrapped.
     ValueError
-        If a setting is outside its range, ``state`` or ``history`` can't be written, or teacher outputs are
-        cached while images are mixed.
+        If a setting is outside its range, or would not be used; if ``state`` or ``history`` can't be written; or if
+        teacher outputs are cached while images are mixed.
     """
 
     current: KCDBatchSampler | None = (
@@ -82,6 +85,10 @@ class KCDBatchSampler:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(
                 f"KCDBatchSampler's batch_size must be an integer of at least 1, got {batch_size!r}"
+            )
+        if others := sorted(settings.keys() & OF_THE_COMMAND):
+            raise ValueError(
+                f"KCDBatchSampler takes no {', '.join(others)}, which only kcd run uses: leave it out"
             )
         self.settings = Settings.from_dict(settings)
         if self.settings.ask is not None:
@@ -130,9 +137,7 @@ class KCDBatchSampler:
         )
         self.observed = 0  # samples of the present epoch
         self._batches = KeyBatches(self.order, self.batch_size, self.drop_last)
-        self._batches.cache = mixing_cache_of(
-            self.settings.cache_bytes, mixing, dataset.mixer, dataset.org_dataset
-        )
+        self._batches.cache = mixing_cache_of(self.settings.cache_bytes, dataset.mixer, dataset.org_dataset)
         self._batches.rehearse = mixing is not None and self.settings.ratio < 1
         self._begun = False
         self._passes = 0  # that began

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from kcd_core import CondensationSchedule, CondensedLoader, wrap_loader
 from kcd_core.base.arguments import check_kind
 from kcd_core.rules import resolve_select, schedule_of
+from kcd_core.unused import check_used
 
 from .lightning_loader import (
     TrainLoader,
@@ -79,7 +80,7 @@ class KCDCallback(Callback):
     Raises
     ------
     TypeError, ValueError
-        If a setting is unknown, or not exactly one of ``student`` and ``outputs`` is given. At ``fit``, before the
+        If a setting is unknown, or would not be used; or if not exactly one of ``student`` and ``outputs`` is given. At ``fit``, before the
         first step: also what `wrap_loader` raises; several train loaders; ``reload_dataloaders_every_n_epochs``; a
         missing student; or if ``val_check_interval`` or ``limit_train_batches`` will not suit a later, shorter epoch.
     RuntimeError
@@ -110,6 +111,7 @@ class KCDCallback(Callback):
                 raise ValueError(f"outputs names arguments of record(), {RECORDED}, got {sorted(unknown)}")
         if unknown := settings.keys() - SETTINGS:
             raise TypeError(f"KCDCallback takes no {sorted(unknown)}; of wrap_loader's: {sorted(SETTINGS)}")
+        check_used(settings, stages=own is not None)
         self.schedule, self.student, self.outputs, self.settings = schedule, student, outputs, settings
         self.loader: CondensedLoader[Any] | None = None
         self._saved: Any = None

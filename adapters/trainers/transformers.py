@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from kcd_core import CondensationSchedule, load_checkpoint, save_checkpoint
 from kcd_core.base.arguments import check_kind
 from kcd_core.rules import resolve_select, schedule_of
+from kcd_core.unused import check_used
 
 from .accelerate import AcceleratedLoader, prepare
 from .progress import StepsOfEpochs, last_epoch, metrics, samples_of, steps_left, updates
@@ -76,6 +77,8 @@ class KCDTrainerMixin(Base):
 
     Raises
     ------
+    ValueError
+        If a setting would not be used, such as ``kcd_mixer`` without ``kcd_mixing``.
     TypeError
         If there is no such setting (``ask`` is none), or the class after the mixin is not a Trainer.
     TypeError, ValueError
@@ -112,13 +115,15 @@ class KCDTrainerMixin(Base):
             raise TypeError(f"KCDTrainerMixin takes no kcd_ask: {NO_GATE}")
         for name in given.keys() - set(SETTINGS):
             raise TypeError(f"there is no kcd_{name}, but kcd_schedule and kcd_{', kcd_'.join(SETTINGS)}")
+        given = {"mixing": None, **given}
+        check_used(given, named="kcd_{}")
         after = super()
         if missing := [hook for hook in HOOKS if not hasattr(after, hook)]:
             raise TypeError(
                 f"what comes after KCDTrainerMixin in {type(self).__name__} must be a Trainer of transformers 4.57 or 5, as in "
                 f"class DistilTrainer(KCDTrainerMixin, Trainer): it has no {missing[0]}"
             )
-        self._kcd_settings = {"schedule": kcd_schedule, "mixing": None, **given}
+        self._kcd_settings = {"schedule": kcd_schedule, **given}
         super().__init__(*args, **kwargs)
         # The first of all: others find the epoch ended, and its log is none of those that are due at the epoch's end.
         self.callback_handler.callbacks.insert(0, _Epochs(self))
@@ -301,7 +306,9 @@ def _check(trainer: Any) -> None:
     args, dataset = trainer.args, trainer.train_dataset
     if isinstance(dataset, IterableDataset) or (dataset is not None and not hasattr(dataset, "__len__")):
         raise TypeError(
-            "train_dataset has no indices to choose from, since it has no length; CondensedStream goes by ids"
+            "train_dataset has no indices to choose from, since it has no length: give one that has (in datasets, "
+            "load_dataset() without streaming=True), or train on a kcd_core.CondensedStream, which needs ids in place of "
+            "indices, in a loop of your own (docs/streams.md in the repository)"
         )
     strategy = getattr(args, "train_sampling_strategy", "random")
     if getattr(args, "group_by_length", False) or strategy not in ("random", "sequential"):

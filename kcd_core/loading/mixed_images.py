@@ -16,7 +16,7 @@ from ..base.arrays import is_tensor
 from ..base.users_line import warn
 from ..mixing import Mixer, mix_arrays
 from ..raw_images import RawImages
-from ..recipes import Mixing, MixRecipes, carry_out_all
+from ..recipes import MixRecipes, carry_out_all
 from .array_file import ArrayFile, ArrayPlace, opened, row_bytes
 
 __all__ = ["MixedImages", "MixedSamples", "MixingCache", "mixing_cache_of"]
@@ -103,14 +103,11 @@ class MixingCache:
         return MixingCache, (self._dataset, self._limit)
 
 
-def mixing_cache_of(limit: int, mixing: Mixing, mixer: Mixer, dataset: Any) -> MixingCache | None:
-    """The cache of a loader, None without one; ValueError if what is asked for would not be used."""
+def mixing_cache_of(limit: int, mixer: Mixer, dataset: Any) -> MixingCache | None:
+    """The cache of a loader that mixes, None without one; ValueError if what is asked for would not be used."""
     if not limit:
         return None
-    why = ""
-    if mixing is None:
-        why = "with mixing=None nothing is mixed"
-    elif mixer is not mix_arrays:
+    if mixer is not mix_arrays:
         name = getattr(mixer, "__name__", None) or getattr(
             getattr(mixer, "func", mixer), "__name__", repr(mixer)
         )

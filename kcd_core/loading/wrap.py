@@ -10,6 +10,7 @@ from ..base import distributed
 from ..base.arguments import check_callable, checked_bool, checked_bytes
 from ..base.dataset_identity import dataset_identity
 from ..base.states import value_name
+from ..condense import check_settings
 from ..layout import Layout, WholeLayout
 from ..mixing import Mixer, resolve_mixing
 from ..recipes import Mixing
@@ -22,6 +23,7 @@ from ..sharded.sampler import ShardedSampler
 from ..skipped import OnNonfinite
 from ..statistics import StatisticName, wanted
 from ..tracker import KnowledgeValueTracker
+from ..unused import check_used
 from ..values import Value, ValueName
 from .asking import Asking, ask_schedule
 from .keys import KeyBatches
@@ -85,7 +87,9 @@ def wrap_loader(
         See `KnowledgeValueTracker`. Default: ``select.statistic``, if it has one; else "mean". With ``sharded``, only
         "mean" is allowed; with both ``schedule`` and ``ask``, not "stage_mean".
     alpha, min_weight, select
-        See `condense` and `condense_step`.
+        See `condense` and `condense_step`. A setting that nothing would use is an error, unless it is the default:
+        ``alpha`` where a ``select`` chooses, or ``min_weight``, ``mixer`` and ``mixing_cache`` where nothing is mixed.
+        A ratio of 1 is no such case: plain distillation takes the settings of other ratios.
     mixing : {"auto", "cumulative", "fresh", None}
         How dropped samples are mixed into barely kept ones: on top of the mixtures of earlier stages (the authors'
         behaviour), always from the originals, or not at all. "auto" is cumulative for raw images, with
@@ -190,11 +194,6 @@ def wrap_loader(
     rule = resolve_select(select)
     schedule = schedule_of(rule, schedule)
     if schedule is None and asking_schedule is not None:
-        if rule is not None:
-            raise ValueError(
-                f"select={select!r} is of schedule's stages, and the teacher's gate goes by value, so with schedule=None it would "
-                "not be used: give schedule, or leave select out"
-            )
         schedule = NoStages()
     if not isinstance(schedule, CondensationSchedule):
         raise TypeError(
@@ -227,11 +226,21 @@ def wrap_loader(
     }
     mix = resolve_mixer(mixer, loader.dataset)
     mode = resolve_mixing(mixing, mix)
+    alpha, min_weight = check_settings(alpha, min_weight)
+    check_used(
+        {
+            "select": select,
+            "ask": ask,
+            "ask_multiple": ask_multiple,
+            "alpha": alpha,
+            "min_weight": min_weight,
+            "mixing": mixing,
+            "mixer": mixer,
+            "mixing_cache": mixing_cache,
+        },
+        stages=not isinstance(schedule, NoStages),
+    )
     if rule is not None and not rule.mixes:
-        if mixing not in ("auto", None):
-            raise ValueError(
-                f"select={select!r} mixes nothing, so mixing={mixing!r} would not be used: leave it out"
-            )
         mode = None
     drawn: dict[str, Any] = {"mixing": mode, **order._asdict()}
     del drawn["given"]
@@ -251,7 +260,7 @@ def wrap_loader(
         mixing == "auto",
     )
     batches = KeyBatches(sampler, *batching)
-    batches.cache = mixing_cache_of(checked_bytes(mixing_cache, "mixing_cache"), mode, mix, loader.dataset)
+    batches.cache = mixing_cache_of(checked_bytes(mixing_cache, "mixing_cache"), mix, loader.dataset)
     run = Run(
         layout,
         schedule,

@@ -24,6 +24,7 @@ from ..history import MOST
 from ..rules import check_rule
 from ..schedule import CondensationSchedule
 from ..tracker import KnowledgeValueTracker
+from ..unused import check_used
 from .sampler import ShardedSampler
 from .slices import ShardedSet, bounds, check_sizes
 
@@ -146,8 +147,8 @@ def condense_sharded(
     Raises
     ------
     ValueError
-        If ``tracker`` is not of the slice's length or of another statistic than "mean", ``alpha`` is so large that a score is not finite, or a
-        rank would keep no sample.
+        If ``tracker`` is not of the slice's length or of another statistic than "mean", ``alpha`` is so large that a score is not finite, a
+        rank would keep no sample, or ``min_weight`` is given and ``sampler`` mixes nothing.
     TypeError
         If one of the arguments is of another type.
     RuntimeError
@@ -165,7 +166,9 @@ def condense_sharded(
             raise ValueError(
                 f"tracker must be of statistic 'mean', got {tracker.statistic!r}: see condense_step"
             )
-        return check_settings(alpha, min_weight)
+        numbers = check_settings(alpha, min_weight)
+        check_used({"min_weight": numbers[1], "mixing": sampler.mixing})
+        return numbers
 
     alpha, min_weight = distributed.together(checked, group)
     settings = settings_of(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight)

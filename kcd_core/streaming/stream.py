@@ -18,7 +18,7 @@ from ..base import distributed
 from ..base.arguments import checked_length
 from ..base.arrays import checked_int, to_numpy
 from ..base.states import value_name
-from ..condense import CondensedSet
+from ..condense import CondensedSet, check_settings
 from ..em_step import Decision
 from ..logits import one_of
 from ..rules import Select, SelectName
@@ -28,6 +28,7 @@ from ..schedule import CondensationSchedule
 from ..skipped import OnNonfinite
 from ..statistics import check_wanted
 from ..tracker import KnowledgeValueTracker
+from ..unused import check_used
 from ..value_function import ValueFunction
 from ..values import Value, ValueName
 from .filter import Key, StreamFilter
@@ -75,7 +76,7 @@ class CondensedStream(RunOwner, StreamFilter):
         If ``dataset`` can't be iterated, or is a generator, which can be iterated only once; or if another
         argument is of the wrong type.
     ValueError
-        If a number is outside its range.
+        If a number is outside its range, or ``select`` does not use ``alpha``.
 
     Notes
     -----
@@ -135,6 +136,8 @@ class CondensedStream(RunOwner, StreamFilter):
                 "value has a parameter named indices, and what a stream yields has ids alone: record such values "
                 "yourself, with stream.tracker.record(stream.slots_of(ids), values)"
             )
+        alpha, _ = check_settings(alpha, 1.0)
+        check_used({"select": select, "alpha": alpha})
         check_wanted("mean", select)  # the only one of a stream
         tracker = KnowledgeValueTracker(slots, value=value, on_nonfinite=on_nonfinite, device=device)
         named = repr(self.key) if isinstance(self.key, itemgetter) else value_name(self.key)

@@ -364,6 +364,9 @@ def test_what_is_forgotten_in_the_configuration_is_named(plugin: Any) -> None:
         plugin.KCDBatchSampler(RandomSampler(Points()), 16)
     with pytest.raises(ValueError, match="ratoi"):
         build(plugin, ratoi=0.5)
+    for name, value in {"profile": "auto", "student": "2", "if_unobserved": "warn", "no_shims": []}.items():
+        with pytest.raises(ValueError, match=f"takes no {name}, which only kcd run uses"):
+            build(plugin, **{name: value})
     with pytest.raises(ValueError, match="cached teacher outputs"):
         build(plugin, mixing="fresh", wrapper={"key": "Cached"})
     for name in ("state", "history", "log"):

@@ -201,7 +201,7 @@ def test_what_does_not_go_with_it_is_refused_at_construction() -> None:
         kcd.CondensedStream(range(N), key=int, slots=400, schedule=None, select=rule)
     with pytest.raises(ValueError, match="select needs the values of all samples"):
         wrapped(rule, sharded=True)
-    with pytest.raises(ValueError, match="mixes nothing"):
+    with pytest.raises(ValueError, match="nothing is mixed"):
         wrapped(rule, mixing="fresh")
     with pytest.raises(ValueError, match="nobody knows yet how many samples") as told:
         wrapped(rule).total_steps(8)

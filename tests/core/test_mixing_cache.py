@@ -318,14 +318,13 @@ def own(dataset: Any, index: int, steps: Any) -> Any:
 @pytest.mark.parametrize(
     ("dataset", "options", "why"),
     [
-        (Cifar(N), {"mixing": None}, "with mixing=None nothing is mixed"),
         (Plain(N), {}, "mixed by mix_samples"),
         (Cifar(N), {"mixer": "samples"}, "mixed by mix_samples"),
         (Cifar(N), {"mixer": partial(kcd.mix_samples, fields=[0])}, "mixed by mix_samples"),
         (Cifar(N), {"mixer": own}, "mixed by own"),
         (Cifar(N), {"mixing_cache": IMAGE - 1}, f"room for no image, which takes {IMAGE} bytes"),
     ],
-    ids=["none", "samples", "asked for samples", "fields", "own mixer", "too small"],
+    ids=["samples", "asked for samples", "fields", "own mixer", "too small"],
 )
 def test_a_cache_that_would_not_be_used_is_refused(dataset: Any, options: Any, why: str) -> None:
     given = {"mixing_cache": "1 GB", **options}

@@ -494,7 +494,7 @@ def test_augmentation_is_as_if_nothing_had_been_tried(mixer, workers):
     def epoch(mixing):
         seed()
         dataset = Augmented(IMAGES)
-        options = {"mixing": mixing, "mixer": mixer}
+        options = {"mixing": mixing, "mixer": mixer} if mixing else {"mixing": None}
         images = torch.cat([b[0] for b in wrap(dataset, num_workers=workers, kcd_options=options)])
         return images, (random.random(), np.random.rand(), torch.rand(()).item())  # noqa: NPY002
 

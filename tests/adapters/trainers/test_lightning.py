@@ -777,6 +777,10 @@ def test_refusals(tmp_path: Path) -> None:
         callback(schedule=None)
     with pytest.raises(TypeError, match=r"takes no \['rank'\]"):
         callback(rank=0)
+    with pytest.raises(
+        ValueError, match=r"alpha=0\.1 would not be used: with select=random nothing is ranked"
+    ):
+        callback(alpha=0.1, select="random")
     with pytest.raises(ValueError, match=r"outputs names arguments of record.*got \['logits'\]"):
         callback(outputs={"logits": "student_logits"})
     with pytest.raises(ValueError, match=r"student='net' is no submodule of Lit, which has \['student'\]"):

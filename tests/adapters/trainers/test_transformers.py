@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -509,6 +510,16 @@ def test_settings_have_names(tmp_path: Path) -> None:
         match=r"takes no kcd_ask: .* for kcd_adapters\.trainers\.accelerate\.prepare, in a loop of your own",
     ):
         made(tmp_path, also={"kcd_ask": 0.25})
+    mixer = partial(kcd.mix_samples, fields=["x"])
+    for unused, why in (
+        ({"kcd_mixer": mixer}, r"kcd_mixer=.*: with kcd_mixing=None nothing is mixed"),
+        (
+            {"kcd_alpha": 0.1, "kcd_select": "random"},
+            r"kcd_alpha=0\.1 .*: with kcd_select=random nothing is ranked",
+        ),
+    ):
+        with pytest.raises(ValueError, match=why):
+            made(tmp_path, also=unused)
     run = made(
         tmp_path,
         also={"kcd_alpha": 0.5, "kcd_seed": 9, "kcd_value": "margin", "kcd_statistic": "last"},
@@ -556,7 +567,11 @@ class Endless(IterableDataset):  # type: ignore[type-arg]
 @pytest.mark.parametrize(
     ("settings", "more", "match"),
     [
-        ({"max_steps": 3}, {"data": Endless()}, "train_dataset has no indices to choose from"),
+        (
+            {"max_steps": 3},
+            {"data": Endless()},
+            r"train_dataset has no indices to choose from, .* without streaming=True\), or .* in a loop of your own",
+        ),
         (
             {"train_sampling_strategy": "group_by_length"} if FIVE else {"group_by_length": True},
             {},
