@@ -31,7 +31,7 @@ data = Dataset.from_dict({"sentence": sentences, "label": targets.tolist()})
 
 
 class Base(SentenceTransformerTrainer):
-    def get_train_dataloader(self):  # in the place of a batch sampler
+    def get_train_dataloader(self):  # instead of a batch sampler
         size, collate = self.args.train_batch_size, self.data_collator
         return DataLoader(self.train_dataset, size, shuffle=True, collate_fn=collate)
 

@@ -56,7 +56,7 @@ class CondensedSampler(EpochSampler):
     num_samples : int, at least 1
         N, all samples of the data set.
     shuffle : bool
-        Off: ascending order.
+        Whether every epoch has a new random order. Otherwise samples are drawn by ascending index.
     seed : int, 0 .. 2**64 - 1
         The order of an epoch is a function of seed, epoch and set, and of nothing else.
     num_replicas, rank : int, optional
@@ -65,8 +65,8 @@ class CondensedSampler(EpochSampler):
         Face's, Lightning with ``use_distributed_sampler``); it would otherwise take a share of a share, and the ranks
         together draw only a part of the set.
     drop_last : bool
-        Ranks get equal lengths by repeating samples from the start of the order or, with ``drop_last``, by leaving
-        out its end.
+        Whether ranks get equal lengths by leaving out the end of the order. Otherwise they repeat samples from its
+        start.
     mixing : {"cumulative", "fresh", None}
         Which mixtures to keep recipes for: those of all stages, one on top of the other (the authors' behaviour),
         those of the newest stage, or none. The indices drawn are the same.
@@ -79,17 +79,17 @@ class CondensedSampler(EpochSampler):
     Raises
     ------
     ValueError
-        If a number is outside its range, ``mixing`` is not one of those named, or ``num_replicas`` is given
-        without the ``rank`` that no process group says.
+        If a number is outside its range, ``mixing`` is not one of those named, or ``num_replicas`` is given without
+        ``rank`` and there is no process group.
     TypeError
         If a number is not an integer.
 
     Notes
     -----
     The order is a keyed permutation of positions (a Feistel network over the index range, with cycle
-    walking), evaluated in blocks: the first index costs the same for any N, nothing of length N is
-    made, and a resume skips positions instead of drawing them. The set takes 4 bytes a kept sample, 8 where
-    there are more than 2**31 samples, and a mixture 28.
+    walking), evaluated in blocks. The first index costs the same for any N, nothing of length N is made, and a resumed
+    epoch skips positions instead of drawing them. The set takes 4 bytes a kept sample (8 if there are more than 2**31
+    samples), and a mixture 28.
 
     Examples
     --------

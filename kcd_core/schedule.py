@@ -107,8 +107,8 @@ class CondensationSchedule:
         epochs : int, more than ``stages``
             Epochs of the whole run.
         ratio : float, in (0, 1]
-            Share of the samples that is kept in the end. 0.3 is what the project's study recommends (docs/settings.md in
-            the repository says on which evidence); the paper's is 0.7.
+            Share of the samples that is kept in the end. The default is what docs/settings.md in the repository
+            recommends, with the evidence; the paper's is 0.7.
         stages : int, at least 1
             Number of stages in which the set shrinks.
 
