@@ -174,7 +174,7 @@ class KnowledgeValueTracker(RecordedValues):
             refuse_capture(device)
         if self.function is entropy:
             if may_wait(logits, device) and not (device is None and self.skips.raises):
-                return self.recordings.placed_copy(logits)
+                return self.recordings.kept(logits)
             return self.recordings.sums.place(host_entropy(detached(logits)))
         return self.recordings.sums.place(self.value_function(indices, logits, teacher_logits, targets))
 
@@ -209,7 +209,7 @@ class KnowledgeValueTracker(RecordedValues):
 
     def _append(self, indices: Array, values: Array) -> int:
         """Let checked indices wait with ``values`` [B], or logits [B, C], where they are to be added."""
-        if self.device is None and self.skips.raises:
+        if self.skips.raises and self.device is None:
             self.skips.refuse(self.recordings.sums.powers(values.astype(np.float64, copy=False))[-1])
         self.recordings.append(indices, values)
         return len(indices)

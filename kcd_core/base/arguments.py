@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import is_tensor
+
 __all__ = [
     "COMPILED",
     "check_callable",
@@ -68,7 +70,7 @@ def checked_choice(value: Any, name: str, choices: Sequence[str | None], *others
 def checked_length(value: Any, name: str) -> int:
     """How many entries ``value`` has, or a TypeError."""
     try:
-        return len(value)
+        return int(value.shape[0]) if is_tensor(value) and value.ndim else len(value)  # as a rule the cheaper
     except TypeError:
         raise TypeError(f"{name} must have a length, got {value!r}") from None
 

@@ -141,6 +141,12 @@ def is_tensor(x: object) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def is_plain(x: Array) -> bool:
+    """Whether a tensor's class is torch's own: another one may wrap tensors, and only look like them."""
+    torch = sys.modules["torch"]
+    return type(x) is torch.Tensor or type(x) is torch.nn.Parameter
+
+
 def outside_of_graphs(method: Method) -> Method:
     """``method``, which ``torch.compile`` calls where a compiled function does, and never traces."""
 
@@ -161,7 +167,7 @@ def in_memory(x: Any, name: str) -> Array:
     x = as_array(x)
     if not isinstance(x, np.ndarray):
         torch = sys.modules["torch"]
-        if x.layout is not torch.strided or hasattr(type(x), "__tensor_flatten__"):
+        if x.layout is not torch.strided or (not is_plain(x) and hasattr(type(x), "__tensor_flatten__")):
             raise TypeError(
                 f"{name} must be a plain tensor, got a {type(x).__name__} of layout {x.layout}: pass the rows that "
                 "this process holds (a DTensor's to_local()), or to_dense()"
@@ -272,9 +278,10 @@ def as_indices(x: Any, name: str) -> Array:
     ValueError
         If it is not one-dimensional.
     """
-    x = in_memory(x, name)
-    if not isinstance(x, np.ndarray) and x.is_cpu:
-        x = to_numpy(x)
+    if not isinstance(x, np.ndarray):
+        x = in_memory(x, name)
+        if not isinstance(x, np.ndarray) and x.is_cpu:
+            x = to_numpy(x)
     if not is_integer(x) and not (x.ndim == 1 and len(x) == 0):
         raise TypeError(f"{name} must be integers, got dtype {dtype_name(x)}")
     if x.ndim != 1:

@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from .arrays import Array, backend, to_numpy
+from .arrays import Array, backend, is_plain, to_numpy
 
 HOST_CHUNK = 2**16  # numbers of a chunk in host memory: a cache holds what is made of them
 DEVICE_CHUNK = 15 * 2**20  # bytes that may be made of a chunk on a device, where the logits are small
@@ -228,9 +228,7 @@ def _for_numpy(x: Array) -> bool:
     """Whether NumPy can compute with ``x``. A tensor of another class only looks like one in host memory."""
     if isinstance(x, np.ndarray):
         return True
-    torch = sys.modules["torch"]
-    plain = type(x) in (torch.Tensor, torch.nn.Parameter) and x.is_cpu
-    return plain and not (x.requires_grad and torch.is_grad_enabled())
+    return is_plain(x) and x.is_cpu and not (x.requires_grad and sys.modules["torch"].is_grad_enabled())
 
 
 def nan_unless_finite(logits: Array) -> Array:

@@ -116,11 +116,13 @@ class Pass:
         """The batch that owes its record and has this sample."""
         return next((drawn for drawn in self.owed if (drawn.indices == index).any()), None)
 
-    def check(self, others: Iterable[Pass], left: Callable[[int], int], on_device: bool) -> Drawn:
+    def check(
+        self, others: Iterable[Pass], left: Callable[[int], int], on_device: Callable[[], bool]
+    ) -> Drawn:
         """The batch yielded last; RuntimeError unless it is beyond doubt that it is what is recorded now.
 
         ``others`` are the passes that somebody still holds; ``left`` gives the batches from a position on; ``on_device``
-        is whether batches may be copied to a device.
+        tells whether batches may be copied to a device.
         """
         if not self.owed:
             raise RuntimeError(self._nothing_owed() + HINT)
@@ -132,22 +134,27 @@ class Pass:
             )
         for other in others:
             # One batch, taken while this pass owed none: a look, whose iterator is kept in a variable.
-            if other._look and self is self.place.recording:
+            if other is self or (other._look and self is self.place.recording):
                 continue
             # The first batches of two passes are one and the same.
-            same = other is self or (
-                other.place is self.place and other.owed and other.owed[-1].begin == last.begin
-            )
+            same = other.place is self.place and other.owed and other.owed[-1].begin == last.begin
             if other.owed and not other.exhausted and not same:
                 raise RuntimeError(
                     "record() can't tell which batch the logits belong to: a second iteration was started while "
                     "a batch of the first was not recorded yet, or two are read in turns" + HINT
                 )
+        if self._ahead or len(self.owed) > 1:
+            self._check_earlier(last, on_device)
+        self.place.check_once(self, last, left)
+        return last
+
+    def _check_earlier(self, last: Drawn, on_device: Callable[[], bool]) -> None:
+        """RuntimeError unless the batches yielded before the ``last``, and not recorded, were skipped."""
         # A batch of no samples, which were all None, has nothing to record.
         earlier = [one for one in islice(self.owed, len(self.owed) - 1) if len(one.indices)]
         # A prefetcher that fetches ahead from the start may hold copies on a device alone, so there, two are one too many.
-        hidden = self._records == 0 and (on_device or any(one.held is None for one in earlier))
-        if self._ahead or (earlier and hidden):
+        hidden = self._records == 0 and earlier and (on_device() or any(one.held is None for one in earlier))
+        if self._ahead or hidden:
             raise RuntimeError(
                 f"record() can't tell which batch the logits belong to: {self._yielded} batches were fetched "
                 "before the first record, so something (a prefetcher?) looks ahead, or the first batches "
@@ -160,8 +167,6 @@ class Pass:
                 f"{since}, and an earlier one is still in use, so the loop looks ahead (a prefetcher?), or it keeps a "
                 "batch that it skipped" + HINT
             )
-        self.place.check_once(self, last, left)
-        return last
 
     def _nothing_owed(self) -> str:
         if not self.exhausted:

@@ -180,9 +180,12 @@ class Reader:
                 "record() was called before this pass yielded a batch: iterate the loader that wrap_loader "
                 "returned, and not the one that it was given"
             )
-        on_host = not is_tensor(given) or given.is_cpu
-        in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        return current, current.check(self._held(), self.left, on_device=in_use or not on_host)
+
+        def on_device() -> bool:
+            in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+            return in_use or (is_tensor(given) and not given.is_cpu)
+
+        return current, current.check(self._held(), self.left, on_device)
 
     def settle(self) -> None:
         """Note the record under way as soon as the tracker has it, whatever interrupts: the two are saved together."""
@@ -192,8 +195,8 @@ class Reader:
         owed, by_indices, _ = under_way
         if owed is not None:
             owed[0].note_record(owed[1], by_indices=by_indices)
-            for other in self._held():
-                if not by_indices and other is not owed[0]:
+            for other in () if by_indices else self._held():
+                if other is not owed[0]:
                     other.owed.clear()
         self.under_way = None
 

@@ -165,6 +165,24 @@ def test_back_ends_and_index_kinds_mixed_in_one_run() -> None:
         assert number(tracker.value)[:3].tolist() == [0.5, 0.5, 0.5]
 
 
+def test_logits_of_every_kind_wait_in_turn() -> None:
+    """Tensors of torch's own class, of another, parameters, and arrays, contiguous and not, of each precision."""
+
+    class Other(torch.Tensor):
+        pass
+
+    rng = np.random.default_rng(0)
+    kinds = (torch.tensor, np.asarray, lambda x: torch.tensor(x).as_subclass(Other), lambda x: torch.nn.Parameter(torch.tensor(x)),
+             lambda x: torch.tensor(x.T.copy()).T)  # fmt: skip
+    tracker, expected = Tracker(6 * MAX_PENDING + 10), {}
+    for step in range(3 * MAX_PENDING + 5):
+        logits = rng.normal(size=(2, 5)).astype((np.float64, np.float32)[step // 2 % 2])
+        tracker.update([2 * step, 2 * step + 1], kinds[step % len(kinds)](logits))
+        expected.update(zip([2 * step, 2 * step + 1], host_entropy(logits), strict=True))
+    assert tracker.count.sum() == len(expected)
+    np.testing.assert_allclose(tracker.value[list(expected)], list(expected.values()), rtol=0, atol=2**-40)
+
+
 # -- what waits ----------------------------------------------------------------------------------------
 
 
