@@ -19,6 +19,8 @@ INTERVAL = re.compile(r"(\[[+-][\d.]+,) (?=[+-][\d.]+\])")
 FETCHED = re.compile(
     r"""<(?:script|link|img|iframe|source|video)\b[^>]*?\s(?:src|href)=["']?((?:https?:)?//[^"'\s>]+)"""
 )
+INLINE = re.compile(r"<code>[^<]*</code>")
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 FOLDER = "repository"  # of the site, where these pages are
 LEXERS = {".py": "python", ".yml": "yaml"}
 
@@ -126,6 +128,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return f"{before}{posixpath.relpath(place(target), posixpath.dirname(here))}{after}"
 
     return INTERVAL.sub("\\1\N{NO-BREAK SPACE}", LINK.sub(led, markdown))
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep the options of a command whole at the end of a line: without this, one ends after its hyphens."""
+    return INLINE.sub(lambda code: OPTION.sub(r'<span class="whole">\g<0></span>', code.group()), html)
 
 
 def on_post_page(output: str, page: Page, **_: Any) -> str:
