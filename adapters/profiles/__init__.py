@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
+import logging
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kcd_core.base.distributed import rank_announced
 
+from ..telling import say
 from .profile import Family, Kin, Profile, Running, option, whole
 from .recognition import Found, at, scripts_in
 from .refusal import listed, no_profile, no_repository, not_the_script
@@ -56,8 +57,7 @@ def _from_module(module: str) -> Profile | None:
         profile: Profile = import_module(f".{module}", __package__).PROFILE
     except Exception as error:  # whatever somebody's own module raises: the others are none the worse
         if rank_announced() == 0:
-            text = f"kcd: WARNING: profile {module} is left out: {type(error).__name__}: {error}"
-            print(text, file=sys.stderr)
+            say(f"profile {module} is left out: {type(error).__name__}: {error}", logging.WARNING)
         return None
     return profile
 

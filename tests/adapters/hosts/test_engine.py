@@ -40,6 +40,7 @@ from kcd_adapters.hosts.loader import HostedLoader
 from kcd_adapters.profiles import Profile, find, option, profiles
 from kcd_adapters.settings import SHIMS, Settings
 from kcd_core.base import distributed
+from kcd_core.log import LOGGER
 
 PROFILE = Profile("mini", "Mini", "train.py", (), "torch.nn.functional.cross_entropy", lambda arguments: "kd")
 
@@ -665,16 +666,18 @@ def test_profiles_are_told_apart_by_their_files(tmp_path: Path) -> None:
 
 
 def test_a_broken_profile_leaves_the_others_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(kcd_adapters.profiles, "MODULES", ("nemo", "sskd"))
+    monkeypatch.setattr(LOGGER, "handlers", [caplog.handler, *LOGGER.handlers])
     assert [[profile.name for profile in profiles()] for _ in range(2)] == [["sskd"]] * 2
-    warning = "kcd: WARNING: profile nemo is left out: ModuleNotFoundError: No module named"
-    assert capsys.readouterr().err.count(warning) == 1
+    warning = "profile nemo is left out: ModuleNotFoundError: No module named"
+    assert capsys.readouterr().out.count(f"kcd: WARNING: {warning}") == 1
+    assert [(one.levelname, one.name) for one in caplog.records] == [("WARNING", "kcd")]
     kcd_adapters.profiles._from_module.cache_clear()
     monkeypatch.setattr(kcd_adapters.profiles, "rank_announced", lambda: 1)
     assert [profile.name for profile in profiles()] == ["sskd"]
-    assert not capsys.readouterr().err
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_a_profile_may_be_a_file_anywhere(tmp_path: Path) -> None:
