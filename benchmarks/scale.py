@@ -33,7 +33,7 @@ from _scale.picture import figure_of
 
 import kcd_core as kcd
 from kcd_core.algorithms import radix_select as counting
-from kcd_core.algorithms.permutation import _hash
+from kcd_core.algorithms.permutation import hashed
 from kcd_core.algorithms.ranks import blocks, rank_scores
 from kcd_core.base import distributed, style
 from kcd_core.base.files import write_whole
@@ -51,7 +51,7 @@ GB = 2**30
 
 def recorded(first: int, stop: int) -> tuple[Any, Any]:
     """Sums and counts of samples ``first .. stop - 1``, as after 30 to 37 epochs: a function of the index."""
-    bits = _hash(np.arange(first, stop, dtype=np.uint64), 1)
+    bits = hashed(np.arange(first, stop, dtype=np.uint64), 1)
     count = (30 + (bits & np.uint64(7))).astype(np.int32)
     value = (bits >> np.uint64(11)).astype(np.float64) * (4.6 / 2**53)
     return np.rint(value * count * SCALE).astype(np.int64), count
@@ -92,14 +92,14 @@ def one_rank(rank: int, world: int, folder: Path, n: int, how: str, rounds: int)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
     )
-    sent, communicate = 0, distributed._communicate
+    sent, communicate = 0, distributed.communicate
 
     def counted(dist: Any, x: Any, *how: Any) -> Any:
         nonlocal sent
         sent += x.nbytes
         return communicate(dist, x, *how)
 
-    distributed._communicate = counted
+    distributed.communicate = counted
     everyone = how == "gather"
     start, stop = (0, n) if everyone else bounds(n, rank, world)
     torch.distributed.barrier()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["mix_int", "permute", "round_keys"]
+__all__ = ["hashed", "mix_int", "permute", "round_keys"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -62,14 +62,15 @@ def _feistel(x: npt.NDArray[np.uint64], bits: int, rounds: list[tuple[int, int]]
     low, high = x & low_mask, x >> low_bits
     for number, key in rounds:
         if number % 2:
-            low = low ^ (_hash(high, key) & low_mask)
+            low = low ^ (hashed(high, key) & low_mask)
         else:
-            high = high ^ (_hash(low, key) & high_mask)
+            high = high ^ (hashed(low, key) & high_mask)
     joined: npt.NDArray[np.uint64] = (high << low_bits) | low
     return joined
 
 
-def _hash(x: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
+def hashed(x: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
+    """Each number's keyed hash."""
     x = (x ^ np.uint64(key)) * np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(32)
     x *= np.uint64(0x94D049BB133111EB)

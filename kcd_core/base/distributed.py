@@ -23,6 +23,7 @@ __all__ = [
     "check_agreement",
     "check_group",
     "check_share",
+    "communicate",
     "gather",
     "raise_together",
     "rank",
@@ -175,7 +176,7 @@ def sum_over_ranks(*arrays: npt.NDArray[Any], group: Any = None) -> tuple[npt.ND
     dist = _group()
     if dist is None or world_size(group) == 1:
         return arrays
-    return tuple(_communicate(dist, x, dist.all_reduce, group) for x in arrays)
+    return tuple(communicate(dist, x, dist.all_reduce, group) for x in arrays)
 
 
 def raise_together(problem: Exception | None, group: Any = None) -> None:
@@ -184,7 +185,7 @@ def raise_together(problem: Exception | None, group: Any = None) -> None:
     if dist is not None and world_size(group) > 1:
         flags = np.zeros(world_size(group), np.int64)
         flags[rank(group)] = problem is not None
-        flags = _communicate(dist, flags, dist.all_reduce, group)
+        flags = communicate(dist, flags, dist.all_reduce, group)
         if problem is None and flags.any():
             raise RuntimeError(f"rank(s) {np.flatnonzero(flags).tolist()} could not go on; see their errors")
     if problem is not None:
@@ -229,7 +230,7 @@ def check_agreement(what: Mapping[str, Any], *, shard: int, shards: int, group: 
     mine = np.frombuffer(hashlib.sha256(repr(sorted(texts.items())).encode()).digest(), np.int64)
     table = np.zeros((ranks, len(mine) + 1), np.int64)
     table[rank(group), :-1], table[rank(group), -1] = mine, shard
-    table = _communicate(dist, table, dist.all_reduce, group)
+    table = communicate(dist, table, dist.all_reduce, group)
     table, drawn = table[:, :-1], np.bincount(table[:, -1], minlength=shards)
     if (table != table[0]).any() and (
         found := _differences(gather(lambda: (texts, what.get("dataset")), group))
@@ -282,7 +283,7 @@ def store(group: Any = None) -> Any:
     return found() if found else None
 
 
-def _communicate(dist: Any, x: npt.NDArray[Any], operation: Any, group: Any = None) -> npt.NDArray[Any]:
+def communicate(dist: Any, x: npt.NDArray[Any], operation: Any, group: Any = None) -> npt.NDArray[Any]:
     """Run an in-place collective on a copy of ``x``, on the device that the group's back end wants."""
     import torch
 

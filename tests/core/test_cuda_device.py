@@ -972,7 +972,7 @@ def train_as_a_rank(rank: int, world: int, folder: Any, backend: str, device: st
         assert chosen is not None
         log.append([recorded, [x.tolist() for x in (chosen.kept, chosen.tail, chosen.dropped)]])
     # A single rank has nothing to send, so its back end is asked once here.
-    summed = distributed._communicate(
+    summed = distributed.communicate(
         torch.distributed, np.array([2**60 + rank, -1]), torch.distributed.all_reduce
     )
     result = {"epochs": log, "device": str(loader.tracker.device), "summed": summed.tolist()}

@@ -502,7 +502,7 @@ def test_what_is_sent_lies_where_the_back_end_takes_it(backend, device, monkeypa
     moved = []
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: moved.append(1) or tensor)
     dist = types.SimpleNamespace(get_backend=lambda group: backend)
-    distributed._communicate(dist, np.arange(3), lambda tensor, group: None)
+    distributed.communicate(dist, np.arange(3), lambda tensor, group: None)
     assert bool(moved) == (device == "cuda")
 
 
