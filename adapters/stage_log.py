@@ -31,7 +31,7 @@ def now() -> str:
 class StageLog:
     """Where ``log`` and ``tensorboard`` of the settings say; nowhere by default.
 
-    Where a stage can't be written, a warning says so, and training goes on.
+    Where a stage can't be written, a warning says so, and training continues.
 
     Parameters
     ----------

@@ -247,12 +247,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             status = 1 if carry_out(setting, runs, slots) else 0
         except KeyboardInterrupt:
-            print("\ninterrupted; the same command goes on from here", flush=True)
+            print("\ninterrupted; the same command resumes from here", flush=True)
             status = 130
         except BlockingIOError:
-            print(
-                f"runs of an earlier call are still going on in {setting.folder}; end them", file=sys.stderr
-            )
+            print(f"runs of an earlier call are still running in {setting.folder}; end them", file=sys.stderr)
             return 2
     print(report(setting.folder, header, smoke=setting.smoke))
     return status

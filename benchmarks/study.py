@@ -195,11 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not args.report_only:
                 carry_out(setting, jobs_of(args, setting), args.workers, console)
         except KeyboardInterrupt:
-            console.print("interrupted; the same command goes on from here")
+            console.print("interrupted; the same command resumes from here")
             status = 130
         except BrokenProcessPool:
             console.print(
-                "a worker was killed, for want of memory perhaps; the same command goes on from here"
+                "a worker was killed, for want of memory perhaps; the same command resumes from here"
             )
             status = 1
         runs = list(runs_of(setting).values())

@@ -1,4 +1,4 @@
-"""What the ranks of one run compare: before a stage, how they would end it; after a state was loaded, where they go on."""
+"""What the ranks of one run compare: before a stage, how they would end it; after a state was loaded, where they resume."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Agreement:
         self.loaded(None)
 
     def loaded(self, moment: Mapping[str, str] | None) -> None:
-        """A state was loaded, with which this rank goes on at ``moment``; None is one that no rank has to wait for."""
+        """A state was loaded, with which this rank resumes at ``moment``; None is one that no rank has to wait for."""
         self.missing = True
         self._drawn: set[int] = set()  # epochs
         self._moment = moment
@@ -61,7 +61,7 @@ class Agreement:
         self._drawn.add(epoch)
 
     def check_moment(self) -> None:
-        """See, once after a state was loaded, that all ranks go on from one moment."""
+        """See, once after a state was loaded, that all ranks resume from one moment."""
         if self._moment is not None:
             check_one_moment(self._run, self._loads, self._moment, self._layout.group)
             self._moment = None

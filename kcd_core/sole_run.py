@@ -31,9 +31,9 @@ def check_sole(run: Any) -> None:
     gc.collect()  # one that nobody holds any more may refer to itself
     if not _is_last(run):
         raise RuntimeError(
-            f"this run can't go on, since another was made after it with its tracker, {run.tracker!r}: with this statistic, "
+            f"this run can't continue, since another was made after it with its tracker, {run.tracker!r}: with this statistic, "
             "the end of a stage ends a window of the tracker, so each run needs a tracker of its own. If the other was "
-            "made in its place, go on with that"
+            "made in its place, continue with that"
         )
 
 

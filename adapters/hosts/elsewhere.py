@@ -1,4 +1,4 @@
-"""Training that goes on over another loader than the one that was recognised as the student's: said once."""
+"""Training that continues over another loader than the one that was recognised as the student's: said once."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Elsewhere:
             return
         self._hook.remove()
         self._journal.warn(
-            "training goes on over another loader than the one that was recognised as the student's, "
+            "training continues over another loader than the one that was recognised as the student's, "
             f"{self._over}; what it draws is neither condensed nor recorded. That is right for another model (a probe). "
             "If it is the student that is trained there, after its teacher, KCD has to see the student alone: --student "
             "with --auto, or a profile that observes what is called for the student alone"

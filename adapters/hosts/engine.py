@@ -306,7 +306,7 @@ class Engine:
                 self._resume(hosted)
 
     def _resume(self, hosted: HostedLoader) -> None:
-        """Go on with a loader, if a state waits that was saved of it."""
+        """Resume with a loader, if a state waits that was saved of it."""
         if self.checkpoints.restore(hosted):
             self.choose(hosted)
             self.journal.say(f"resumed after epoch {self.journal.epochs + bool(hosted.observed)}")

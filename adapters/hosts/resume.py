@@ -108,11 +108,11 @@ class Checkpoints:
         if not file.is_file():
             if _resumable(checkpoint):
                 warn(
-                    f"there is no {file}. If this run goes on from {path}, KCD begins anew, with all the data"
+                    f"there is no {file}. If this run resumes from {path}, KCD begins anew, with all the data"
                 )
             return False
         if running:
-            warn(f"{path} was loaded in the middle of the run; KCD goes on with its present set")
+            warn(f"{path} was loaded in the middle of the run; KCD continues with its present set")
             return False
         try:
             if distributed.ranks_announced() > 1:

@@ -51,7 +51,7 @@ class Unobserved:
         self.steps = 0
         self._epochs: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # by loader
         self._begun: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        self._due = ""  # what to say if training goes on
+        self._due = ""  # what to say if training continues
         self._told = False  # whether it was said that nothing is observed
         self._hook: Any = None
 
@@ -101,7 +101,7 @@ class Unobserved:
                     f"{number(self._epochs[loader], 'epoch')} of training over {name}{first}, and nothing was observed: "
                     f"{self.why()}"
                 )
-                expected = "If training goes on, the run stops" if self._stops else expected
+                expected = "If training continues, the run stops" if self._stops else expected
         if not self._told:
             self._told = True
             self._journal.say(f"nothing was observed in a whole pass over {name}: {self.why()}. {expected}")

@@ -23,7 +23,7 @@ To resume (``--start_epoch``), KCD needs its state, since torchdistill's checkpo
 ``state: 'FILE'`` in the batch sampler's kwargs, and ``pre_epoch_process:
 'kcd_default_pre_epoch_process_with_teacher'``. It is the state after the last epoch, and torchdistill's
 examples write a checkpoint after the best one alone: resuming needs the two of the same epoch. Each training
-stage with a loader of its own starts anew; one without goes on with the loader of the stage before.
+stage with a loader of its own starts anew; one without continues with the loader of the stage before.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ class KCDBatchSampler:
         self.observed += self.run.record(output, indices=indices, targets=targets)
 
     def begin(self, epoch: int) -> None:
-        """At the first epoch of this process: go on from the saved state, if it is not torchdistill's epoch 0.
+        """At the first epoch of this process: resume from the saved state, if it is not torchdistill's epoch 0.
 
         Raises
         ------

@@ -132,7 +132,7 @@ class AcceleratedLoader(DataLoaderStateMixin):
         return self._loader.gather_state_dict()
 
     def load_state_dict(self, state: Any) -> None:
-        """Go on where it was saved, on any number of processes: see `CondensedLoader`."""
+        """Resume where it was saved, on any number of processes: see `CondensedLoader`."""
         self._loader.load_state_dict(state)
 
 
@@ -149,6 +149,6 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         raise RuntimeError(
             "skip_first_batches (or whatever makes a DataLoader of this loader's batch sampler) would draw what can't be "
-            "recorded: iterate the loader itself, which goes on where it was saved once accelerator.load_state() has "
+            "recorded: iterate the loader itself, which resumes where it was saved once accelerator.load_state() has "
             "read its state"
         )

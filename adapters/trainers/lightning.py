@@ -138,7 +138,7 @@ class KCDCallback(Callback):
             )
             return
         check_trainer(trainer)
-        # A trainer that goes on in another fit() goes on here; a new one begins anew, or brings a checkpoint.
+        # A trainer that continues in another fit() continues here; a new one begins anew, or brings a checkpoint.
         same = former is not None and former() is trainer
         self._again = same and trainer.fit_loop.epoch_progress.current.processed > 0
         if before is not None and self._again:
@@ -233,12 +233,12 @@ class KCDCallback(Callback):
             loop.epoch_loop.restarting = False
         if self.loader.epoch <= trainer.current_epoch:
             raise RuntimeError(
-                f"Lightning goes on with epoch {trainer.current_epoch + 1}, and the condensed loader with {self.loader.epoch}: "
+                f"Lightning continues with epoch {trainer.current_epoch + 1}, and the condensed loader with {self.loader.epoch}: "
                 "epochs were trained without this KCDCallback. Begin a run of its own, with a new Trainer"
             )
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """End the epoch, if it is whole: one that max_steps cut off goes on when the run is resumed."""
+        """End the epoch, if it is whole: one that max_steps cut off continues when the run is resumed."""
         if self.loader is None:
             return
         self._in_step = False
@@ -277,7 +277,7 @@ class KCDCallback(Callback):
         return {"ranks": self.loader.gather_state_dict()}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not say where to go on."""
+        """Refuse a checkpoint that does not say where to resume."""
         if self._undo and self.state_key not in checkpoint["callbacks"]:
             raise RuntimeError(
                 "the checkpoint was saved without a KCDCallback, so that nothing says which samples come next: load its "
@@ -285,7 +285,7 @@ class KCDCallback(Callback):
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on there once the loader is made. Testing a checkpoint changes nothing."""
+        """Resume there once the loader is made. Testing a checkpoint changes nothing."""
         if self._undo:
             self._saved, self._again = state_dict["ranks"] or None, False
             if self.loader is not None and self._saved is not None:  # some strategies load late

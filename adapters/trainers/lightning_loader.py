@@ -49,7 +49,7 @@ class TrainLoader:
         return getattr(self._loader, name)  # dataset, batch_size, ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing; by it, Lightning knows that a loader can go on in the middle of an epoch."""
+        """Nothing; by it, Lightning knows that a loader can resume in the middle of an epoch."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -78,18 +78,18 @@ def check_trainer(trainer: Any) -> None:
 
 
 def check_resumable(trainer: Any, loader: CondensedLoader[Any], ranks: int) -> None:
-    """Refuse to go on where Lightning's own count of batches, which is one rank's, will say another place."""
+    """Refuse to resume where Lightning's own count of batches, which is one rank's, will say another place."""
     now = loader.sampler.num_replicas
     if ranks != now and loader.batches_done:
         raise ValueError(
             f"a run on {ranks} ranks has saved this within an epoch, and here is {now}, by whose batches Lightning's count means "
-            "another place: go on from the end of an epoch, or on as many ranks"
+            "another place: resume from the end of an epoch, or on as many ranks"
         )
     if not hasattr(trainer.fit_loop, "reset_restart_stage") and (
         loader.batches_done or trainer.max_steps != -1
     ):
         raise RuntimeError(
-            f"Lightning {_version(trainer)} loses count of a run that is resumed within an epoch, or that has max_steps: go on "
+            f"Lightning {_version(trainer)} loses count of a run that is resumed within an epoch, or that has max_steps: resume "
             "from a checkpoint of an epoch's end (save_on_train_epoch_end=True), with max_epochs, or use Lightning 2.5"
         )
 
@@ -141,7 +141,7 @@ def check_counts(trainer: Any, loader: CondensedLoader[Any]) -> None:
     if counted != loader.batches_done:
         raise RuntimeError(
             f"Lightning ends epoch {loader.epoch} after {counted} batches, and {loader.batches_done} of its {len(loader)} were "
-            "drawn: it does not go on where the loader does. Resume from a checkpoint that was saved after a batch or an "
+            "drawn: it does not continue where the loader does. Resume from a checkpoint that was saved after a batch or an "
             "epoch, trainer.fit(..., ckpt_path=...)"
         )
 

@@ -87,7 +87,7 @@ def _left(loader: Any, epoch: int, accumulate: int) -> int:
 
 
 class StepsOfEpochs(int):
-    """Steps of one epoch, for a trainer that divides by them to see where to go on.
+    """Steps of one epoch, for a trainer that divides by them to see where to resume.
 
     It takes the quotient for the epoch, and the rest for what to skip of it. Where epochs differ in length, both are wrong:
     the quotient is ``done`` here, the epochs that are, and the rest 0, since the loader is at its place already.

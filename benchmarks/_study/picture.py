@@ -19,7 +19,7 @@ NOTE = """\
 Rows: by ratio, the largest first, then in the order of the table. Bars: 95 % intervals (Student's t) of the mean difference,
 paired by seed, not corrected for their number. Hollow: one seed, or no spread, so no interval. Star: the arm compared with
 (KD, or the one that a row names), and its accuracy."""
-BEYOND = "\n◂ ▸: a bar goes on beyond the edge, or, with a number, the mean lies there."
+BEYOND = "\n◂ ▸: a bar extends beyond the edge, or, with a number, the mean lies there."
 
 
 def draw(rows: Sequence[Any], path: Path) -> None:

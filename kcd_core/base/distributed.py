@@ -187,7 +187,9 @@ def raise_together(problem: Exception | None, group: Any = None) -> None:
         flags[rank(group)] = problem is not None
         flags = communicate(dist, flags, dist.all_reduce, group)
         if problem is None and flags.any():
-            raise RuntimeError(f"rank(s) {np.flatnonzero(flags).tolist()} could not go on; see their errors")
+            raise RuntimeError(
+                f"rank(s) {np.flatnonzero(flags).tolist()} could not continue; see their errors"
+            )
     if problem is not None:
         raise problem
 

@@ -1,4 +1,4 @@
-"""Whether all ranks save at one moment, and go on from one: a rank that loaded no state has no part in that.
+"""Whether all ranks save at one moment, and resume from one: a rank that loaded no state has no part in that.
 
 No collective: a rank may load alone, or draw a first batch alone, as trainers do to see what a loader yields, and would
 then wait in one that no other rank is in. So may one that saves alone, and meet the others in another collective, of the
@@ -44,7 +44,7 @@ def await_all(what: str, group: Any) -> None:
 
 
 def leave_word(run: str, times: int, moment: Mapping[str, str], group: Any) -> None:
-    """Tell the other ranks from which ``moment`` this one goes on: what names its parts, and what they are.
+    """Tell the other ranks from which ``moment`` this one resumes: what names its parts, and what they are.
 
     ``times``: how often this rank has loaded a state of this ``run``.
     """
@@ -53,12 +53,12 @@ def leave_word(run: str, times: int, moment: Mapping[str, str], group: Any) -> N
 
 
 def check_one_moment(run: str, times: int, moment: Mapping[str, str], group: Any) -> None:
-    """See that the other ranks go on from the same moment. Waits until they have loaded, `WAIT` at most.
+    """See that the other ranks resume from the same moment. Waits until they have loaded, `WAIT` at most.
 
     Raises
     ------
     RuntimeError
-        If one goes on from another moment, or has not loaded a state by then.
+        If one resumes from another moment, or has not loaded a state by then.
     """
     if distributed.world_size(group) == 1 or (store := distributed.store(group)) is None:
         return
@@ -77,12 +77,12 @@ def check_one_moment(run: str, times: int, moment: Mapping[str, str], group: Any
                 differences = [f"{name} {theirs.get(name)} (here {mine.get(name)})" for name in {**mine, **theirs}
                                if theirs.get(name) != mine.get(name)]  # fmt: skip
                 raise RuntimeError(
-                    f"the ranks go on from different moments: rank {other} from {', '.join(differences)}. Load on "
+                    f"the ranks resume from different moments: rank {other} from {', '.join(differences)}. Load on "
                     "every rank what was saved at one step"
                 )
         if waiting and late:
             raise RuntimeError(
-                f"this rank goes on from a saved state, and rank(s) {waiting} have not loaded one within {WAIT:.0f} s, or "
+                f"this rank resumes from a saved state, and rank(s) {waiting} have not loaded one within {WAIT:.0f} s, or "
                 "not for this loader: every rank must make the same loaders in the same order, and load, as often as the "
                 "others, what it saved, or the list of what all ranks saved"
             )

@@ -84,7 +84,7 @@ class Pass:
         return self.end + self._lost
 
     def note_loss(self, positions: int) -> None:
-        """A batch could not be fetched: passed over if the caller goes on, drawn again if it resumes here."""
+        """A batch could not be fetched: passed over if the caller continues, drawn again if it resumes here."""
         self._lost += positions
 
     def note_record(self, drawn: Drawn, *, by_indices: bool) -> None:
@@ -226,7 +226,7 @@ class Place:
 
     @property
     def position(self) -> int:
-        """Where a resumed run goes on. A pass in which nothing is recorded moves nothing."""
+        """Where a resumed run continues. A pass in which nothing is recorded moves nothing."""
         return self.recording.position if self.recording else self._resumed
 
     def check_once(self, now: Pass, drawn: Drawn, left: Callable[[int], int]) -> None:

@@ -21,7 +21,7 @@ class Prefetched:
     """The batches of a pass as ``prefetch`` yields them, each with the indices that it came with.
 
     A batch that can't be fetched is the end for the prefetcher, which then yields what it holds back. The error is raised
-    in that batch's place, and the prefetcher is begun anew for what is left, so that a loop may go on as without it.
+    in that batch's place, and the prefetcher is begun anew for what is left, so that a loop may continue as without it.
 
     Raises
     ------

@@ -33,7 +33,7 @@ def resliced(
         return parts[sampler.rank]
     if position:
         raise ValueError(
-            f"a sharded loader goes on with another number of ranks ({ranks} instead of {before}) between epochs "
+            f"a sharded loader resumes with another number of ranks ({ranks} instead of {before}) between epochs "
             "only: save the state after end_epoch()"
         )
     total, count, skipped = zip(*(tracker for tracker, _ in parts), strict=True)

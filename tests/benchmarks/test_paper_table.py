@@ -417,7 +417,7 @@ def test_interrupted_runs_leave_no_process_and_start_over(place):
 def test_runs_that_outlived_a_killed_call_are_not_run_over(place, capsys):
     _, process, command = interrupted(place, signal.SIGKILL)
     assert paper_table.main(command) == 2
-    assert "still going on in" in capsys.readouterr().err
+    assert "still running in" in capsys.readouterr().err
     os.kill(process, signal.SIGKILL)
     while paper_table.main(command) == 2:
         time.sleep(0.05)

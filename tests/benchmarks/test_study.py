@@ -628,8 +628,8 @@ def until(what):
 @pytest.mark.parametrize(
     ("killed", "with_what", "status", "said"),
     [
-        ("study", signal.SIGTERM, 130, "interrupted; the same command goes on from here"),
-        ("worker", signal.SIGKILL, 1, "a worker was killed, for want of memory perhaps; the same command goes on"),
+        ("study", signal.SIGTERM, 130, "interrupted; the same command resumes from here"),
+        ("worker", signal.SIGKILL, 1, "a worker was killed, for want of memory perhaps; the same command resumes"),
         ("study", signal.SIGKILL, -signal.SIGKILL, ""),
     ],
 )  # fmt: skip

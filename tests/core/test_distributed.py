@@ -479,7 +479,7 @@ def test_a_rank_that_fails_takes_the_others_along(several):
     assert last[0] == "ValueError" and "not finite" in last[1]  # noqa: PT018
     for kind, message, stage in others:
         assert kind == "RuntimeError"
-        assert f"rank(s) [{len(several) - 1}] could not go on" in message
+        assert f"rank(s) [{len(several) - 1}] could not continue" in message
         assert stage == 0
 
 
@@ -488,7 +488,7 @@ def test_a_selection_that_fails_or_differs_on_one_rank_is_no_ones(several):
     assert last[0] == "KeyError"
     for kind, message, stage in others:
         assert (kind, stage) == ("RuntimeError", 0)
-        assert f"rank(s) [{len(several) - 1}] could not go on" in message
+        assert f"rank(s) [{len(several) - 1}] could not continue" in message
     for kind, message, stage in (rank["select differs"] for rank in several):
         assert (kind, stage) == ("RuntimeError", 0)
         assert "what select chose" in message

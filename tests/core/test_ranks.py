@@ -420,13 +420,13 @@ def test_a_rank_that_need_not_record_is_no_error() -> None:
 def test_states_of_two_moments_are_told_at_the_first_batch(what: str) -> None:
     for rank, messages in enumerate(on_every_rank(what)):
         for message in messages:  # and again, if one goes on
-            assert "the ranks go on from different moments" in message
+            assert "the ranks resume from different moments" in message
             assert ("position 24 (here 12)" if rank == 3 else "position 12 (here 24)") in message
 
 
 def test_states_of_two_moments_are_told_at_the_first_record_by_hand() -> None:
     for message in on_every_rank("torn by hand"):
-        assert "the ranks go on from different moments" in message
+        assert "the ranks resume from different moments" in message
         assert "epoch" in message
 
 
@@ -475,7 +475,7 @@ def test_each_load_is_compared_with_the_same_load_of_the_others() -> None:
 def test_what_fails_on_one_rank_is_raised_on_all() -> None:
     for what, odd, kind in (("alpha", 1, "alpha must be"), ("target fails", 2, "no such metric")):
         for rank, message in enumerate(on_every_rank(what)):
-            assert (kind if rank == odd else f"rank(s) [{odd}] could not go on") in message
+            assert (kind if rank == odd else f"rank(s) [{odd}] could not continue") in message
     for message in on_every_rank("target differs"):
         assert "rank(s) [3] differ from rank 0 in target: " in message
 

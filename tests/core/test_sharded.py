@@ -581,7 +581,7 @@ def test_a_rank_that_fails_takes_the_others_along(ranks: Any) -> None:
     assert last[2] == 0
     for kind, message, stage in others:
         assert (kind, stage) == ("RuntimeError", 0)
-        assert f"rank(s) [{len(ranks) - 1}] could not go on" in message
+        assert f"rank(s) [{len(ranks) - 1}] could not continue" in message
 
 
 def test_ranks_that_disagree_are_told_so(ranks: Any) -> None:
@@ -601,7 +601,7 @@ def test_ranks_that_disagree_in_any_setting_are_told_so(ranks: Any) -> None:
                 assert f"rank(s) [{len(ranks) - 1}] differ from rank 0" in message, name
     assert "alpha must be a finite number, at least 0" in last["alpha"][0]
     for rank in others:
-        assert f"rank(s) [{len(ranks) - 1}] could not go on" in rank["alpha"][0]
+        assert f"rank(s) [{len(ranks) - 1}] could not continue" in rank["alpha"][0]
 
 
 def test_a_number_is_the_same_as_an_integer_and_as_a_float(ranks: Any) -> None:

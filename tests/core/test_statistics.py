@@ -577,4 +577,4 @@ def test_ranks_that_differ_are_told(two: Any) -> None:
     for result in two[1]:
         assert "statistic" in result["statistics"]
         assert "held values" in result["held"]
-        assert "end_epoch" in result["open"] or "rank(s) [1] could not go on" in result["open"]
+        assert "end_epoch" in result["open"] or "rank(s) [1] could not continue" in result["open"]

@@ -257,7 +257,7 @@ def test_training_that_goes_on_over_another_loader_is_warned_of_once(
     loops: Loops, tmp_path: Path, loop: str, times: int
 ) -> None:
     output, notes = loops.run(tmp_path, loop)
-    assert output.count("WARNING: training goes on over another loader than the one") == times
+    assert output.count("WARNING: training continues over another loader than the one") == times
     if times:  # of the student's epochs, all are plain
         assert "Data in batches of 16; what it draws is neither condensed nor recorded" in output
         assert [len(one[2]) for one in notes if one[0] == "train"] == [16, 16, 16, 16, 16, 10] * 4

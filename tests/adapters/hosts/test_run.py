@@ -246,7 +246,9 @@ def test_a_loader_that_is_made_anew_for_every_epoch_is_followed(host: Host, anew
 def test_loaders_that_can_not_be_followed_are_not_passed_over_in_silence(host: Host) -> None:
     output, items = host.kcd(*ONCE, "train_student.py", "--anew", "beside", "--epochs", "2")
     assert [len(set(indices([i for i in items if i.get("epoch") == e]))) for e in (1, 2)] == [N, N]
-    assert output.count("WARNING: training goes on over another loader than the one that was recognised") == 1
+    assert (
+        output.count("WARNING: training continues over another loader than the one that was recognised") == 1
+    )
 
 
 @on("repdistiller")
