@@ -80,7 +80,7 @@ class CondensedSampler(EpochSampler):
     ------
     ValueError
         If a number is outside its range, ``mixing`` is not one of those named, or ``num_replicas`` is given without
-        ``rank`` and there is no process group.
+        ``rank`` and there is no process group of that many ranks.
     TypeError
         If a number is not an integer.
 

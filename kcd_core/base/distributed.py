@@ -97,7 +97,7 @@ def share_of(num_replicas: int | None, rank_of_it: int | None, group: Any = None
     ranks = checked_int(world_size(group) if num_replicas is None else num_replicas, "num_replicas", 1)
     if rank_of_it is None and ranks > world_size(group):
         raise ValueError(
-            f"rank must be given beside num_replicas = {ranks}: no process group is initialised that says it"
+            f"rank must be given with num_replicas = {ranks}, since no process group of that many is initialised"
         )
     mine = checked_int(rank(group) if rank_of_it is None else rank_of_it, "rank", 0)
     if mine >= ranks:

@@ -88,8 +88,8 @@ def wrap_loader(
         "mean" is allowed; with both ``schedule`` and ``ask``, not "stage_mean".
     alpha, min_weight, select
         See `condense` and `condense_step`. A setting that nothing would use is an error, unless it is the default:
-        ``alpha`` where a ``select`` chooses, or ``min_weight``, ``mixer`` and ``mixing_cache`` where nothing is mixed.
-        A ratio of 1 is no such case: plain distillation takes the settings of other ratios.
+        ``alpha`` if a ``select`` chooses, or ``min_weight``, ``mixer`` and ``mixing_cache`` if mixing is off. With a ratio
+        of 1, mixing is not off, so that plain distillation takes the settings of other ratios.
     mixing : {"auto", "cumulative", "fresh", None}
         How dropped samples are mixed into barely kept ones: on top of the mixtures of earlier stages (the authors'
         behaviour), always from the originals, or not at all. "auto" is cumulative for raw images, with

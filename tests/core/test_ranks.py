@@ -538,7 +538,7 @@ def test_shares_without_a_process_group_are_told_in_the_first_epoch() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"num_replicas": 2}, "rank must be given beside num_replicas = 2"),
+        ({"num_replicas": 2}, "rank must be given with num_replicas = 2"),
         ({"num_replicas": 2, "rank": 2}, "rank must be below num_replicas = 2, got 2"),
         ({"rank": 1}, "rank must be below num_replicas = 1"),
     ],
