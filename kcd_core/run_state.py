@@ -13,7 +13,7 @@ from .condense import check_settings
 from .history import CondensationHistory
 from .layout import Layout
 from .progress import EpochProgress
-from .recipes import adopted_mixing
+from .recipes import Mixing, adopted_mixing
 from .rules import Select, SelectName, check_rule, resolve_select, schedule_of
 from .saved import Saved, checked, gathered
 from .schedule import CondensationSchedule
@@ -94,6 +94,13 @@ class RunState:
         return self.layout.group
 
     @property
+    def mixing(self) -> Mixing:
+        """How what a stage drops is mixed into what it keeps; None also where no stage will drop or mix anything."""
+        mixing: Mixing = getattr(self.sampler, "mixing", None)
+        mixes = self.rule is None or self.rule.mixes
+        return mixing if mixes and self.schedule.drops(self.layout.num_samples) else None
+
+    @property
     def seen(self) -> bool:
         """Whether anything was recorded in this epoch."""
         return self.progress.seen_before or self.tracker.batches > self.progress.batches
@@ -138,7 +145,7 @@ class RunState:
             **schedule,
             "alpha": self.alpha,
             "min_weight": self.min_weight,
-            "mixing": getattr(self.sampler, "mixing", None) or "none",
+            "mixing": self.mixing or "none",
             "value": self.tracker.value_name,
             "statistic": self.tracker.statistic,
             "select": self.rule.name if self.rule else None,

@@ -244,12 +244,12 @@ class Engine:
         self.train = hosted
         self.unobserved.leave()
         self.reasons.clear()
-        sampler, dataset = hosted.sampler, hosted.dataset
+        mixing, sampler, dataset = hosted.run.mixing, hosted.sampler, hosted.dataset
         how = "raw images" if hosted.mixer is mix_arrays else "samples after their transform"
-        mixing = f"mixing {how}, {sampler.mixing}" if sampler.mixing else "no mixing"
+        told = f"mixing {how}, {mixing}" if mixing else "no mixing"
         self.journal.say(
             f"the student trains on {type(dataset).__name__}, {sampler.num_samples} samples in batches of "
-            f"{hosted.batches.batch_size}; {mixing}"
+            f"{hosted.batches.batch_size}; {told}"
         )
 
     def _another_student(self) -> str:

@@ -116,7 +116,7 @@ class HostedLoader:
         self.dataset = loader.dataset
         self.mixer = self._mixer_of(loader.dataset)
         self.batches = KeyBatches(self.sampler, *batching)
-        self.batches.rehearse = self.sampler.mixing is not None and self._settings.ratio < 1
+        self.batches.rehearse = self.run.mixing is not None
         try:
             self.batches.cache = mixing_cache_of(self._settings.cache_bytes, self.mixer, loader.dataset)
         except ValueError as error:  # this may not be the student's loader

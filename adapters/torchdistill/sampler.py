@@ -138,7 +138,7 @@ class KCDBatchSampler:
         self.observed = 0  # samples of the present epoch
         self._batches = KeyBatches(self.order, self.batch_size, self.drop_last)
         self._batches.cache = mixing_cache_of(self.settings.cache_bytes, dataset.mixer, dataset.org_dataset)
-        self._batches.rehearse = mixing is not None and self.settings.ratio < 1
+        self._batches.rehearse = self.run.mixing is not None
         self._begun = False
         self._passes = 0  # that began
         KCDBatchSampler.current = self

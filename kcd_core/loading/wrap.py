@@ -282,7 +282,7 @@ def wrap_loader(
     if asking_schedule is not None:
         asking = Asking(layout, asking_schedule, run.alpha, ask_multiple)
         asking.run.warn_once("drops nothing", asking_schedule.why_idle(num_samples))
-    batches.rehearse = mode is not None and schedule.drops(num_samples)
+    batches.rehearse = run.mixing is not None
     run.warn_once("drops nothing", schedule.why_idle(num_samples))
     run.warn_once("no batch ahead", _without_batch(schedule, batches, num_samples))
     inner = rebuild(loader, batches, mix)

@@ -134,6 +134,33 @@ def test_the_json_says_what_the_run_was_given(given, differ):
     assert json.loads(loader.history.to_json())["settings"] == {**usual, **differ}
 
 
+NEVER_MIXED = {
+    "ratio 1": ({"schedule": kcd.CondensationSchedule(ratio=1, stages=3, period=1)}, "mixing", "fresh"),
+    "less than one a stage": ({"schedule": kcd.CondensationSchedule(0.99, stages=6)}, "mixing", "cumulative"),
+    "a gate alone": ({"schedule": None}, "ask", 0.5),
+    "all to the end": ({"schedule": kcd.FreeSchedule(3, until=3)}, "select", "keep_all"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the schedule will drop nothing")
+@pytest.mark.parametrize("name", NEVER_MIXED)
+def test_a_run_in_which_nothing_is_dropped_says_that_nothing_is_mixed(name):
+    given, setting, value = NEVER_MIXED[name]
+    loader = wrap(
+        Plain(N),
+        schedule=given["schedule"],
+        kcd_options={setting: keep_all if value == "keep_all" else value},
+    )
+    assert loader.sampler.mixing is not None
+    assert json.loads(loader.history.to_json())["settings"]["mixing"] == "none"
+
+
+def test_a_run_by_hand_whose_rule_mixes_nothing_says_so_whatever_its_sampler_would_do():
+    for select, mixing in ((None, "cumulative"), ("random", "none"), (keep_all, "cumulative")):
+        run = kcd.Condensation(kcd.CondensedSampler(N), schedule=kcd.CondensationSchedule(0.5), select=select)
+        assert run.history.settings["mixing"] == mixing
+
+
 def test_the_json_of_a_resumed_run_says_it_too_and_names_another_schedule():
     loader = wrap(Plain(N), schedule=kcd.FreeSchedule(period=2), kcd_options={"select": keep_all})
     run_epoch(loader)
