@@ -69,8 +69,8 @@ class TeacherGate:
 
     Notes
     -----
-    Takes one byte a sample. What the teacher costs falls to the share that is asked only where it is called on those
-    rows alone.
+    A gate takes one byte a sample. The teacher's cost falls to the share asked only if it is called on those rows
+    alone.
 
     Examples
     --------

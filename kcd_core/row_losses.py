@@ -58,14 +58,14 @@ def gated_loss(
     TypeError
         If a loss is no tensor, ``rows`` does not hold integers, or a weight is not a number.
     ValueError
-        If a shape is another, a weight is not finite or below 0, or ``divide_by`` is neither of both.
+        If a shape is another, a weight is not finite or below 0, or ``divide_by`` is neither of the two.
     IndexError
         If rows in host memory are not in 0 .. B-1.
 
     Notes
     -----
-    Waits for no device, if ``rows`` are pinned or on it. If all rows are asked it is the ordinary distillation loss,
-    with both ``divide_by``.
+    This waits for no device if ``rows`` are pinned, or on the device. If all rows are asked, it is the ordinary
+    distillation loss, with either ``divide_by``.
 
     Examples
     --------

@@ -66,9 +66,9 @@ class Condensation(Run):
         If ``schedule`` is not a CondensationSchedule and ``select`` has none, ``sampler`` lacks one of the three
         attributes, ``select`` can't be called as `condense_step` calls it, or ``group`` is not a process group.
     ValueError
-        If a setting is outside its range, or ``select`` does not use it; if ``tracker`` has another number of samples, or another statistic than
-        ``select`` wants, or ``value``, ``statistic``, ``on_nonfinite`` or ``device`` is given beside it; or if this
-        process is not in ``group``.
+        If a setting is outside its range, or ``select`` does not use it; if ``tracker`` has another number of samples,
+        or another statistic than ``select`` wants, or ``value``, ``statistic``, ``on_nonfinite`` or ``device`` is given
+        beside it; or if this process is not in ``group``.
     RuntimeError
         If the sampler draws for another number of ranks than there are, or was made before the process group and
         draws everything on each of several ranks.

@@ -58,8 +58,8 @@ class KCDBatchSampler:
         A file that keeps KCD's state, written after every epoch, read where torchdistill starts at a later one
         (see `kcd_core.save_checkpoint`).
     **settings
-        Of `kcd_adapters.settings.Settings`: ``ratio``, ``stages``, ``period`` and so on. Those are refused that only
-        ``kcd run`` uses, and ``ask``.
+        Of `kcd_adapters.settings.Settings`: ``ratio``, ``stages``, ``period`` and so on. ``ask``, and those that only
+        ``kcd run`` uses, are refused.
 
     Raises
     ------

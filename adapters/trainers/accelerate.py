@@ -113,7 +113,7 @@ def prepare(
 
 
 def unprepared(loader: Any) -> Any:
-    """The DataLoader from which accelerate made a prepared ``loader``, made again; any other loader as it is.
+    """A new DataLoader like the one from which accelerate made a prepared ``loader``; any other loader as it is.
 
     Raises
     ------

@@ -80,9 +80,10 @@ class KCDCallback(Callback):
     Raises
     ------
     TypeError, ValueError
-        If a setting is unknown, or would not be used; or if not exactly one of ``student`` and ``outputs`` is given. At ``fit``, before the
-        first step: also what `wrap_loader` raises; several train loaders; ``reload_dataloaders_every_n_epochs``; a
-        missing student; or if ``val_check_interval`` or ``limit_train_batches`` will not suit a later, shorter epoch.
+        If a setting is unknown, or would not be used; or if not exactly one of ``student`` and ``outputs`` is given. At
+        ``fit``, before the first step: also what `wrap_loader` raises; several train loaders;
+        ``reload_dataloaders_every_n_epochs``; a missing student; or if ``val_check_interval`` or
+        ``limit_train_batches`` will not suit a later, shorter epoch.
     RuntimeError
         At ``fit``, if a checkpoint without the callback's state is resumed. In the first step, if the student is
         called twice or, with automatic optimization, not at all. A step of manual optimization may record nothing; an

@@ -31,8 +31,8 @@ Batch = TypeVar("Batch", covariant=True)
 
 
 class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
-    """What `wrap_loader` returns. It holds a rebuilt DataLoader and deliberately is none, because trainers silently
-    rebuild any DataLoader.
+    """What `wrap_loader` returns. It holds a rebuilt DataLoader, and deliberately is not one itself, because trainers
+    silently rebuild any DataLoader.
 
     Parameters
     ----------
@@ -183,8 +183,8 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
             record of another batch; a whole pass over this epoch was recorded before; or ``collate_fn`` was seen
             to put samples in another order.
         ValueError
-            If ``indices``, in host memory, has a sample that no batch has held yet. Told until an epoch with
-            recordings has ended: from then on, all of the data was drawn.
+            If ``indices``, in host memory, has a sample that no batch has held yet. This is checked until an epoch
+            with recordings has ended: from then on, all of the data was drawn.
         ValueError, TypeError, IndexError
             As `KnowledgeValueTracker.update` and `record` do. Nothing is recorded then.
 
@@ -195,8 +195,8 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
 
         Notes
         -----
-        A loop that begins to look ahead after its first record, and keeps copies of its batches alone, looks
-        like one that skips a batch. It is told at the pass's end, when it records once more than batches were left.
+        A loop that begins to look ahead after its first record, and keeps only copies of its batches, looks like one
+        that skips a batch. The error comes at the pass's end, when it records once more than batches were left.
         """
         reader = self._reader
         given = one_of(student_logits, values)
@@ -255,7 +255,7 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
         Warns
         -----
         UserWarning
-            Once, if nothing was recorded in an epoch. Nothing is changed yet, where warnings are errors.
+            Once, if nothing was recorded in an epoch. If warnings are errors, nothing is changed yet.
         """
         gates = () if self._asking is None else (self._asking.run,)
         return end_together(self._run, *gates)[0]
@@ -303,7 +303,7 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Resume where a state was saved: see `state_dict`. Passes begin there until something is recorded.
 
-        If it was saved after the last batch of an epoch, they are empty, and `end_epoch` continues with the next.
+        If it was saved after the last batch of an epoch, these passes are empty, and `end_epoch` moves on to the next.
 
         Parameters
         ----------

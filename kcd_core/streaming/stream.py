@@ -207,9 +207,9 @@ class CondensedStream(RunOwner, StreamFilter):
         -----
         UserWarning
             Each once: if nothing was recorded in an epoch; if more than half the ids share a slot; if ids were recorded
-            more than twice for each pass over the data set (at the end of the first epoch, and over all ranks at
-            that of the first stage), as those that begin anew in every shard are; and if dropped samples are
-            recorded still, two epochs in a row.
+            more than 2.5 times on average for each pass over the data set (at the end of the first epoch, and over
+            all ranks at that of the first stage), as ids that begin anew in every shard are; and if dropped samples
+            are still recorded, two epochs in a row.
         """
         return end_together(self._run)[0]  # type: ignore[no-any-return]
 
