@@ -19,7 +19,7 @@ COMMANDS = {
     ),
     "run": (
         ".hosts.run",
-        "run a training script with KCD, without changing it; --auto, where no profile knows its repository",
+        "run a training script with KCD, without changing it; with --auto, any script",
     ),
     "profiles": (".hosts.known", "list the repositories that run and patch know without --auto"),
     "patch": (
@@ -62,7 +62,7 @@ def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="kcd",
         description="Knowledge condensation for any distillation loop.",
-        epilog="kcd COMMAND --help says more of each.",
+        epilog="kcd COMMAND --help describes a command and its options.",
     )
     parser.add_argument("--version", action="version", version=f"kcd {kcd_core.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -12,8 +12,8 @@ __all__ = ["configure", "run"]
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments: none."""
     parser.epilog = (
-        "Where a family is known, any script of any repository that trains in its way is. Any other: kcd run --auto SCRIPT, or "
-        "--profile NAME; docs/profiles.md says how to write a profile."
+        "Of a family, any script that trains in its way is known, in whatever repository. For any other script: kcd run --auto "
+        "SCRIPT, or --profile NAME; docs/profiles.md says how to write a profile."
     )
 
 
