@@ -239,7 +239,8 @@ def check_agreement(what: Mapping[str, Any], *, shard: int, shards: int, group: 
     ):
         raise RuntimeError(
             f"ranks disagree: {'; '.join(found)}. Every rank needs the same settings and samples, makes its loaders in the "
-            "same order, draws and records every epoch, and ends it once"
+            "same order, draws every epoch, records what it drew itself (ranks' recordings are summed: gather no logits), and "
+            "ends the epoch once"
         )
     if drawn.min() < drawn.max():
         raise RuntimeError(

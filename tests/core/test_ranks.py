@@ -114,6 +114,18 @@ def forgotten(rank: int, who: int, shares: int = WORLD, **options: Any) -> list[
     return [error, *(str(one.message) for one in caught)]
 
 
+def gathered_on_one_rank(rank: int) -> str:
+    """Rank 0 records all ranks' batches, as loops that gather logits for a metric may do."""
+    loader = plain(num_replicas=WORLD, rank=rank, return_index=True)
+    for indices, batch in loader:
+        everyones = distributed.gather(lambda batch=batch: index_of(batch))
+        assert indices.tolist() == everyones[rank]
+        if rank == 0:
+            alls = [index for one in everyones for index in one]
+            loader.record(logits_of(alls, 1), indices=torch.tensor(alls))
+    return told(lambda: loader.end_epoch() and None)
+
+
 def forgotten_by_hand(rank: int) -> list[str]:
     """Rank 0 may have gathered all logits, so that rank 1 is told, and no error raised."""
     run = kcd.Condensation(kcd.CondensedSampler(N, num_replicas=WORLD, rank=rank), schedule=SCHEDULE)
@@ -305,6 +317,7 @@ def work(rank: int, world: int, folder: Path) -> None:
         "forgotten before a stage": forgotten(rank, 2, schedule=EVERY_SECOND),
         "recorded by others": forgotten(rank, 2, 1),
         "forgotten by hand": forgotten_by_hand(rank),
+        "logits gathered": gathered_on_one_rank(rank),
         "torn": torn(rank, False),
         "torn slices": torn(rank, True),
         "torn by hand": told(lambda: torn_by_hand(rank)),
@@ -405,6 +418,13 @@ def test_a_rank_that_forgets_to_record_its_share_is_an_error_on_all() -> None:
         assert two in by_2
         assert not none
         assert not said
+
+
+def test_ranks_whose_logits_were_gathered_on_one_are_told_to_record_their_own() -> None:
+    first, *others = on_every_rank("logits gathered")
+    assert "rank(s) [1, 2, 3] differ from rank 0 in calls of record() in this epoch: 'none' there" in first
+    assert "records what it drew itself (ranks' recordings are summed: gather no logits)" in first
+    assert others == [first] * 3
 
 
 def test_a_rank_that_need_not_record_is_no_error() -> None:
