@@ -159,11 +159,10 @@ def condense(
 
     Notes
     -----
-    KCD, ECCV 2022, sections 3.2 and 3.3. O(N) but for sorting the 2L samples around the cut. Beyond its
-    arguments and result it takes 6 bytes a sample where a tenth is dropped (``benchmarks/selection.py``), 12
-    where half is, and more where the cut falls among many that were never recorded. Runs in host memory in
-    float64 whatever it is given, so that every device and every number of processes gets the same
-    set; tensors on a device are copied first.
+    KCD, ECCV 2022, sections 3.2 and 3.3. The time is O(N), except for sorting the 2L samples around the cut. Beyond
+    its arguments and result, it takes 6 bytes a sample if a tenth is dropped (``benchmarks/selection.py``), 12 if half
+    is, and more if the cut falls among many samples that were never recorded. It runs in host memory in float64, so
+    that every device and every number of processes gets the same set; tensors on a device are copied first.
 
     Examples
     --------

@@ -33,11 +33,12 @@ class FreeSchedule(CondensationSchedule):
 
     Notes
     -----
-    Nobody knows ahead how many steps such a run has. A loader's ``steps(epoch)`` is exact for epochs that have ended, for
-    the present one, for those up to the stage's end, and for those after ``until``; of all others it is a ValueError, and so
-    is ``total_steps``. Schedule the learning rate by epochs, or by the share of them that is done.
+    The number of steps of such a run is not known ahead. A loader's ``steps(epoch)`` is exact for epochs that have ended,
+    for the present one, for those up to the stage's end, and for those after ``until``. For all others it raises a
+    ValueError, and so does ``total_steps`` if it would count one of them. Schedule the learning rate by epochs, or by
+    the share of them that is done.
 
-    A subclass may override `due`, and has no ``until`` then. Its answers must depend on the epoch alone.
+    A subclass may override `due`, and has no ``until`` then. Its answers must depend only on the epoch.
 
     Examples
     --------

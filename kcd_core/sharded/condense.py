@@ -147,8 +147,8 @@ def condense_sharded(
     Raises
     ------
     ValueError
-        If ``tracker`` is not of the slice's length or of another statistic than "mean", ``alpha`` is so large that a score is not finite, a
-        rank would keep no sample, or ``min_weight`` is given and ``sampler`` mixes nothing.
+        If ``tracker`` is not of the slice's length or of another statistic than "mean", ``alpha`` is so large that a
+        score is not finite, a rank would keep no sample, or ``min_weight`` is given and ``sampler`` mixes nothing.
     TypeError
         If one of the arguments is of another type.
     RuntimeError
