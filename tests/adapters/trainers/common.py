@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from helpers import SECONDS
 from reference import condense, entropy
 from torch.utils.data import Dataset
 
@@ -118,20 +118,17 @@ def check_asked(
             drawn = set(next(sets).tolist())
 
 
-def on_ranks(
-    work: Callable[..., Any], folder: Path, *args: Any, world: int = 2, seconds: int = 120
-) -> list[Any]:
+def on_ranks(work: Callable[..., Any], folder: Path, *args: Any, world: int = 2) -> list[Any]:
     """What ``work(folder, *args)`` returns on each of ``world`` ranks: processes that find each other as torchrun's do.
 
     ``work`` is a function of a module. No process is left behind.
     """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    # As torchrun's agent does, it keeps the ranks' store: no other process can take the port before they do.
+    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     processes = torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
-        _rank, (work, world, port, folder, *args), nprocs=world, join=False, start_method="spawn"
+        _rank, (work, world, store.port, folder, *args), nprocs=world, join=False, start_method="spawn"
     )
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 2 * SECONDS
     try:
         while not processes.join(timeout=1):  # raises what a rank raised
             assert time.monotonic() < deadline, "the ranks hang"
@@ -153,12 +150,12 @@ def _rank(rank: int, work: Callable[..., Any], world: int, port: int, folder: Pa
         },
         MASTER_ADDR="localhost",
         MASTER_PORT=f"{port}",
+        TORCHELASTIC_USE_AGENT_STORE="True",
+        TORCHELASTIC_RESTART_COUNT="0",
     )
     result = work(folder, *args)
     torch.save(result, folder / f"unfinished{rank}")
     (folder / f"unfinished{rank}").rename(folder / f"rank{rank}.pt")
-    while (
-        len(list(folder.glob("rank?.pt"))) < world
-    ):  # a rank that leaves first takes the others' store with it
+    while len(list(folder.glob("rank?.pt"))) < world:  # none leaves the others in a collective
         time.sleep(0.02)
     os._exit(0)
