@@ -17,6 +17,7 @@ import matplotlib.image
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "examples" / "tour.ipynb"
@@ -37,8 +38,18 @@ def executed(folder: Path) -> Any:
     book = read()
     kinds = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
     there = {kind: str(folder / kind.lower()) for kind in kinds}
-    with mock.patch.dict(os.environ, there):
-        settings = {"timeout": 300, "record_timing": False, "coalesce_streams": True}
+    settings: dict[str, Any] = {
+        "timeout": 600,
+        "startup_timeout": 600,
+        "iopub_timeout": 600,
+        "record_timing": False,
+        "coalesce_streams": True,
+    }
+    with mock.patch.dict(os.environ, there), tempfile.TemporaryDirectory() as short:
+        if hasattr(
+            socket, "AF_UNIX"
+        ):  # else it listens at ports that are free when they are looked for, not when it begins
+            settings["config"] = Config({"KernelManager": {"transport": "ipc", "ip": f"{short}/kernel"}})
         NotebookClient(book, resources={"metadata": {"path": str(folder)}}, **settings).execute()
     book.metadata = nbformat.from_dict(METADATA)
     return book

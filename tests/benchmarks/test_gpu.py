@@ -453,7 +453,7 @@ def test_memory_is_counted() -> None:
 
 
 def test_a_value_of_more_than_its_row_is_found(tmp_path: Path) -> None:
-    part = Part("recording", "cpu", True, None, tmp_path / "x.json", time.monotonic() + 100)
+    part = Part("recording", "cpu", True, None, tmp_path / "x.json", time.monotonic() + 1e6)
     generator = torch.Generator().manual_seed(0)
     logits, teacher = torch.randn(20, 10, generator=generator), torch.randn(20, 10, generator=generator)
     targets = torch.arange(20) % 10

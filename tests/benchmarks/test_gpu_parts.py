@@ -40,7 +40,7 @@ def small(gpu):
 def part_of(gpu, tmp_path_factory):
     """A part's run, on the CPU."""
 
-    def make(name="distil", *, seconds=100.0, **given):
+    def make(name="distil", *, seconds=1e6, **given):
         out = tmp_path_factory.mktemp(name) / "rows.json"
         deadline = time.monotonic() + seconds
         settings = {"where": "cpu", "quick": True, "data_dir": None, **given}

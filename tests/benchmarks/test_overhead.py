@@ -269,7 +269,7 @@ def test_rounds_end_with_their_time_but_not_before_the_fewest():
         return float(len(calls))
 
     quiet = progress.Progress()
-    for until, rounds in ((None, 7), (time.monotonic() - 1, 3), (time.monotonic() + 60, 7)):
+    for until, rounds in ((None, 7), (time.monotonic() - 1, 3), (time.monotonic() + 1e6, 7)):
         calls = []
         seconds = loop.in_turns({"arm": arm}, 7, quiet, until=until, least=3)["arm"]
         assert seconds.tolist() == list(range(1, 1 + rounds))
@@ -517,7 +517,7 @@ def test_a_pair_is_measured_on_a_device():
 
 @pytest.fixture
 def part(tmp_path):
-    return Part("step", "cpu", False, None, tmp_path / "step.json", time.monotonic() + 1000)
+    return Part("step", "cpu", False, None, tmp_path / "step.json", time.monotonic() + 1e6)
 
 
 def measured(waits=0.0):
@@ -535,7 +535,7 @@ def test_a_part_measures_each_pair_each_way(part, monkeypatch):
 
     def measure(pair, settings, progress):
         asked.append((pair.name, settings.amp, settings.backend))
-        assert settings.seconds < 1000
+        assert settings.seconds < 1e6
         assert settings.until < part.deadline
         return measured()
 
@@ -664,9 +664,9 @@ def test_a_measurement_ends_when_it_has_to(monkeypatch):
     monkeypatch.setattr(measure, "in_turns", in_turns)
     pair, now = replace(pairs.PAIRS["tiny"], batch=8), time.monotonic()
     for settings, latest in (
-        (loop.Settings(CPU, samples=16, seconds=1e6, until=now + 100), now + 90),
-        (loop.Settings(CPU, samples=16, until=now + 100), now + 90),
-        (loop.Settings(CPU, samples=16, seconds=10), now + 60),
+        (loop.Settings(CPU, samples=16, seconds=1e9, until=now + 1e6), now + 9e5),
+        (loop.Settings(CPU, samples=16, until=now + 1e6), now + 9e5),
+        (loop.Settings(CPU, samples=16, seconds=1e6), now + 9e5),
     ):
         ends.clear()
         measure.measure(pair, settings, progress.Progress())
