@@ -13,9 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from kcd_core.base import distributed
 from kcd_core.mixing import mix_arrays
 
 from ..profiles import Profile
@@ -25,7 +22,9 @@ from .alignment import Labels, Pass, Student, unfit
 from .elsewhere import Elsewhere
 from .finder import Drawn, Finder
 from .journal import Journal
+from .on_all_ranks import OnAllRanks
 from .resume import Checkpoints
+from .told_length import ToldLength
 from .unobserved import Unobserved
 
 if TYPE_CHECKING:
@@ -62,9 +61,9 @@ class Engine:
         self._finder = Finder(profile.observed_at, self.journal, self.reasons)
         self._student = Student()
         self.teacher: AskedTeacher | None = None
-        self._length: int | None = None  # what the script was told between two epochs; -1 once that was said
+        self._told_length = ToldLength(self.journal)
         self._closed = self._plain = False
-        self._agreed = False  # whether all ranks observe
+        self._on_all_ranks = OnAllRanks(profile.observed_at)
         self._process = os.getpid()
         self._drawing: HostedLoader | None = None  # the loader that was asked last for a batch
         self._between: list[Callable[[bool], None]] = []  # what is to be done before a batch
@@ -106,7 +105,7 @@ class Engine:
         self._done_with_batch(first=True)
         self._drawing = hosted
         self.elsewhere.end()
-        self._see_all_ranks(hosted)
+        self._on_all_ranks.check(hosted)
         if hosted is self.train:
             self._end_passes()
         self._finder.start()
@@ -114,30 +113,18 @@ class Engine:
             self.reasons.clear()
         return self._watched(hosted, hosted.start(self._end_passes))
 
-    def _see_all_ranks(self, hosted: HostedLoader) -> None:
-        """Once, after the first pass that was observed: was it on all ranks? Else some would wait for others."""
-        if self._agreed or hosted.sampler.num_replicas == 1 or not hosted.passes:
-            return
-        (ranks,) = distributed.sum_over_ranks(np.array([bool(hosted.observed)], np.int64))
-        if 0 < ranks[0] < distributed.world_size():
-            raise RuntimeError(
-                f"the student was observed at {self.profile.observed_at} on {ranks[0]} of {distributed.world_size()} ranks: "
-                "KCD needs the predictions of all; let the script call it on every rank, or run without KCD"
-            )
-        self._agreed = bool(ranks[0])
-
     def length(self, hosted: HostedLoader) -> int:
         """``len(loader)``: between two epochs, that of the one that has ended, which is the one it began with.
 
         Where the script plans ahead, it is the next one's.
         """
-        if self.profile.plans and hosted is self.train and all(one.over for one in hosted.passes):
-            self._see_all_ranks(hosted)
+        between = hosted is self.train and all(one.over for one in hosted.passes)
+        if self.profile.plans and between:
+            self._on_all_ranks.check(hosted)
             self._end_passes()
         told = len(hosted)
-        between = bool(hosted.passes) and all(one.over for one in hosted.passes)
-        if hosted is self.train and between and self._length != -1:
-            self._length = told
+        if between and hosted.passes:
+            self._told_length.between_epochs(told)
         return told
 
     def batches(self) -> int | None:
@@ -147,16 +134,6 @@ class Engine:
     def dataset(self) -> Any:
         """Of the loader that was asked last for a batch."""
         return None if self._drawing is None else self._drawing.dataset
-
-    def _see_length(self, hosted: HostedLoader) -> None:
-        """Say once that a length was asked for before an epoch that has another."""
-        told, now = self._length, len(hosted)
-        if hosted is not self.train or told in (None, -1):
-            return
-        self._length = None
-        if told != now:
-            self._length = -1
-            self.journal.tell_length(told, now)
 
     def before_batch(self, action: Callable[[bool], None]) -> None:
         """Run ``action(first)`` before every batch. See `Running.before_batch`."""
@@ -169,7 +146,8 @@ class Engine:
     def _watched(self, hosted: HostedLoader, batches: Iterator[Any]) -> Iterator[Any]:
         steps = self.unobserved.steps
         for batch in batches:
-            self._see_length(hosted)
+            if hosted is self.train:
+                self._told_length.drawn(len(hosted))
             if self.teacher is not None:
                 self.teacher.drawn(batch)
             yield batch
