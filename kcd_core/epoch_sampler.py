@@ -13,7 +13,7 @@ from .base import distributed
 from .base.arguments import check_kind, checked_bool, checked_choice
 from .base.arrays import checked_int
 from .base.states import check_same, state_int
-from .recipes import MODES, Mixing, MixRecipes, Steps, adopted_mixing
+from .recipes import MODES, NOT_ADOPTED, Mixing, MixRecipes, Steps, adopted_mixing
 from .sample_weights import SampleWeights
 
 __all__ = ["Blocks", "EpochSampler", "Indices", "spans"]
@@ -272,7 +272,8 @@ class EpochSampler(ABC):
             del mine["seed"]
         if self.adopts_mixing:
             mine["mixing"] = adopted_mixing(state, self.mixing)
-        check_same(state, mine, owner, needs=("seed", *needs))
+        hints = {"mixing": NOT_ADOPTED} if self.adopts_mixing else {}
+        check_same(state, mine, owner, needs=("seed", *needs), hints=hints)
         seed = state_int(state, "seed", 0, owner)
         if seed >= 2**64:
             raise ValueError(f"the {owner} state is damaged: seed must be below 2**64, got {seed}")

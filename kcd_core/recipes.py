@@ -18,6 +18,7 @@ from .base.arrays import dtype_name, is_tensor
 
 __all__ = [
     "MODES",
+    "NOT_ADOPTED",
     "MixRecipes",
     "Mixing",
     "Step",
@@ -34,6 +35,9 @@ Steps = tuple[Step, ...]
 Mixing = Literal["cumulative", "fresh"] | None
 
 MODES = ("cumulative", "fresh", None)
+
+#: What to do about the mixing of a state that `adopted_mixing` does not take over.
+NOT_ADOPTED = '. mixing="auto" takes over that of a state, cumulative or fresh, but not none: give mixing=None, or --mixing none'
 
 
 class MixRecipes:

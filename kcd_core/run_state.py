@@ -13,7 +13,7 @@ from .condense import check_settings
 from .history import CondensationHistory
 from .layout import Layout
 from .progress import EpochProgress
-from .recipes import Mixing, adopted_mixing
+from .recipes import NOT_ADOPTED, Mixing, adopted_mixing
 from .rules import Select, SelectName, check_rule, resolve_select, schedule_of
 from .saved import Saved, checked, gathered
 from .schedule import CondensationSchedule
@@ -229,13 +229,14 @@ class RunState:
 
         ``needs`` names further whole numbers in the state; the one called ``within`` is 0 between epochs.
         """
-        mine = self.identity()
+        mine, hints = self.identity(), dict[str, str]()
         if getattr(self.sampler, "adopts_seed", False):  # the sampler's own state brings it
             del mine["seed"]
         if getattr(self.sampler, "adopts_mixing", False):
             first = next(iter(state), None) if isinstance(state, (list, tuple)) else state
             mine["mixing"] = adopted_mixing(first, mine["mixing"])
-        return checked(state, self.layout, mine, needs=needs, within=within)
+            hints = {"mixing": NOT_ADOPTED}
+        return checked(state, self.layout, mine, needs=needs, within=within, hints=hints)
 
     def apply(self, saved: Saved) -> None:
         """Load a checked state."""

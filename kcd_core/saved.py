@@ -9,9 +9,10 @@ from .account import Account, joined
 from .base import distributed
 from .base.dataset_identity import told_apart
 from .base.resumption import await_all
-from .base.states import check_rank, check_same, check_together, state_bool, state_int
+from .base.states import check_rank, check_same, check_together, differ, state_bool, state_int
 from .history import CondensationHistory
 from .layout import Layout
+from .schedule import CondensationSchedule
 from .sums import CheckedState
 
 __all__ = ["Saved", "checked", "gathered"]
@@ -76,6 +77,7 @@ def checked(
     *,
     needs: tuple[str, ...] = (),
     within: str = "",
+    hints: Mapping[str, str] | None = None,
 ) -> Saved:
     """One rank's state, or what of all ranks' states is this rank's; a ValueError says why it is not taken over.
 
@@ -89,12 +91,15 @@ def checked(
         Whole numbers that each state holds besides.
     within : str
         The one of them that is 0 between epochs.
+    hints : mapping, optional
+        What to do about a setting that differs: see `check_same`.
     """
+    hints = {**HINTS, **(hints or {})}
     if not isinstance(state, (list, tuple)):
-        saved, own = _one(state, layout, identity, needs)
+        saved, own = _one(state, layout, identity, needs, hints)
         check_rank(saved, (layout.rank, layout.ranks), layout.what)
         return own._replace(moment=_moment(own, layout, within))
-    states = [_one(each, layout, identity, needs) for each in state]
+    states = [_one(each, layout, identity, needs, hints) for each in state]
     check_together(
         [saved for saved, _ in states], [_moment(each, layout, *needs) for _, each in states], layout.what
     )
@@ -108,15 +113,15 @@ def checked(
 
 
 def _one(
-    state: Any, layout: Layout, identity: Mapping[str, Any], needs: tuple[str, ...]
+    state: Any, layout: Layout, identity: Mapping[str, Any], needs: tuple[str, ...], hints: Mapping[str, str]
 ) -> tuple[tuple[int, int], Saved]:
     """One rank's state, and which rank's it is, of how many."""
     what = layout.what
     own = ("num_replicas", "rank", "epoch", "seen", "tracker", "history", *layout.parts)
-    if isinstance(state, Mapping) and "dataset" in state and "dataset" in identity:
-        saved, here = told_apart(state["dataset"], identity["dataset"])
-        state, identity = {**state, "dataset": saved}, {**identity, "dataset": here}
-    check_same(state, identity, what, needs=(*own, *needs), hints=HINTS)
+    if isinstance(state, Mapping):
+        state, identity = _comparable(state, identity, layout)
+        hints = {**hints, "schedule": _longer(state, identity)}
+    check_same(state, identity, what, needs=(*own, *needs), hints=hints)
     ranks = state_int(state, "rank", 0, what), state_int(state, "num_replicas", 1, what)
     history = CondensationHistory.from_state(state["history"])
     recorded, in_force = layout.check_state(state, history, *ranks)
@@ -129,6 +134,34 @@ def _one(
         also={name: state_int(state, name, 0, what) for name in needs},
         account=Account.from_state(state["account"]) if "account" in state else None,
     )
+
+
+def _comparable(
+    state: Mapping[str, Any], identity: Mapping[str, Any], layout: Layout
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both such that one error names all that differ, and nothing twice."""
+    saved, here = dict(state), dict(identity)
+    if "dataset" in saved and "dataset" in here:
+        saved["dataset"], here["dataset"] = told_apart(saved["dataset"], here["dataset"])
+        if differ(saved.get("num_samples"), here["num_samples"]):  # which says it all
+            here.pop("dataset")
+    recorded = saved["tracker"] if isinstance(saved.get("tracker"), Mapping) else {}
+    for name, mine in (("value", layout.tracker.value_name), ("statistic", layout.tracker.statistic)):
+        if name in recorded:  # the tracker refuses what lacks them
+            saved[name], here[name] = recorded[name], mine
+    return saved, here
+
+
+def _longer(state: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    """What to do about another schedule, where it may be that of the same run for more epochs."""
+    kind = CondensationSchedule.__qualname__
+    if identity["schedule_type"] != kind or differ(state.get("schedule_type"), kind):
+        return ""
+    try:
+        saved = CondensationSchedule(**state["schedule"])
+    except (LookupError, TypeError, ValueError):  # it is damaged
+        return ""
+    return f". To train for more epochs, keep the schedule, {saved!r}: for_epochs() of another number makes another one"
 
 
 def _moment(saved: Saved, layout: Layout, *also: str) -> dict[str, str]:

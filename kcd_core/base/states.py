@@ -11,7 +11,9 @@ import numpy as np
 
 from .arrays import checked_int
 
-__all__ = ["check_rank", "check_same", "check_together", "state_bool", "state_int", "value_name"]
+__all__ = ["check_rank", "check_same", "check_together", "differ", "state_bool", "state_int", "value_name"]
+
+SHOWN = 3  # of the keys that something lacks which is no state
 
 
 def check_same(
@@ -30,20 +32,25 @@ def check_same(
         raise ValueError(
             f"not a {owner} state: expected what state_dict() returned, got {type(state).__name__}"
         )
-    if "version" in mine and _differ(state.get("version"), mine["version"]) and "version" in state:
+    if "version" in mine and differ(state.get("version"), mine["version"]) and "version" in state:
         raise ValueError(
             f"this {owner} state is of version {state['version']!r}, and this kcd_core reads version "
             f"{mine['version']}: finish the run with the kcd_core that saved it, or start anew"
         )
     missing = [key for key in (*mine, *needs) if key not in state]
     if missing:
-        raise ValueError(f"not a {owner} state: it has no {', '.join(map(repr, missing))}")
-    for key, value in mine.items():
-        if _differ(state[key], value):
-            raise ValueError(
-                f"this {owner} state was saved with {key} = {state[key]!r}, here it is {value!r}"
-                + (hints or {}).get(key, "")
-            )
+        shown, more = missing[:SHOWN], len(missing) - SHOWN
+        raise ValueError(
+            f"not a {owner} state: it has no {', '.join(map(repr, shown))}"
+            + (f", nor {more} other things that state_dict() returns" if more > 0 else "")
+        )
+    others = [key for key, value in mine.items() if differ(state[key], value)]
+    if others:
+        raise ValueError(
+            f"this {owner} state was saved "
+            + "; ".join(f"with {key} = {state[key]!r}, here it is {mine[key]!r}" for key in others)
+            + "".join((hints or {}).get(key, "") for key in others)
+        )
 
 
 def state_int(state: Mapping[str, Any], key: str, minimum: int, owner: str) -> int:
@@ -61,7 +68,8 @@ def state_bool(state: Mapping[str, Any], key: str, owner: str) -> bool:
     return state[key]  # type: ignore[no-any-return]
 
 
-def _differ(a: Any, b: Any) -> bool:
+def differ(a: Any, b: Any) -> bool:
+    """Whether two values of a setting do; what can't be compared does."""
     try:
         return bool(a != b)
     except (RuntimeError, TypeError, ValueError):  # arrays, or what holds them

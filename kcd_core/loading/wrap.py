@@ -93,8 +93,9 @@ def wrap_loader(
     mixing : {"auto", "cumulative", "fresh", None}
         How dropped samples are mixed into barely kept ones: on top of the mixtures of earlier stages (the authors'
         behaviour), always from the originals, or not at all. "auto" is cumulative for raw images, with
-        ``mix_arrays``. Otherwise it is fresh, since every image in a mixture is then one more sample to fetch. A
-        loaded state brings its own. See docs/mixing.md in the repository.
+        ``mix_arrays``. Otherwise it is fresh, since every image in a mixture is then one more sample to fetch. With
+        "auto", a loaded state's mixing is taken over if it is cumulative or fresh; one saved without mixing is refused,
+        as is any other with the mixing named here. See docs/mixing.md in the repository.
     mixer : {"auto", "arrays", "samples"} or callable
         ``mix_arrays`` (raw images, before the transform, as the paper does), ``mix_samples`` (after it), or your own
         ``mixer(dataset, index, steps) -> sample``. "auto" takes the first if the data set keeps raw images in
