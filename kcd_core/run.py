@@ -106,7 +106,7 @@ class Run(RunState):
         indices : integer array [B]
             Which samples these are. -1 is padding: its row is not recorded.
         teacher_logits, targets : optional
-            For values that use them.
+            For values that use them; others, and values of your own, ignore them.
         asked : int, optional
             For how many of these rows the teacher was asked, for the `account`. Default: all.
 
@@ -326,6 +326,7 @@ def end_together(*runs: Run, more: Callable[[], str] = str) -> list[Any]:
             chosen.append(run.carry_out(ending))
         if settled is not None:
             tracker.settle(settled)
+        # Within all that is undone: who is interrupted here, and ends the epoch again, may be told of the stage twice.
         for run, ending in zip(runs, endings, strict=True):
             run.log(ending, more)
         return chosen

@@ -79,6 +79,10 @@ def run(args: argparse.Namespace) -> int:
     root, script = target(args.target)
     settings = Settings.from_args(args)
     if args.check:
+        if unused := sorted(settings.to_dict().keys() - {"profile"}):
+            raise ValueError(
+                f"--check writes no settings, so {', '.join(unused)} would not be used: leave it out"
+            )
         return _check(root, script, settings.profile)
     chosen = meant(root, script, settings.profile)
     changes = plan_patch(root, settings, chosen, replace=args.diff)

@@ -171,7 +171,7 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
             Which samples these are; -1 is padding. Needed if the logits do not belong to the last batch (prefetchers
             that look ahead). See ``return_index``.
         teacher_logits, targets : optional
-            For values that use them.
+            For values that use them; others, and values of your own, ignore them.
 
         Raises
         ------

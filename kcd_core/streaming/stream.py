@@ -170,7 +170,7 @@ class CondensedStream(RunOwner, StreamFilter):
         ids : list of str, bytes or int, or integer array [B]
             The ids of these samples, as ``key`` gives them; ``batch["__key__"]`` after torch's own collate function.
         teacher_logits, targets : optional
-            For values that use them.
+            For values that use them; others ignore them.
 
         Raises
         ------

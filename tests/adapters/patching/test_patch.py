@@ -226,6 +226,9 @@ def test_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     original = snapshot(tmp_path)
     repo = str(tmp_path)
     assert main(["patch", "--check", repo]) == 1
+    capsys.readouterr()
+    assert main(["patch", "--check", "--ratio", "0.5", "--mixing-cache", "1 GB", repo]) == 2
+    assert "--check writes no settings, so mixing_cache, ratio would not be used" in capsys.readouterr().err
     assert main(["patch", "--diff", repo, "--ratio", "0.5"]) == 0
     assert snapshot(tmp_path) == original
     assert "+    ratio=0.5,\n" in capsys.readouterr().out
