@@ -23,8 +23,8 @@ Key = Callable[[Any], Any]
 class StreamFilter(IterableDataset[Any]):
     """Which samples pass. Of a `CondensedStream`, this is all that a worker process gets.
 
-    ``dropped`` and ``passes`` are shared memory: a process that was forked or spawned long ago sees a new set, too,
-    and the main process how often the data set was gone through.
+    ``dropped`` and ``reading`` are shared memory: a process that was forked or spawned long ago sees a new set, too,
+    and the main process what the workers read.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class StreamFilter(IterableDataset[Any]):
         slots: int,
         seed: int,
         dropped: torch.Tensor,
-        passes: torch.Tensor,
+        reading: torch.Tensor,
     ) -> None:
         self.dataset, self.key, self.slots, self.seed = dataset, key, slots, seed
-        self.begun = passes  # over the data set, int64 []: all workers' together are one
+        self._reading = reading  # int64 [3]: passes, and 1 + the slots that the first two workers read first
         self._dropped = dropped  # bits, uint8 [ceil(slots / 8)], the lowest first
         self._read = dropped.numpy().data  # a memoryview: where one byte is read, far the fastest
         self._salt = hashlib.blake2b(str(seed).encode(), digest_size=16).digest()
@@ -49,8 +49,29 @@ class StreamFilter(IterableDataset[Any]):
             raise TypeError("this stream was given no dataset: it can only be used through keep()")
         worker = get_worker_info()
         if worker is None or worker.id == 0:
-            self.begun += 1
-        return filter(self.keep, self.dataset)
+            self._reading[0] += 1
+        if worker is None or worker.id > 1:
+            return filter(self.keep, self.dataset)
+        return filter(self.keep, self._noted(self.dataset, worker.id))
+
+    def _noted(self, samples: Iterable[Any], worker: int) -> Iterator[Any]:
+        """These samples of a worker, the first of which is taken note of."""
+        rest = iter(samples)
+        for first in rest:
+            self._reading[1 + worker] = 1 + self._hash(self.key(first)) % self.slots
+            yield first
+            yield from rest
+
+    @property
+    def passes_begun(self) -> int:
+        """Passes over the data set: all workers' together are one. 0 if only `keep` is used."""
+        return int(self._reading[0])
+
+    @property
+    def shared(self) -> bool:
+        """Whether the first two workers began with the same sample."""
+        _, one, other = self._reading.tolist()
+        return bool(one) and one == other
 
     def keep(self, sample: Any) -> bool:
         """Whether a sample is in the set in force. Samples that were never recorded are.
@@ -119,12 +140,12 @@ class StreamFilter(IterableDataset[Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker process has no use for the values, nor should it record.
-        return StreamFilter, (self.dataset, self.key, self.slots, self.seed, self._dropped, self.begun)
+        return StreamFilter, (self.dataset, self.key, self.slots, self.seed, self._dropped, self._reading)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StreamFilter:
         # Of the same set in force: one of its own would never see a new one.
         dataset, key = copy.deepcopy((self.dataset, self.key), memo)
-        return StreamFilter(dataset, key, self.slots, self.seed, self._dropped, self.begun)
+        return StreamFilter(dataset, key, self.slots, self.seed, self._dropped, self._reading)
 
     def _hash(self, sample_id: Any) -> int:
         """64 bits. Python's own hash() of text is another one in each process."""

@@ -33,7 +33,7 @@ from ..value_function import ValueFunction
 from ..values import Value, ValueName
 from .filter import Key, StreamFilter
 from .layout import SlotLayout
-from .told import Drawn, why_repeated
+from .told import Drawn, why_never_again, why_repeated
 
 __all__ = ["CondensedStream"]
 
@@ -129,7 +129,7 @@ class CondensedStream(RunOwner, StreamFilter):
             slots,
             checked_int(seed, "seed", 0),
             _shared(-(-slots // 8), torch.uint8),
-            _shared((), torch.int64),
+            _shared(3, torch.int64),
         )
         if ValueFunction(value).takes_indices:
             raise ValueError(
@@ -208,8 +208,9 @@ class CondensedStream(RunOwner, StreamFilter):
         UserWarning
             Each once: if nothing was recorded in an epoch; if more than half the ids share a slot; if ids were recorded
             more than 2.5 times on average for each pass over the data set (at the end of the first epoch, and over
-            all ranks at that of the first stage), as ids that begin anew in every shard are; and if dropped samples
-            are still recorded, two epochs in a row.
+            all ranks at that of the first stage), as ids that begin anew in every shard are, or more than 1.5 times
+            where two workers began with the same sample; if a stage ends after several passes in which nearly no id
+            came twice; and if dropped samples are still recorded, two epochs in a row.
         """
         return end_together(self._run)[0]  # type: ignore[no-any-return]
 
@@ -219,7 +220,12 @@ class CondensedStream(RunOwner, StreamFilter):
         told = {"unfiltered": self._drawn.why_unfiltered(1 - self.share)}
         if not self.stage and (epoch == 1 or decision is not None):
             count = to_numpy(self.tracker.count) if decision is None else decision.count
-            told["repeated"] = why_repeated(count, self.slots, epoch, int(self.begun))
+            told["repeated"] = why_repeated(count, self.slots, epoch, self.passes_begun, shared=self.shared)
+        if decision is not None:
+            before = self.history.num_samples if self.stage else 0
+            told["never again"] = why_never_again(
+                decision.count, self.slots, before, epoch, self.passes_begun
+            )
         return {kind: text for kind, text in told.items() if text}
 
     def is_kept(self, ids: Any) -> npt.NDArray[np.bool_]:

@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Drawn", "why_repeated"]
+__all__ = ["Drawn", "why_never_again", "why_repeated"]
 
 REPEATED = 2.5  # recordings of an id a pass from which on a warning says so: two views of a sample are none
+SHARED = 1.5  # where two workers are known to have read the same sample
+AGAIN = 0.1  # recordings of known ids for each new id, below which nothing seems to come twice
 UNFILTERED = 0.5  # of the dropped ones' share in the recordings, if nothing were filtered
 
 
-def why_repeated(count: npt.NDArray[Any], slots: int, epochs: int, passes: int) -> str:
+def why_repeated(
+    count: npt.NDArray[Any], slots: int, epochs: int, passes: int, *, shared: bool = False
+) -> str:
     """What is odd in how often ids were recorded; empty if nothing is.
 
     Parameters
@@ -25,13 +29,12 @@ def why_repeated(count: npt.NDArray[Any], slots: int, epochs: int, passes: int) 
     slots : int
     epochs, passes : int
         How many epochs that took, and how many passes over the data set began, as far as is known.
+    shared : bool
+        Whether two workers were seen to read the same sample.
     """
-    taken, total = int(np.count_nonzero(count)), int(count.sum())
-    if not 0 < taken <= slots / 2:  # in a crowded table, which has a warning of its own, ids can't be counted
-        return ""
-    ids = -slots * log1p(-taken / slots)  # that fall into so many slots, on average
-    each = total / (ids * max(epochs, passes))
-    if each <= REPEATED:
+    ids, total = _ids(int(np.count_nonzero(count)), slots), int(count.sum())
+    each = total / (ids * max(epochs, passes)) if ids else 0
+    if each <= (SHARED if shared else REPEATED):
         return ""
     return (
         f"{total} recordings were of about {ids:.0f} ids: each was recorded {each:.0f} times in one pass. Where names "
@@ -39,6 +42,34 @@ def why_repeated(count: npt.NDArray[Any], slots: int, epochs: int, passes: int) 
         "f\"{sample['__url__']}/{sample['__key__']}\". Where every worker or every rank reads all shards, share them out. "
         "Where the stream repeats its samples on purpose, nothing is wrong"
     )
+
+
+def why_never_again(count: npt.NDArray[Any], slots: int, before: int, epochs: int, passes: int) -> str:
+    """What is odd if nearly no id was recorded twice, although the stream was gone through twice; empty if nothing is.
+
+    Parameters
+    ----------
+    count, slots, epochs, passes
+        See `why_repeated`.
+    before : int
+        How many slots were taken at the end of the stage before.
+    """
+    ids, total = _ids(int(np.count_nonzero(count)), slots), int(count.sum())
+    new, again = ids - _ids(before, slots), max(0.0, total - ids)
+    if min(epochs, passes) < 2 or again >= AGAIN * new:
+        return ""
+    return (
+        f"the {total} recordings of {epochs} epochs were of about {ids:.0f} ids: nearly none came twice, so nothing that a "
+        "stage drops would be met again. The id of a sample must be the same in every epoch: no random number, counter "
+        "or time. If each pass reads other samples on purpose, leave this aside"
+    )
+
+
+def _ids(taken: int, slots: int) -> float:
+    """How many ids fall into so many slots, on average; 0 where that can't be told."""
+    if taken > slots / 2:  # a crowded table, which has a warning of its own
+        return 0
+    return -slots * log1p(-taken / slots)
 
 
 @dataclass

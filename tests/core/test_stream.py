@@ -536,6 +536,15 @@ def test_shards_that_every_worker_reads_are_told():
     assert "every worker or every rank reads all shards" in text
 
 
+def test_shards_that_both_of_two_workers_read_are_told_and_two_views_of_each_sample_are_not():
+    both = condensed(Numbered(unique(), shared=False), key=str, slots=10_000, schedule=LATE)
+    (text,) = draw(both, workers=2)
+    assert "240 recordings were of about 12" in text
+    assert "each was recorded 2 times in one pass" in text
+    views = condensed(Numbered(unique(), times=2), key=str, slots=10_000, schedule=LATE)
+    assert [draw(views, workers=2) for _ in range(3)] == [[], [], []]
+
+
 @pytest.mark.parametrize("n", [10, 1000, 20_000])
 @pytest.mark.parametrize("load", [0.01, 0.1, 0.6, 1.0, 5.0])
 def test_ids_that_share_a_slot_are_no_repeated_ids(n, load):
@@ -566,6 +575,39 @@ def test_what_is_repeated_on_purpose_is_no_repeated_id():
     draw(first)
     resumed.load_state_dict(first.state_dict())
     assert [draw(resumed), draw(resumed)] == [[], []]
+
+
+class Renamed(IterableDataset):
+    """Samples of which each pass gives ``share`` a name that no other pass does, and ``fresh`` ones come in addition."""
+
+    def __init__(self, share=1.0, fresh=0):
+        self.share, self.fresh, self.passes = share, fresh, 0
+
+    def __iter__(self):
+        self.passes += 1
+        for i in range(200):
+            yield f"{i}" if i >= 200 * self.share else f"{i} in pass {self.passes}"
+        for i in range(self.fresh):
+            yield f"fresh {i} in pass {self.passes}"
+
+
+@pytest.mark.parametrize(("ratio", "period", "when"), [(0.5, 1, 2), (0.95, 1, 2), (0.5, 3, 3), (0.1, 2, 2)])
+def test_ids_that_no_epoch_repeats_are_told(ratio, period, when):
+    schedule = kcd.CondensationSchedule(ratio, 1, period)
+    stream = condensed(Renamed(), key=str, slots=10_000, schedule=schedule)
+    told = [draw(stream) for _ in range(4)]
+    assert [len(texts) for texts in told] == [epoch == when for epoch in range(1, 5)]
+    assert f"recordings of {when} epochs were of about" in told[when - 1][0]
+    assert "The id of a sample must be the same in every epoch" in told[when - 1][0]
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.5, 0.1])
+@pytest.mark.parametrize("period", [1, 2])
+def test_a_stream_that_grows_or_is_cut_short_is_not_said_to_repeat_no_id(period, ratio):
+    schedule = kcd.CondensationSchedule(ratio, 1, period)
+    for samples in (Renamed(share=0.0), Renamed(share=0.0, fresh=20)):
+        stream = condensed(samples, key=str, slots=20_000, schedule=schedule)
+        assert [draw(stream) for _ in range(5)] == [[]] * 5
 
 
 def test_ranks_that_all_read_the_same_are_told_when_they_meet(monkeypatch):
