@@ -62,7 +62,8 @@ def nothing_recorded(tracker: KnowledgeValueTracker, group: Any) -> RuntimeError
     if nonfinite:
         return RuntimeError(
             f"a stage ends, but no value was ever recorded: all {nonfinite} predictions of the student were not "
-            "finite (a learning rate that is too high, or half precision?)"
+            "finite. Is the learning rate too high, or is it half precision? Or are classes masked with -inf? Mask them "
+            "with a finite number such as -1e4, or record values= of your own"
         )
     if out_of_range:
         return RuntimeError(

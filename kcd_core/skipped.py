@@ -99,7 +99,7 @@ class SkipReport:
 
     def _unrecordable(self, number: int) -> str:
         return (
-            f"{number} values were not finite (a NaN or infinite logit? a sequence whose labels are all -100?) or larger "
-            f"than {self._largest} in size, or of a sample whose values add up to more than 2**22 already, and were not "
-            "recorded"
+            f"{number} values were not finite (a NaN or infinite logit? classes masked with -inf, where -1e4 would do? a "
+            f"sequence whose labels are all -100?) or larger than {self._largest} in size, or of a sample whose values add "
+            "up to more than 2**22 already, and were not recorded"
         )

@@ -372,6 +372,24 @@ def test_predictions_that_are_all_nan_are_said_to_be(kind: str) -> None:
         made.run.end_epoch()
 
 
+def test_masked_classes_are_named_with_a_way_out_that_records_the_same_entropies() -> None:
+    run, indices = by_hand(schedule=kcd.CondensationSchedule(0.5, 1, 1)), np.arange(6)
+    logits = logits_of(indices, 1)
+    masked = torch.nn.functional.pad(logits, (0, 2), value=-np.inf)
+    run.record(masked, indices=indices)
+    with (
+        pytest.warns(
+            RuntimeWarning, match="6 values were not finite .*classes masked with -inf, where -1e4 would do"
+        ),
+        pytest.raises(
+            RuntimeError, match=r"masked with -inf\? Mask them with a finite number such as -1e4, or record"
+        ),
+    ):
+        run.end_epoch()
+    run.record(masked.clamp(min=-1e4), indices=indices)
+    np.testing.assert_allclose(run.tracker.value[:6], entropy_of(logits), atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_warning_names_the_users_own_line(kind: str) -> None:
     made = KINDS[kind]()
