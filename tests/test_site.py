@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import importlib
 import json
 import os
 import queue
@@ -76,6 +77,16 @@ def served(harness: str, told: queue.Queue[Any]) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_an_option_in_the_text_does_not_end_a_line_after_its_hyphens(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mkdocs")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "docs" / "site")
+    kept = importlib.import_module("hooks").on_page_content
+    page = "<p>a --b, <code>kcd run --{}ask-multiple{} 2 a--b</code></p><pre><code>a <i>--b</i></code></pre>"
+    assert kept(page.format("", "")) == page.replace("--{}", '<span class="whole">--').replace(
+        "{}", "</span>"
+    )
 
 
 @pytest.mark.skipif(not (SITE / "index.html").exists(), reason="the site is not built: make docs")
