@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 import kcd_core as kcd
 from kcd_adapters.trainers.accelerate import prepare
 
-EPOCHS = 14
+EPOCHS = 28
 
 teacher = trained_teacher()
 set_seed(0)
@@ -22,8 +22,9 @@ def distil(folder, last_epoch):
     accelerator = Accelerator(gradient_accumulation_steps=2)
     student = network(16)
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
-    schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)
-    loader = prepare(accelerator, DataLoader(train, batch_size=64, shuffle=True), schedule=schedule)
+    schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.3)
+    loader = DataLoader(train, batch_size=32, shuffle=True)
+    loader = prepare(accelerator, loader, schedule=schedule, mixing=None)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, loader.scheduler_steps(EPOCHS))
     student, optimizer, scheduler = accelerator.prepare(student, optimizer, scheduler)
     if os.listdir(folder):

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 import kcd_core as kcd
 
-EPOCHS = 14
+EPOCHS = 28
 
 teacher = trained_teacher()
 
@@ -51,8 +51,8 @@ class Student(ComposerModel):
 
 torch.manual_seed(0)
 student = Student()
-schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)
-loader = kcd.wrap_loader(DataLoader(train, batch_size=64, shuffle=True), schedule=schedule)
+schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.3)
+loader = kcd.wrap_loader(DataLoader(train, batch_size=64, shuffle=True), schedule=schedule, mixing=None)
 trainer = Trainer(
     model=student,
     train_dataloader=DataSpec(loader, get_num_samples_in_batch=lambda batch: len(batch[0])),

@@ -18,7 +18,8 @@ student = DistributedDataParallel(network(16))
 optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
 loader = DataLoader(train, batch_size=32, sampler=DistributedSampler(train))
 
-loader = kcd.wrap_loader(loader, schedule=kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7))
+schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.3)
+loader = kcd.wrap_loader(loader, schedule=schedule, mixing=None)
 for _ in range(EPOCHS):  # no sampler.set_epoch(): the loader does it
     for x, _ in loader:
         with torch.no_grad():

@@ -23,7 +23,8 @@ def distil(path, last_epoch):
     student, optimizer = fabric.setup(student, torch.optim.Adam(student.parameters(), lr=1e-2))
     loader = kcd.wrap_loader(
         DataLoader(train, batch_size=64, shuffle=True),
-        schedule=kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7),
+        schedule=kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.3),
+        mixing=None,
         num_replicas=fabric.world_size,
         rank=fabric.global_rank,
     )

@@ -14,8 +14,8 @@ EPOCHS = 14
 torch.manual_seed(0)
 teacher, student = trained_teacher(), network(16)
 optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
-schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)
-loader = kcd.wrap_loader(DataLoader(train, batch_size=64, shuffle=True), schedule=schedule)
+schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.3)
+loader = kcd.wrap_loader(DataLoader(train, batch_size=64, shuffle=True), schedule=schedule, mixing=None)
 
 
 def step(engine, batch):

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 import kcd_core as kcd
 from kcd_adapters.trainers.lightning import KCDCallback
 
-EPOCHS = 14
+EPOCHS = 28
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 teacher = trained_teacher()
@@ -45,8 +45,8 @@ class StopWithin(pl.Callback):
 
 
 def distil(folder, *more, resume=None):
-    schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)
-    condense = KCDCallback(schedule=schedule, student="student")  # the student is module.student
+    schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.3)
+    condense = KCDCallback(schedule=schedule, mixing=None, student="student")  # module.student
     saver = ModelCheckpoint(dirpath=folder, save_last=True, every_n_train_steps=1)
     trainer = pl.Trainer(max_epochs=EPOCHS, callbacks=[condense, saver, *more], accelerator="cpu", **QUIET)
     module = Distillation()

@@ -21,8 +21,8 @@ torch.manual_seed(0)
 student = network(16)
 optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
 loader = DataLoader(train, batch_size=64, shuffle=True)
-schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)
-loader = kcd.wrap_loader(loader, schedule=schedule, value=above_teachers)
+schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.3)
+loader = kcd.wrap_loader(loader, schedule=schedule, value=above_teachers, mixing=None)
 for _ in range(EPOCHS):
     for x, _ in loader:
         with torch.no_grad():

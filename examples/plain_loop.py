@@ -41,8 +41,8 @@ teacher, student = train_teacher(), network(16)
 optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
 loader = DataLoader(train, batch_size=64, shuffle=True)
 
-schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)
-loader = kcd.wrap_loader(loader, schedule=schedule)
+schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.3)
+loader = kcd.wrap_loader(loader, schedule=schedule, mixing=None)
 for _ in range(EPOCHS):
     for x, targets in loader:
         with torch.no_grad():

@@ -18,8 +18,8 @@ def new_run():
     torch.manual_seed(0)
     student = network(16)
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
-    schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)
-    loader = kcd.wrap_loader(DataLoader(train, batch_size=64, shuffle=True), schedule=schedule)
+    schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.3)
+    loader = kcd.wrap_loader(DataLoader(train, batch_size=64, shuffle=True), schedule=schedule, mixing=None)
     return {"loader": loader, "student": student, "optimizer": optimizer}
 
 

@@ -54,7 +54,7 @@ with tempfile.TemporaryDirectory() as folder:
         report_to="none",
         disable_tqdm=True,
     )
-    schedule = kcd.CondensationSchedule(ratio=0.5, stages=3, period=2)
+    schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.3)
     trainer = DistilTrainer(student, args, train_dataset=data, kcd_schedule=schedule)
     trainer.train()
 

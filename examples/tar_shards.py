@@ -48,7 +48,7 @@ teacher, student = trained_teacher(), network(16)
 optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
 with tempfile.TemporaryDirectory() as folder:
     paths = write_shards(Path(folder))
-    schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)
+    schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.3)
     stream = kcd.CondensedStream(Shards(paths), key="__key__", slots=12_000, schedule=schedule)
     loader = DataLoader(stream, batch_size=64, collate_fn=decoded)
     for _ in range(EPOCHS):

@@ -53,8 +53,8 @@ for _ in range(6):
         task(x, targets)["loss"].backward()
         optimizer.step()
 
-schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7, stages=3)
-loader = wrap_loader(digits_loader(0, 1200), schedule=schedule)
+schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.3, stages=3)
+loader = wrap_loader(digits_loader(0, 1200), schedule=schedule, mixing=None)
 task = LogitDistillationTask(student, teacher, torch.nn.CrossEntropyLoss(), temperature=4.0, verbose=False)
 optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
 task.train()

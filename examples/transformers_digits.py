@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 import kcd_core as kcd
 from kcd_adapters.trainers.transformers import KCDTrainerMixin
 
-EPOCHS = 14
+EPOCHS = 28
 
 teacher = trained_teacher()
 samples = [{"x": x, "labels": label} for x, label in train]
@@ -48,7 +48,7 @@ def new_trainer(folder):
         disable_tqdm=True,
         use_cpu=True,
     )
-    schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.7)
+    schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.3)
     trainer = DistilTrainer(Student(), args, train_dataset=samples, kcd_schedule=schedule)
     return trainer
 

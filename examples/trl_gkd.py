@@ -36,7 +36,7 @@ with tempfile.TemporaryDirectory() as folder:
         args=args,
         train_dataset=chats,
         processing_class=tokenizer,
-        kcd_schedule=kcd.CondensationSchedule(ratio=0.5, stages=3, period=2),
+        kcd_schedule=kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.3),
     )
     trainer.train()
 

@@ -22,7 +22,7 @@ def tokens(_, index):
 
 
 sequences = packing.with_index(chats.map(tokens, with_indices=True, remove_columns=chats.column_names))
-schedule = kcd.CondensationSchedule(ratio=0.5, stages=3, period=2)
+schedule = kcd.CondensationSchedule.for_epochs(EPOCHS, ratio=0.3)
 run = kcd.Condensation(kcd.CondensedSampler(len(sequences), mixing=None), schedule=schedule)
 collate = packing.IndexCollator(DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True))
 for _ in range(EPOCHS):

@@ -1,7 +1,8 @@
 """Knowledge condensation for any distillation loop.
 
-    loader = kcd.wrap_loader(loader, schedule=kcd.CondensationSchedule(ratio=0.7, stages=6, period=40))
-    for epoch in range(240):
+    schedule = kcd.CondensationSchedule.for_epochs(epochs, ratio=0.3)
+    loader = kcd.wrap_loader(loader, schedule=schedule, mixing=None)
+    for epoch in range(epochs):
         for images, targets in loader:
             ...
             loader.record(student_logits)
