@@ -15,9 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["restrict"]
+__all__ = ["restrict", "why_unused"]
 
 NAMES = ("cls_positive", "cls_negative", "cls_positives", "cls_negatives")
+
+
+def why_unused(dataset: Any) -> str:
+    """What to say of ``negatives="full"`` where a data set has no such lists."""
+    return (
+        f"negatives full changes nothing: {type(dataset).__name__} has no lists of samples to contrast with, as CRD's data "
+        "sets do"
+    )
 
 
 def restrict(dataset: Any, kept: npt.NDArray[np.int64]) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kcd_core.mixing import mix_arrays
 
+from ..contrast import why_unused
 from ..profiles import Profile
 from ..settings import Settings
 from ..telling import show
@@ -229,6 +230,8 @@ class Engine:
             f"the student trains on {type(dataset).__name__}, {sampler.num_samples} samples in batches of "
             f"{hosted.batches.batch_size}; {told}"
         )
+        if self.settings.negatives == "full" and self.profile.condensed(dataset, sampler.kept) is dataset:
+            self.journal.warn(why_unused(dataset))
 
     def _another_student(self) -> str:
         stages = len(self.train.history) if self.train else 0

@@ -28,7 +28,7 @@ from kcd_core.base.states import check_same
 from kcd_core.loading.keys import KeyBatches
 from kcd_core.loading.mixed_images import mixing_cache_of
 
-from ..contrast import restrict
+from ..contrast import restrict, why_unused
 from ..hosts.order import HostOrder
 from ..settings import Settings
 from ..stage_log import StageLog, now
@@ -141,6 +141,11 @@ class KCDBatchSampler:
         self._batches.rehearse = self.run.mixing is not None
         self._begun = False
         self._passes = 0  # that began
+        unused = (
+            self.settings.negatives == "full" and restrict(dataset.inner, self.order.kept) is dataset.inner
+        )
+        if unused and distributed.rank_announced() == 0:
+            say(why_unused(dataset.inner), logging.WARNING)
         KCDBatchSampler.current = self
 
     @property

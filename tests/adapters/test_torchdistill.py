@@ -291,6 +291,20 @@ def test_wrapper_inside_keeps_its_fields_and_negatives_follow(plugin: Any) -> No
         assert supplement["negatives"].tolist() == of_others
 
 
+def test_negatives_of_data_without_any_are_warned_of(plugin: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    contrast = {"key": "Contrast", "kwargs": {"classes": CLASSES}}
+    for settings, times in (
+        ({}, 0),
+        ({"negatives": "full"}, 1),
+        ({"negatives": "full", "wrapper": contrast}, 0),
+    ):
+        build(plugin, **settings)
+        assert (
+            capsys.readouterr().out.count("WARNING: negatives full changes nothing: BaseDatasetWrapper")
+            == times
+        )
+
+
 def test_rotations_count_once(plugin: Any) -> None:
     box = build(plugin)
     box.forward = plugin._processes.FORWARD_PROC_FUNC_DICT["kcd_forward_batch4sskd"]

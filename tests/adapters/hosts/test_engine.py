@@ -770,6 +770,19 @@ def test_from_a_stage_on_crd_draws_negatives_from_what_is_kept(workers: int, neg
     assert kept == [40, 30, 20]
 
 
+@pytest.mark.parametrize("negatives", ["kept", "full"])
+@pytest.mark.parametrize("data", [Contrasting, Noise])
+def test_negatives_of_data_without_any_are_warned_of(
+    capsys: pytest.CaptureFixture[str], data: Any, negatives: str
+) -> None:
+    settings, profile = Settings(negatives=negatives), replace(PROFILE, condensed=contrast.restrict)
+    Engine(settings, profile, []).choose(
+        HostedLoader(DataLoader(data(), batch_size=8, shuffle=True), profile, settings)
+    )
+    warned = "WARNING: negatives full changes nothing: Noise has no lists" in capsys.readouterr().out
+    assert warned == ((data, negatives) == (Noise, "full"))
+
+
 # -- settings and patches ------------------------------------------------------------------------------
 
 
