@@ -35,15 +35,12 @@ class Recordings:
     ----------
     sums : ValueSums
         Without what waits.
-    waiting : list of (indices, values or logits)
-    steps : int
-        Appended by this object so far.
     """
 
     def __init__(self, num_samples: int, kind: type[ValueSums], skips: SkipReport) -> None:
         self.sums = kind.zeros(num_samples)
-        self.waiting: list[Step] = []
-        self.steps = 0
+        # How many steps were added, and those that wait. One attribute, so that no interrupt comes between the two.
+        self._steps: tuple[int, list[Step]] = (0, [])
         self._num_samples, self._skips, self._streams = num_samples, skips, StreamOrder()
         # Held while what is recorded is changed or read, and never while a user's value function runs.
         self._lock = threading.RLock()
@@ -52,6 +49,17 @@ class Recordings:
     def device(self) -> Any:
         """The torch device of the sums, or None for NumPy."""
         return self.sums.device
+
+    @property
+    def waiting(self) -> list[Step]:
+        """The steps that wait to be added."""
+        return self._steps[1]
+
+    @property
+    def steps(self) -> int:
+        """Appended by this object so far."""
+        added, waiting = self._steps
+        return added + len(waiting)
 
     def placed_copy(self, x: Array) -> Array:
         """A copy where it is to be added: the caller may reuse the buffer."""
@@ -106,9 +114,9 @@ class Recordings:
             self._join_stream()
             if self.waiting and not alike(self.waiting[0], step):
                 self.flush()  # what waits together travels together
-            self.waiting.append(step)
-            self.steps += 1
-            if len(self.waiting) >= MAX_PENDING:
+            waiting = self.waiting
+            waiting.append(step)
+            if len(waiting) >= MAX_PENDING:
                 self.flush()
 
     def _join_stream(self) -> None:
@@ -124,15 +132,16 @@ class Recordings:
         """Add what waits. If that fails or is interrupted, it goes on waiting: nothing is lost, nor added twice."""
         with self._lock:
             self._join_stream()
-            waiting = self.waiting
-            if not waiting:
+            steps, added = self._steps, self.sums.added
+            if not steps[1]:
                 return
-            together = joined(waiting)
+            together = joined(steps[1])
             try:
-                self.waiting = []
+                self._steps = self.steps, []
                 self.sums.add(*together)
             except BaseException:
-                self.waiting = waiting
+                if self.sums.added == added:  # else the interrupt came when all was done
+                    self._steps = steps
                 raise
             if self.device is None:
                 self._report()
@@ -172,12 +181,12 @@ class Recordings:
             self._join_stream()
             copies = type(self.sums)(*checked).to(self.sums.device)
             self._skips.told(checked[2])
-            self.sums, self.waiting = copies, []
+            self.sums, self._steps = copies, (self.steps, [])
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle is made of: the sums are copied at once, lest another thread adds to them."""
         with self.added() as sums:
-            state = {**self.__dict__, "sums": sums.to(sums.device), "waiting": []}
+            state = {**self.__dict__, "sums": sums.to(sums.device), "_steps": (self.steps, [])}
         del state["_lock"]
         return state
 

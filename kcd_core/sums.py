@@ -51,6 +51,8 @@ class ValueSums:
         What a state holds.
     largest : str
         Up to which size a value is recorded.
+    added : int
+        How many times `add` was carried out.
     """
 
     keys: tuple[str, ...] = ("total", "count", "skipped")
@@ -58,7 +60,7 @@ class ValueSums:
 
     def __init__(self, total: Array, count: Array, skipped: Array, *, device: Any = None) -> None:
         self.total, self.count, self.skipped = total, count, skipped
-        self.device = device
+        self.device, self.added = device, 0
 
     @classmethod
     def zeros(cls: type[Kind], num_samples: int) -> Kind:
@@ -166,13 +168,14 @@ class ValueSums:
         Totals and count are several arrays, and Ctrl-C may come between two operations. What they held is put
         back then: the same twice is the same once. What is left is a second Ctrl-C while that is done.
         """
-        count, skipped = self.count.take(indices), self.skipped + 0
+        count, skipped, added = self.count.take(indices), self.skipped + 0, self.added
         try:
             change()
+            self.added += 1  # an interrupt that comes later changes nothing
         except BaseException:
             for total, before in zip(self.totals, sums, strict=True):
                 total[indices] = before
-            self.count[indices], self.skipped[:] = count, skipped
+            self.count[indices], self.skipped[:], self.added = count, skipped, added
             raise
 
     def _add_on_host(self, indices: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> None:
