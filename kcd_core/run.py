@@ -250,7 +250,7 @@ class Run(RunState):
             unseen=decision.unseen,
         )
         if decision.previous is not None:
-            entry["dropped"] = decision.previous - decision.chosen.num_kept
+            entry["dropped"] = max(0, decision.previous - decision.chosen.num_kept)
         return entry
 
     def _warn(self, decision: Decision | None) -> None:

@@ -883,3 +883,26 @@ def test_webdataset(shards, workers, method):
         stream.end_epoch()
         assert len(drawn) == len(set(drawn))
         assert set(drawn) == expected
+
+
+class InTurn(kcd.CondensationSchedule):
+    """Half of the samples, then all of them, then half again."""
+
+    def target(self, num_samples, previous):
+        return num_samples // 2 if previous == num_samples else num_samples
+
+
+def test_a_set_that_grows_drops_nothing_and_is_resumed():
+    def made():
+        return kcd.CondensedStream(KEYS, key=str, slots=SLOTS, schedule=InTurn(period=1))
+
+    stream = made()
+    for drawn in (len(KEYS), len(KEYS) // 2, len(KEYS)):
+        ids = list(stream)
+        assert len(ids) == drawn
+        stream.record(torch.rand(len(ids), 5, generator=torch.Generator().manual_seed(drawn)), ids=ids)
+        stream.end_epoch()
+    assert [stage["dropped"] for stage in stream.history] == [len(KEYS) // 2, 0, len(KEYS) // 2]
+    resumed = made()
+    resumed.load_state_dict(stream.state_dict())
+    assert list(resumed) == list(stream)
