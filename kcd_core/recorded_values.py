@@ -220,7 +220,10 @@ class RecordedValues:
     def __copy__(self: Tracker) -> Tracker:
         """One that records by itself from now on: the sums are copied, too."""
         made = object.__new__(type(self))
-        made.__dict__.update(self.__dict__, recordings=copy.copy(self.recordings))
+        made.__dict__.update(
+            self.__dict__, recordings=copy.copy(self.recordings), skips=copy.copy(self.skips)
+        )
+        made.recordings.skips = made.skips
         return made
 
     # -- state -------------------------------------------------------------------------------------

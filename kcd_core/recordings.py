@@ -41,7 +41,7 @@ class Recordings:
         self.sums = kind.zeros(num_samples)
         # How many steps were added, and those that wait. One attribute, so that no interrupt comes between the two.
         self._steps: tuple[int, list[Step]] = (0, [])
-        self._num_samples, self._skips, self._streams = num_samples, skips, StreamOrder()
+        self.skips, self._num_samples, self._streams = skips, num_samples, StreamOrder()
         # Held while what is recorded is changed or read, and never while a user's value function runs.
         self._lock = threading.RLock()
 
@@ -148,7 +148,7 @@ class Recordings:
 
     def _report(self) -> None:
         """Say what was skipped since the last report. Waits for a device."""
-        self._skips.tell(to_numpy(self.sums.skipped), self._num_samples)
+        self.skips.tell(to_numpy(self.sums.skipped), self._num_samples)
 
     @contextmanager
     def added(self) -> Iterator[ValueSums]:
@@ -180,7 +180,7 @@ class Recordings:
         with self._lock:
             self._join_stream()
             copies = type(self.sums)(*checked).to(self.sums.device)
-            self._skips.told(checked[2])
+            self.skips.told(checked[2])
             self.sums, self._steps = copies, (self.steps, [])
 
     def __getstate__(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import random
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kcd_core as kcd
-from kcd_core.base.arrays import checked_indices
+from kcd_core.base.arrays import as_indices, checked_range
 from kcd_core.skipped import SkipReport
 from kcd_core.sums import MAX_TOTAL, SCALE
 from kcd_core.values import host_entropy
@@ -1259,17 +1260,32 @@ def test_when_values_are_read_changes_no_bit_of_them(
     lower=st.integers(0, 5),
     length=st.integers(1, 5),
 )
-def test_checked_indices(indices: list[int], lower: int, length: int) -> None:
+def test_checked_range(indices: list[int], lower: int, length: int) -> None:
     outside = [i for i in indices if not lower <= i < lower + length]
     for kind in (indices, np.array(indices, np.int64), torch.tensor(indices, dtype=torch.int64)):
         if outside:
             said = f"which must lie in {lower} .. {lower + length - 1}, got {outside[:5]}"
             said += " and more" if len(outside) > 5 else ""
             with pytest.raises(IndexError) as caught:
-                checked_indices(kind, "which", lower + length, lower=lower, outcome="; none was used")
+                checked_range(
+                    as_indices(kind, "which"), "which", lower + length, lower=lower, outcome="; none was used"
+                )
             assert str(caught.value) == said + "; none was used"
         else:
-            checked = checked_indices(kind, "which", lower + length, lower=lower)
+            checked = checked_range(as_indices(kind, "which"), "which", lower + length, lower=lower)
             assert checked.tolist() == indices
             assert checked.dtype == np.int64
             assert not np.shares_memory(checked, np.asarray(kind))
+
+
+def test_a_copy_tells_of_what_it_skipped_itself() -> None:
+    tracker = Tracker(4, device="cpu", on_nonfinite="raise")
+    tracker.record([0], [math.nan])
+    copied = copy.copy(tracker)
+    for one in (tracker, copied, tracker, copied):  # the copy holds that one, too, and is told of it once
+        with suppress(ValueError):
+            one.report()
+    tracker.record([1], [math.nan])
+    with pytest.raises(ValueError, match=r"^1 values were not finite"):
+        tracker.report()
+    copied.report()
