@@ -263,6 +263,8 @@ class Run(RunState):
             )
         if self.progress.rows:  # in this process
             told["weights"] = getattr(self.sampler, "why_unweighed", "")
+        if not self.beside:  # of a loss, which records by itself, it is said here first
+            told["unsummed"] = distributed.unsummed(getattr(self.sampler, "num_replicas", None), self.group)
         for kind, text in {"decision": decision.warning if decision else "", **told}.items():
             self.warn_once(kind, text)
 

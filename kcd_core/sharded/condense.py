@@ -173,7 +173,7 @@ def condense_sharded(
     alpha, min_weight = distributed.together(checked, group)
     settings = settings_of(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight)
     distributed.check_agreement(settings, shard=sampler.rank, shards=sampler.num_replicas, group=group)
-    check_share(sampler, group)
+    check_share(sampler, group, begun=True)
     chosen = choose_sharded(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight, group=group)
     sampler.install(chosen)
     return chosen

@@ -536,6 +536,30 @@ def test_a_loss_and_a_stream_have_no_shares_and_warn_of_ranks_that_nobody_sums_o
     assert [warning.filename for warning in caught] == [__file__] * 2
 
 
+def test_a_loss_that_records_by_itself_warns_of_them_at_the_end_of_an_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    loss = kcd.CondensedLoss(torch.nn.CrossEntropyLoss(reduction="none"), kcd.KnowledgeValueTracker(N))
+    run = kcd.Condensation(loss, schedule=SCHEDULE)
+    for times in (1, 0):
+        loss(logits_of([0], 1), torch.zeros(1, dtype=torch.int64), indices=[0])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run.end_epoch()
+        assert [str(one.message)[:22] for one in caught] == ["WORLD_SIZE says 2 rank"] * times
+
+
+def test_slices_of_ranks_that_only_the_launcher_announces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    tracker, sampler = kcd.KnowledgeValueTracker(N), kcd.ShardedSampler(N)
+    tracker.record(np.arange(N), np.arange(N))
+    with pytest.raises(RuntimeError, match="WORLD_SIZE says 2 ranks"):
+        kcd.condense_sharded(tracker, sampler, SCHEDULE)
+    assert sampler.stage == 0
+    kcd.condense_sharded(tracker, kcd.ShardedSampler(N, num_replicas=1, rank=0), SCHEDULE)
+
+
 def test_a_group_that_is_younger_than_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = plain()
     run = kcd.Condensation(kcd.CondensedSampler(N), schedule=SCHEDULE)
