@@ -208,10 +208,10 @@ class Settings:
         os.environ[VARIABLE] = self.to_json()
 
     @classmethod
-    def from_environment(cls, default: Settings | None = None) -> Settings:
-        """The settings that `export` left, or else ``default``."""
+    def from_environment(cls) -> Settings:
+        """The settings that `export` left; the defaults, if there are none."""
         text = os.environ.get(VARIABLE)
-        return cls.from_json(text) if text else default or cls()
+        return cls.from_json(text) if text else cls()
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .base import style
 from .base.style import DROPPED, FAINT, INK, KEPT, UNPARTED
@@ -17,7 +16,6 @@ MOST_ROWS = 20  # more can't be read
 SHOWN = 0.998  # of each row, at least: a long thin tail would squeeze everything else
 
 Record = Mapping[str, Any]
-Floats = npt.NDArray[np.float64]
 
 
 def draw_ridges(records: Sequence[Record], num_samples: int, axes: Any = None) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..patching.marked_block import MARK
-from ..settings import VARIABLE, Settings
+from ..settings import Settings
 from .unobserved import STATUS
 
 __all__ = ["configure", "run"]
@@ -78,7 +78,7 @@ def _prepare_children(settings: Settings, script: Path) -> None:
 
     They import what they take for the main script first of all; it is made to be `kcd_adapters.hosts.child`.
     """
-    os.environ[VARIABLE] = settings.to_json()
+    settings.export()
     os.environ[SCRIPT] = str(script)
     original = multiprocessing.spawn.get_preparation_data
 

@@ -289,35 +289,13 @@ def as_indices(x: Any, name: str) -> Array:
     return x
 
 
-def checked_indices(
-    x: Any, name: str, upper: int, *, lower: int = 0, outcome: str = ""
-) -> npt.NDArray[np.int64]:
-    """A copy of ``x`` in host memory, each of it known to lie in ``lower .. upper - 1``.
-
-    Parameters
-    ----------
-    x : integer array [B]
-        If it lies on a device, this waits for it.
-    name : str
-        What errors call it.
-    upper, lower : int
-    outcome : str
-        What the IndexError says last: what became of the batch.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `as_indices` does.
-    IndexError
-        If an index lies outside ``lower .. upper - 1``.
-    """
-    return checked_range(to_numpy(as_indices(x, name)), name, upper, lower=lower, outcome=outcome)
-
-
 def checked_range(
     x: npt.NDArray[Any], name: str, upper: int, *, lower: int = 0, outcome: str = ""
 ) -> npt.NDArray[np.int64]:
-    """`checked_indices` of what `as_indices` gave."""
+    """A copy of ``x``, which `as_indices` gave and is in host memory, as int64: each in ``lower .. upper - 1``.
+
+    ``outcome``: what the IndexError says last, of what became of the batch.
+    """
     indices = np.array(x, np.int64)
     # Read as unsigned, an index below is a huge one: one comparison finds both ends. (argmax takes
     # a third of the time of max on so few.)
