@@ -176,12 +176,12 @@ def decide(
     alpha: float,
     min_weight: float,
     rule: Rule | None,
-    ended: int = 0,
+    ended: int | None = None,
     group: Any = None,
 ) -> Decision:
     """What `condense_step` would install, with what it is decided from. Changes nothing; all ranks meet in it.
 
-    ``ended``: stages that have ended, of a sampler that doesn't count them.
+    ``ended``: stages of the run that have ended, if there is one: sets may have been installed by hand besides.
     """
 
     def sizes() -> tuple[int, int | None]:
@@ -193,9 +193,10 @@ def decide(
         if unsummed := distributed.unsummed(getattr(sampler, "num_replicas", 1), group):
             raise RuntimeError(unsummed)
         previous = size_of(sampler)
-        return previous, schedule.target_of(stage, tracker.num_samples, previous)
+        return previous, schedule.target_of(number, tracker.num_samples, previous)
 
-    stage = int(getattr(sampler, "stage", ended)) + 1
+    stage = int(getattr(sampler, "stage", ended or 0)) + 1
+    number = stage if ended is None else ended + 1
     previous, target = distributed.together(sizes, group)
     if rule is None:
         assert target is not None  # as `check_rule` saw
@@ -210,7 +211,7 @@ def decide(
         value,
         count,
         to_numpy(sampler.kept),
-        schedule,
+        target,
         alpha=alpha,
         min_weight=min_weight,
         stage=stage,
@@ -270,7 +271,7 @@ def choose(
     value: npt.NDArray[np.float64],
     count: npt.NDArray[np.int32],
     kept: Indices,
-    schedule: CondensationSchedule,
+    target: int | None,
     *,
     alpha: float,
     min_weight: float,
@@ -281,21 +282,20 @@ def choose(
 ) -> CondensedSet:
     """`condense`, or what a rule chooses in its place: checked, and the same on every rank."""
 
-    def chosen_here() -> tuple[CondensedSet, int | None]:
-        target = schedule.target_of(stage, len(value), len(kept))
+    def chosen_here() -> CondensedSet:
         if rule is None:
             assert target is not None  # as `check_rule` saw
             settings: dict[str, Any] = {"alpha": alpha, "min_weight": min_weight, "stage": stage}
-            return condense(value, count, previous=len(kept), target=target, **settings), target
+            return condense(value, count, previous=len(kept), target=target, **settings)
         chosen = rule(value, count, kept, target, np.random.default_rng([seed, stage]), stage)
         if chosen.num_samples != len(value) or target not in (None, len(chosen.kept)):
             size = "some" if target is None else f"exactly {target}"
             raise ValueError(
                 f"select must keep {size} of {len(value)} samples, got {len(chosen.kept)} of {chosen.num_samples}"
             )
-        return chosen, target
+        return chosen
 
-    chosen, target = distributed.together(chosen_here, group)
+    chosen = distributed.together(chosen_here, group)
     if distributed.world_size(group) > 1:
         # All else is the same on every rank, but what the user wrote can be a function of this one.
         own: dict[str, Any] = {"target": target}

@@ -95,11 +95,14 @@ class SlotLayout:
         recorded = np.flatnonzero(count)
         value, count = value[recorded], count[recorded]
         in_force = np.flatnonzero(self.filter.passes(recorded))
+        target = distributed.together(
+            lambda: schedule.target_of(ended + 1, len(recorded), len(in_force)), self.group
+        )
         chosen = choose(
             value,
             count,
             in_force,
-            schedule,
+            target,
             alpha=alpha,
             min_weight=min_weight,
             stage=self.stage + 1,

@@ -220,3 +220,17 @@ def test_a_loss_keeps_any_number() -> None:
         loss(logits_of(range(N), epoch), torch.zeros(N, dtype=torch.int64), indices=np.arange(N))
         chosen = run.end_epoch()
         assert (len(chosen.kept) == N) == (epoch == 2)
+
+
+def test_sets_installed_before_the_run_do_not_bring_the_last_stage_forward() -> None:
+    sampler = kcd.CondensedSampler(60, mixing=None)
+    for _ in range(2):
+        sampler.install(kcd.CondensedSet(np.arange(60), 60))
+    run = kcd.Condensation(sampler, schedule=kcd.FreeSchedule(period=1, until=4), select=half)
+    sizes = []
+    for _ in range(5):
+        run.record(values=np.arange(60.0), indices=np.arange(60))
+        run.end_epoch()
+        sizes.append(sampler.num_kept)
+    assert sizes[3:] == [60, 60]
+    assert max(sizes[:3]) < 60
