@@ -86,5 +86,5 @@ class Agreement:
                 "calls of record() in this epoch": "none" if forgotten else "some",
             }
             distributed.check_agreement(settings, shard=layout.rank, shards=layout.ranks, group=layout.group)
-            check_share(getattr(layout, "sampler", layout), layout.group)
+            check_share(layout.sampler, layout.group)
         self.missing = False

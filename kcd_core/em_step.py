@@ -15,7 +15,7 @@ import numpy.typing as npt
 from .all_ranks import scores_of_all, values_of_all
 from .base import distributed
 from .base.arguments import check_kind
-from .base.arrays import to_numpy
+from .base.arrays import checked_int, to_numpy
 from .condense import CondensedSet, Indices, check_settings, condense, partition, set_of
 from .rules import Rule, Select, SelectName, check_rule, resolve_select
 from .schedule import CondensationSchedule
@@ -195,7 +195,8 @@ def decide(
         previous = size_of(sampler)
         return previous, schedule.target_of(number, tracker.num_samples, previous)
 
-    stage = int(getattr(sampler, "stage", ended or 0)) + 1
+    sets = getattr(sampler, "stage", None)
+    stage = int((ended or 0) if sets is None else sets) + 1
     number = stage if ended is None else ended + 1
     previous, target = distributed.together(sizes, group)
     if rule is None:
@@ -215,7 +216,7 @@ def decide(
         alpha=alpha,
         min_weight=min_weight,
         stage=stage,
-        seed=int(getattr(sampler, "seed", 0)),
+        seed=int(getattr(sampler, "seed", None) or 0),
         rule=rule,
         group=group,
     )
@@ -232,7 +233,7 @@ def check_parts(tracker: Any, sampler: Any, schedule: Any) -> None:
 def check_sampler(sampler: Any) -> None:
     """TypeError unless a set can be installed in ``sampler``."""
     lacking = [name for name in ("num_samples", "kept", "install") if not hasattr(sampler, name)]
-    if lacking or hasattr(sampler, "sizes"):
+    if lacking or getattr(sampler, "of_a_slice", False):
         why = (
             f"it has no {', '.join(lacking)}"
             if lacking
@@ -242,6 +243,9 @@ def check_sampler(sampler: Any) -> None:
             f"sampler must be a CondensedSampler, a CondensedLoss, or have num_samples, kept and install, got "
             f"{type(sampler).__name__}: {why}"
         )
+    for name in ("stage", "seed"):
+        if (number := getattr(sampler, name, None)) is not None:
+            checked_int(number, f"sampler.{name}", 0)
 
 
 def size_of(sampler: Condensable) -> int:

@@ -43,6 +43,8 @@ class Layout(Protocol):
     group : torch.distributed.ProcessGroup or None
         Of the ranks of this run; None is all.
     rank, ranks : int
+    sampler
+        What a stage's set is installed in; a stream's layout itself.
     mixing : bool
         Whether what is dropped is mixed into what is barely kept.
     num_samples : int
@@ -55,6 +57,9 @@ class Layout(Protocol):
     call: str
     tracker: KnowledgeValueTracker
     group: Any
+
+    @property
+    def sampler(self) -> Any: ...
 
     @property
     def rank(self) -> int: ...

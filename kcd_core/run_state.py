@@ -81,7 +81,7 @@ class RunState:
     @property
     def sampler(self) -> Any:
         """Where each stage's set is installed."""
-        return getattr(self.layout, "sampler", self.layout)
+        return self.layout.sampler
 
     @property
     def tracker(self) -> KnowledgeValueTracker:

@@ -85,6 +85,7 @@ class ShardedSampler(EpochSampler):
 
     in_force: ShardInForce
     why_unweighable = "a sampler of slices keeps none"
+    of_a_slice = True  # see `check_sampler`
 
     def everything(self, seed: int, mixing: Mixing) -> ShardInForce:
         """What is in force before the first stage."""

@@ -57,6 +57,10 @@ class SlotLayout:
         self.stage = 0
 
     @property
+    def sampler(self) -> SlotLayout:
+        return self
+
+    @property
     def rank(self) -> int:
         return distributed.rank(self.group)
 

@@ -535,3 +535,29 @@ def test_a_models_whole_output_is_refused_before_its_rows_are_counted(output: An
             record()
     assert not run.seen
     assert not loader.tracker.batches
+
+
+class Own:
+    """A sampler of the user's."""
+
+    def __init__(self, num_samples: int, **also: Any) -> None:
+        self.num_samples, self.kept = num_samples, np.arange(num_samples)
+        vars(self).update(also)
+
+    def install(self, condensed_set: kcd.CondensedSet) -> None:
+        self.kept = condensed_set.kept
+
+
+@pytest.mark.parametrize(
+    "also", [{"seed": None}, {"stage": None}, {"sizes": (32, 32)}, {"seed": 3, "stage": 2}]
+)
+def test_what_a_sampler_of_ones_own_may_have_besides(also: dict[str, Any]) -> None:
+    run = kcd.Condensation(Own(8, **also), schedule=kcd.CondensationSchedule(0.5, 1, 1), select="random")
+    run.record(values=np.arange(8.0), indices=np.arange(8))
+    assert len(run.end_epoch().kept) == len(run.sampler.kept) == 4
+
+
+@pytest.mark.parametrize("name", ["stage", "seed"])
+def test_a_sampler_of_ones_own_whose_stage_or_seed_is_no_number_is_refused_at_once(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"^sampler\.{name} must be an integer, got 'train'"):
+        kcd.Condensation(Own(8, **{name: "train"}), schedule=SCHEDULE)
