@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ..base import distributed
 from ..base.arguments import check_kind
@@ -22,7 +21,7 @@ from ..run import Ending, Run
 from ..saved import Saved
 from ..schedule import CondensationSchedule
 
-__all__ = ["Asker", "Asking", "ask_schedule", "check_asking", "on_host"]
+__all__ = ["Asking", "ask_schedule", "check_asking"]
 
 
 def ask_schedule(ask: Any) -> CondensationSchedule:
@@ -127,51 +126,6 @@ class Asking:
         return self.run.check_state(states if several else states[0])
 
 
-class Asker:
-    """What a loader says of the teacher: for which rows of a batch it is asked."""
-
-    _asking: Asking | None
-
-    def _asked(self) -> npt.NDArray[np.bool_] | None:
-        """For which rows of the batch yielded last the teacher is asked."""
-        raise NotImplementedError
-
-    @property
-    def gate(self) -> TeacherGate | None:
-        """Which samples the teacher is asked for; None without ``ask``."""
-        return None if self._asking is None else self._asking.gate
-
-    @property
-    def gate_history(self) -> CondensationHistory | None:
-        """What each stage of the gate did: ``kept`` are the samples asked for; None without ``ask``."""
-        return None if self._asking is None else self._asking.run.history
-
-    @property
-    def asked(self) -> torch.Tensor | None:
-        """For which rows of the batch yielded last the teacher is asked: bool [B], in host memory.
-
-        These are the rows in the gate's set and those that are mixed, never padding. Without ``ask``, they are all
-        rows but padding. None before the epoch's first batch.
-
-        Raises
-        ------
-        RuntimeError
-            As for `indices`.
-        """
-        asked = self._asked()
-        return None if asked is None else on_host(asked.copy())
-
-    @property
-    def asked_rows(self) -> torch.Tensor | None:
-        """The numbers of those rows: int64 [A], ascending, in host memory.
-
-        If CUDA is in use, they are pinned: neither ``rows = loader.asked_rows.to(device, non_blocking=True)`` nor
-        ``images[rows]`` waits for the device.
-        """
-        asked = self._asked()
-        return None if asked is None else on_host(np.flatnonzero(asked))
-
-
 def check_asking(state: Mapping[str, Any] | Sequence[Mapping[str, Any]], asks: bool) -> None:
     """ValueError unless a loader's state, or that of all ranks, has a gate's where this loader ``asks``, and none else."""
     everyones: Any = state if isinstance(state, (list, tuple)) else [state]
@@ -182,9 +136,3 @@ def check_asking(state: Mapping[str, Any] | Sequence[Mapping[str, Any]], asks: b
             )
         if asks and not isinstance(each.get("ask"), Mapping):
             raise ValueError("this loader state was saved without ask=, which is given here: leave it out")
-
-
-def on_host(x: npt.NDArray[Any]) -> torch.Tensor:
-    """A tensor in host memory; pinned where CUDA is in use, so that copying it to the device need not wait."""
-    made = torch.from_numpy(x)
-    return made.pin_memory() if torch.cuda.is_initialized() else made  # type: ignore[no-untyped-call]

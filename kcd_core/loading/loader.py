@@ -6,61 +6,38 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
 from ..base.arguments import checked_length
 from ..logits import one_of
-from ..run import Run, end_together
+from ..run import end_together
 from ..run_owner import RunOwner
 from ..saved import gathered
 from .alignment import Place
-from .asking import Asker, Asking, check_asking
+from .asking import check_asking
 from .keys import KeyBatches
+from .last_batch import LastBatch
 from .lengths import Planned
-from .prefetch import Prefetch
 from .reader import Reader
 from .rebuild import told
-from .weighing import Weigher
 
 __all__ = ["CondensedLoader"]
 
 Batch = TypeVar("Batch", covariant=True)
 
 
-class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
+class CondensedLoader(RunOwner, Planned, LastBatch, Generic[Batch]):
     """What `wrap_loader` returns. It holds a rebuilt DataLoader, and deliberately is not one itself, because trainers
     silently rebuild any DataLoader.
 
     Parameters
     ----------
-    run : Run
-    batches : KeyBatches
-        Of the run's sampler.
-    inner : DataLoader
-        The user's, rebuilt around ``batches``.
-    dataset
-        The user's.
-    return_index, prefetch
-        See `wrap_loader`.
-    asking : Asking, optional
-        Which rows the teacher is asked for.
+    reader : Reader
     """
 
-    def __init__(
-        self,
-        run: Run,
-        batches: KeyBatches,
-        inner: DataLoader[Any],
-        dataset: Any,
-        return_index: bool,
-        prefetch: Prefetch | None = None,
-        asking: Asking | None = None,
-    ) -> None:
-        self._run, self._asking = run, asking
-        self._reader = Reader(run, batches, inner, dataset, return_index, prefetch, asking)
+    def __init__(self, reader: Reader) -> None:
+        self._reader, self._run = reader, reader.run
         self._planned = False
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -134,21 +111,6 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
         return self._reader.inner.num_workers
 
     # -- recording ---------------------------------------------------------------------------------
-
-    def _asked(self) -> npt.NDArray[np.bool_] | None:
-        asked: npt.NDArray[np.bool_] | None = self._reader.asked
-        return asked
-
-    @property
-    def indices(self) -> torch.Tensor | None:
-        """Indices of the batch yielded last: int64 [B], -1 for padding; None before the epoch's first batch. A copy.
-
-        Raises
-        ------
-        RuntimeError
-            If ``collate_fn`` was seen to put samples in another order.
-        """
-        return self._reader.indices
 
     def record(
         self,
@@ -257,7 +219,7 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
         UserWarning
             Once, if nothing was recorded in an epoch. If warnings are errors, nothing is changed yet.
         """
-        gates = () if self._asking is None else (self._asking.run,)
+        gates = () if self._reader.asking is None else (self._reader.asking.run,)
         return end_together(self._run, *gates)[0]
 
     # -- state -------------------------------------------------------------------------------------
@@ -288,7 +250,7 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
                     "the state can't be saved within an epoch of a loader with in_order=False: save between epochs, "
                     "or use in_order=True"
                 )
-            asked = {} if self._asking is None else {"ask": self._asking.state_dict()}
+            asked = {} if self._reader.asking is None else {"ask": self._reader.asking.state_dict()}
             return {
                 **self._run.state_dict(),
                 **asked,
@@ -322,10 +284,10 @@ class CondensedLoader(RunOwner, Planned, Asker, Weigher, Generic[Batch]):
             changed then.
         """
         checked = self._run.check_state(state, needs=("position", "recorded"), within="position")
-        check_asking(state, self._asking is not None)
-        if self._asking is not None:
-            asked = self._asking.check_state(state)
-            self._asking.run.apply(asked)
+        check_asking(state, self._reader.asking is not None)
+        if self._reader.asking is not None:
+            asked = self._reader.asking.check_state(state)
+            self._reader.asking.run.apply(asked)
         self._run.apply(checked)
         self._reader.go_to(Place(checked.epoch, checked.also["position"], checked.also["recorded"]))
 

@@ -62,9 +62,9 @@ class Reader:
         prefetch: Prefetch | None = None,
         asking: Asking | None = None,
     ) -> None:
-        self._asking = asking
+        self.asking = asking
         self.batches, self.inner, self.dataset = batches, inner, dataset
-        self._run, self._with_indices, self._prefetch = run, with_indices, prefetch
+        self.run, self._with_indices, self._prefetch = run, with_indices, prefetch
         self._main = copy.copy(
             inner
         )  # with persistent workers, it has one iterator, which each pass begins anew
@@ -79,8 +79,8 @@ class Reader:
         """Of an epoch that was ended since, nothing is left: so an end is whole as soon as the run's is."""
         with self.lock:
             self.settle()
-        if self._place.epoch != self._run.epoch:
-            self.go_to(Place(self._run.epoch))
+        if self._place.epoch != self.run.epoch:
+            self.go_to(Place(self.run.epoch))
         return self._place
 
     def go_to(self, place: Place) -> None:
@@ -97,16 +97,16 @@ class Reader:
 
     def begin(self) -> tuple[Pass, Iterator[Fetched]]:
         """A pass, at its first batch."""
-        samples = self._run.sampler.num_samples
+        samples = self.run.sampler.num_samples
         if len(self.dataset) != samples:
             raise RuntimeError(
                 f"the data set has {len(self.dataset)} samples now, and had {samples} when its loader was wrapped: a run "
                 "is of one data set. Wrap a DataLoader over the one of now with wrap_loader()"
             )
-        self._run.begin_pass()
-        self._run.account.begin()
+        self.run.begin_pass()
+        self.run.account.begin()
         now = Pass(self.place)
-        self.batches.start, self.batches.epoch = now.end, self._run.epoch
+        self.batches.start, self.batches.epoch = now.end, self.run.epoch
         under_way = any(not one.exhausted for one in self._held())
         fetched: Iterator[Fetched] = iter(copy.copy(self.inner) if under_way else self._main)
         return now, Prefetched(self._prefetch, fetched) if self._prefetch else fetched
@@ -115,7 +115,7 @@ class Reader:
         """What is yielded for a batch that was fetched."""
         with self.lock:
             self._reordered |= fetched.reordered
-            now.note_batch(fetched.indices, fetched.drawn * self._run.sampler.num_replicas, fetched.batch)
+            now.note_batch(fetched.indices, fetched.drawn * self.run.sampler.num_replicas, fetched.batch)
             self._count(now.place, fetched.indices)
             now.place.weights = fetched.weights
         if not self._with_indices:
@@ -126,15 +126,15 @@ class Reader:
     def _count(self, place: Place, indices: Any) -> None:
         """What a batch costs, and which of its rows the teacher is asked for."""
         samples = indices != PADDING
-        asking, recipes = self._asking, self._run.sampler.recipes
+        asking, recipes = self.asking, self.run.sampler.recipes
         place.asked = samples if asking is None else asking.asked(indices, recipes)
-        self._run.account.touch()
-        self._run.account.add(Cost(int(np.count_nonzero(samples)), int(np.count_nonzero(place.asked))))
+        self.run.account.touch()
+        self.run.account.add(Cost(int(np.count_nonzero(samples)), int(np.count_nonzero(place.asked))))
 
     def end_pass(self, now: Pass) -> None:
         """A pass has yielded all of its batches."""
         now.exhausted = True
-        self._run.account.touch()
+        self.run.account.touch()
 
     @property
     def asked(self) -> Any:
@@ -146,7 +146,7 @@ class Reader:
     def weights(self) -> Any:
         """What the losses of the batch yielded last in this epoch are multiplied by: float32 [B], or None."""
         self._check_order()
-        self._run.sampler.note_weights_read()
+        self.run.sampler.note_weights_read()
         return self.place.weights
 
     @property
@@ -158,7 +158,7 @@ class Reader:
 
     def left(self, position: int) -> int:
         """Batches of the epoch from a position on."""
-        return self.batches.steps(max(0, self._run.sampler.num_kept - position))
+        return self.batches.steps(max(0, self.run.sampler.num_kept - position))
 
     @property
     def drawn(self) -> int:
@@ -190,7 +190,7 @@ class Reader:
     def settle(self) -> None:
         """Note the record under way as soon as the tracker has it, whatever interrupts: the two are saved together."""
         under_way = self.under_way
-        if under_way is None or under_way[2] == self._run.tracker.batches:
+        if under_way is None or under_way[2] == self.run.tracker.batches:
             return
         owed, by_indices, _ = under_way
         if owed is not None:
@@ -225,7 +225,7 @@ class Reader:
         if is_tensor(indices) and not indices.is_cpu:
             return (passes[0], passes[0].owed[0]) if passes else None
         host = to_numpy(indices)
-        samples = self._run.sampler.num_samples
+        samples = self.run.sampler.num_samples
         if passes and np.array_equal(host, passes[0].owed[-1].indices):
             return passes[0], passes[0].owed[-1]
         if host.ndim != 1 or host.dtype.kind not in "iu" or not len(host):
@@ -250,10 +250,10 @@ class Reader:
         if not place.reached:
             return  # a loop that draws in another way
         if place.epoch > 1:
-            self._recorded_before = self._recorded_before or bool((self._run.tracker.count > 0).any())
+            self._recorded_before = self._recorded_before or bool((self.run.tracker.count > 0).any())
             if self._recorded_before:
                 return  # all of the data was drawn, and may be recorded again, as from a replay buffer
-        strangers = indices[self._run.sampler.places(indices, place.epoch) >= place.reached]
+        strangers = indices[self.run.sampler.places(indices, place.epoch) >= place.reached]
         if len(strangers):
             raise ValueError(
                 f"indices has samples that no batch has held yet, {strangers[:5].tolist()} for instance: it must be "

@@ -30,6 +30,7 @@ from .keys import KeyBatches
 from .loader import CondensedLoader
 from .mixed_images import mixing_cache_of
 from .prefetch import Prefetch
+from .reader import Reader
 from .rebuild import order_of, rebuild, resolve_mixer, understand
 
 __all__ = ["wrap_loader"]
@@ -287,7 +288,7 @@ def wrap_loader(
     run.warn_once("drops nothing", schedule.why_idle(num_samples))
     run.warn_once("no batch ahead", _without_batch(schedule, batches, num_samples))
     inner = rebuild(loader, batches, mix)
-    return CondensedLoader(run, batches, inner, loader.dataset, return_index, prefetch, asking)
+    return CondensedLoader(Reader(run, batches, inner, loader.dataset, return_index, prefetch, asking))
 
 
 def _plain(schedule: CondensationSchedule, ask: Any) -> Any:
