@@ -17,7 +17,7 @@ from .base import distributed
 from .base.arguments import check_kind
 from .base.arrays import checked_int, to_numpy
 from .condense import CondensedSet, Indices, check_settings, condense, partition, set_of
-from .rules import Rule, Select, SelectName, check_rule, resolve_select
+from .rules import Criteria, Select, SelectName, check_rule, resolve_select
 from .schedule import CondensationSchedule
 from .statistics import check_wanted
 from .tracker import KnowledgeValueTracker
@@ -123,7 +123,7 @@ def condense_step(
     """
     distributed.check_group(group)
 
-    def checked() -> tuple[float, float, Rule | None]:
+    def checked() -> Criteria:
         rule = resolve_select(select)
         check_parts(tracker, sampler, schedule)
         check_rule(rule, schedule, sampler)
@@ -135,18 +135,14 @@ def condense_step(
                 'statistic "last" needs tracker.end_epoch() at the end of every epoch, before a stage ends, and something '
                 "was recorded since"
             )
-        return *numbers, rule
+        return Criteria(schedule, *numbers, rule)
 
-    alpha, min_weight, rule = distributed.together(checked, group)
+    criteria = distributed.together(checked, group)
     if distributed.world_size(group) > 1:
         settings = {
             "num_samples": tracker.num_samples,
             **tracker.alike,
-            "schedule": schedule.state_dict(),
-            "schedule_type": type(schedule).__qualname__,
-            "alpha": alpha,
-            "min_weight": min_weight,
-            "select": rule.name if rule else None,
+            **criteria.alike,
             "seed": getattr(sampler, "seed", None),
             "num_replicas": getattr(sampler, "num_replicas", None),
             "set": fingerprint_of(sampler),
@@ -158,9 +154,7 @@ def condense_step(
             group=group,
         )
     check_share(sampler, group, begun=True)
-    chosen: CondensedSet = decide(
-        tracker, sampler, schedule, alpha=alpha, min_weight=min_weight, rule=rule, group=group
-    ).chosen
+    chosen: CondensedSet = decide(tracker, sampler, criteria, group=group).chosen
     settled = tracker.settled(group) if tracker.window == "stage" else None
     sampler.install(chosen)
     if settled is not None:
@@ -171,11 +165,8 @@ def condense_step(
 def decide(
     tracker: KnowledgeValueTracker,
     sampler: Condensable,
-    schedule: CondensationSchedule,
+    criteria: Criteria,
     *,
-    alpha: float,
-    min_weight: float,
-    rule: Rule | None,
     ended: int | None = None,
     group: Any = None,
 ) -> Decision:
@@ -193,33 +184,23 @@ def decide(
         if unsummed := distributed.unsummed(getattr(sampler, "num_replicas", 1), group):
             raise RuntimeError(unsummed)
         previous = size_of(sampler)
-        return previous, schedule.target_of(number, tracker.num_samples, previous)
+        return previous, criteria.schedule.target_of(number, tracker.num_samples, previous)
 
     sets = getattr(sampler, "stage", None)
     stage = int((ended or 0) if sets is None else sets) + 1
     number = stage if ended is None else ended + 1
     previous, target = distributed.together(sizes, group)
-    if rule is None:
+    if criteria.rule is None:
         assert target is not None  # as `check_rule` saw
         distributed.check_agreement({"target": target}, shard=0, shards=1, group=group)
-        score, value, count, unseen = scores_of_all(tracker, alpha, group)
+        score, value, count, unseen = scores_of_all(tracker, criteria.alpha, group)
         parts = partition(score, previous, target)
         del score
-        chosen = set_of(*parts, min_weight=min_weight, stage=stage)
+        chosen = set_of(*parts, min_weight=criteria.min_weight, stage=stage)
         return Decision(chosen, value, count, unseen)
     value, count = values_of_all(tracker, group)
-    chosen = choose(
-        value,
-        count,
-        to_numpy(sampler.kept),
-        target,
-        alpha=alpha,
-        min_weight=min_weight,
-        stage=stage,
-        seed=int(getattr(sampler, "seed", None) or 0),
-        rule=rule,
-        group=group,
-    )
+    kept, seed = to_numpy(sampler.kept), int(getattr(sampler, "seed", None) or 0)
+    chosen = choose(value, count, kept, target, criteria, stage=stage, seed=seed, group=group)
     return Decision(chosen, value, count)
 
 
@@ -276,15 +257,14 @@ def choose(
     count: npt.NDArray[np.int32],
     kept: Indices,
     target: int | None,
+    criteria: Criteria,
     *,
-    alpha: float,
-    min_weight: float,
     stage: int,
     seed: int,
-    rule: Rule | None,
     group: Any,
 ) -> CondensedSet:
     """`condense`, or what a rule chooses in its place: checked, and the same on every rank."""
+    _, alpha, min_weight, rule = criteria
 
     def chosen_here() -> CondensedSet:
         if rule is None:

@@ -12,8 +12,7 @@ from typing import Any, Protocol
 from .base import distributed
 from .em_step import Condensable, Decision, decide, fingerprint_of, size_of
 from .history import CondensationHistory
-from .rules import Rule
-from .schedule import CondensationSchedule
+from .rules import Criteria
 from .sums import CheckedState as TrackerState
 from .tracker import KnowledgeValueTracker
 
@@ -85,15 +84,7 @@ class Layout(Protocol):
     def in_force(self) -> dict[str, Any]:
         """What ranks have alike now."""
 
-    def decide(
-        self,
-        schedule: CondensationSchedule,
-        *,
-        alpha: float,
-        min_weight: float,
-        rule: Rule | None,
-        ended: int,
-    ) -> Decision:
+    def decide(self, criteria: Criteria, ended: int) -> Decision:
         """What the end of a stage decides, after ``ended`` ones. Changes nothing."""
 
     def snapshot(self) -> Undo:
@@ -169,17 +160,8 @@ class WholeLayout:
             "set": fingerprint_of(self.sampler),
         }
 
-    def decide(
-        self,
-        schedule: CondensationSchedule,
-        *,
-        alpha: float,
-        min_weight: float,
-        rule: Rule | None,
-        ended: int,
-    ) -> Decision:
-        settings: dict[str, Any] = {"alpha": alpha, "min_weight": min_weight, "rule": rule}
-        return decide(self.tracker, self.sampler, schedule, **settings, ended=ended, group=self.group)
+    def decide(self, criteria: Criteria, ended: int) -> Decision:
+        return decide(self.tracker, self.sampler, criteria, ended=ended, group=self.group)
 
     def snapshot(self) -> Undo:
         return snapshot(self.sampler)

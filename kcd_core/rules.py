@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from .base.states import value_name
 from .condense import CondensedSet
 from .schedule import CondensationSchedule
 
-__all__ = ["Rule", "Select", "SelectName", "check_rule", "resolve_select", "schedule_of"]
+__all__ = ["Criteria", "Rule", "Select", "SelectName", "check_rule", "resolve_select", "schedule_of"]
 
 #: A selection: ``select(value, count, kept, target, generator) -> CondensedSet``. One that has a parameter named
 #: ``stage`` is given the new stage's number, too, by name. Attributes may say what it needs: see `Rule`.
@@ -98,6 +98,26 @@ class Rule:
         if not isinstance(chosen, CondensedSet):
             raise TypeError(f"select must return a CondensedSet, got {type(chosen).__name__}")
         return chosen
+
+
+class Criteria(NamedTuple):
+    """By what a stage's set is chosen from what was recorded."""
+
+    schedule: CondensationSchedule
+    alpha: float
+    min_weight: float
+    rule: Rule | None = None
+
+    @property
+    def alike(self) -> dict[str, Any]:
+        """What must be the same on all ranks, as plain values."""
+        return {
+            "select": self.rule.name if self.rule else None,  # before the schedule, which may be its own
+            "schedule": self.schedule.state_dict() or None,  # None is what the user gave
+            "schedule_type": type(self.schedule).__qualname__,
+            "alpha": self.alpha,
+            "min_weight": self.min_weight,
+        }
 
 
 def resolve_select(select: Any) -> Rule | None:

@@ -212,7 +212,7 @@ class Run(RunState):
         meets = due or self.tracker.window == "epoch"
         if meets or self.agreement.missing:
             self.agreement.check(self.identity(), self.epoch, self.seen)
-        decision = self._decide() if due else None
+        decision = self.layout.decide(self.criteria, len(self.history)) if due else None
         problem: Exception | None = None
         entry: dict[str, Any] | None = None
         try:
@@ -228,15 +228,6 @@ class Run(RunState):
         elif problem is not None:
             raise problem
         return Ending(decision, entry)
-
-    def _decide(self) -> Decision:
-        return self.layout.decide(
-            self.schedule,
-            alpha=self.alpha,
-            min_weight=self.min_weight,
-            rule=self.rule,
-            ended=len(self.history),
-        )
 
     def _entry(self, decision: Decision) -> dict[str, Any]:
         """What the history says of a stage."""

@@ -14,7 +14,7 @@ from .history import CondensationHistory
 from .layout import Layout
 from .progress import EpochProgress
 from .recipes import NOT_ADOPTED, Mixing, adopted_mixing
-from .rules import Select, SelectName, check_rule, resolve_select, schedule_of
+from .rules import Criteria, Select, SelectName, check_rule, resolve_select, schedule_of
 from .saved import Saved, checked, gathered
 from .schedule import CondensationSchedule
 from .tracker import KnowledgeValueTracker
@@ -84,6 +84,11 @@ class RunState:
         return self.layout.sampler
 
     @property
+    def criteria(self) -> Criteria:
+        """By what a stage's set is chosen."""
+        return Criteria(self.schedule, self.alpha, self.min_weight, self.rule)
+
+    @property
     def tracker(self) -> KnowledgeValueTracker:
         """V and F."""
         return self.layout.tracker
@@ -128,11 +133,7 @@ class RunState:
             "version": STATE_VERSION,
             **self.layout.identity(),
             **copy.deepcopy(self._own),
-            "select": self.rule.name if self.rule else None,  # before the schedule, which may be its own
-            "schedule": self.schedule.state_dict() or None,  # None is what the user gave
-            "schedule_type": type(self.schedule).__qualname__,
-            "alpha": self.alpha,
-            "min_weight": self.min_weight,
+            **self.criteria.alike,
         }
 
     def settings(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..base.arguments import check_kind
 from ..condense import check_settings, no_indices, weights_of
 from ..em_step import check_share
 from ..history import MOST
-from ..rules import check_rule
+from ..rules import Criteria, check_rule
 from ..schedule import CondensationSchedule
 from ..tracker import KnowledgeValueTracker
 from ..unused import check_used
@@ -30,7 +30,7 @@ from .slices import ShardedSet, bounds, check_sizes
 
 T = TypeVar("T")
 
-__all__ = ["choose_sharded", "condense_shard", "condense_sharded", "for_history", "settings_of"]
+__all__ = ["choose_sharded", "condense_shard", "condense_sharded", "for_history"]
 
 
 class TrackerScores:
@@ -157,7 +157,7 @@ def condense_sharded(
     """
     distributed.check_group(group)
 
-    def checked() -> tuple[float, float]:
+    def checked() -> Criteria:
         check_kind(tracker, "tracker", KnowledgeValueTracker)
         check_kind(sampler, "sampler", ShardedSampler)
         check_kind(schedule, "schedule", CondensationSchedule)
@@ -168,63 +168,41 @@ def condense_sharded(
             )
         numbers = check_settings(alpha, min_weight)
         check_used({"min_weight": numbers[1], "mixing": sampler.mixing})
-        return numbers
+        return Criteria(schedule, *numbers)
 
-    alpha, min_weight = distributed.together(checked, group)
-    settings = settings_of(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight)
-    distributed.check_agreement(settings, shard=sampler.rank, shards=sampler.num_replicas, group=group)
-    check_share(sampler, group, begun=True)
-    chosen = choose_sharded(tracker, sampler, schedule, alpha=alpha, min_weight=min_weight, group=group)
-    sampler.install(chosen)
-    return chosen
-
-
-def settings_of(
-    tracker: KnowledgeValueTracker,
-    sampler: ShardedSampler,
-    schedule: CondensationSchedule,
-    *,
-    alpha: float,
-    min_weight: float,
-) -> dict[str, Any]:
-    """All that decides the set and must be the same on every rank."""
-    return {
+    criteria = distributed.together(checked, group)
+    settings = {
         "num_samples": sampler.num_samples,
         **tracker.alike,
-        "schedule": schedule.state_dict(),
-        "schedule_type": type(schedule).__qualname__,
-        "alpha": alpha,
-        "min_weight": min_weight,
+        **criteria.alike,
         "seed": sampler.seed,
         "mixing": sampler.mixing,
         "num_replicas": sampler.num_replicas,
         "set": sampler.fingerprint(),
     }
+    distributed.check_agreement(settings, shard=sampler.rank, shards=sampler.num_replicas, group=group)
+    check_share(sampler, group, begun=True)
+    chosen = choose_sharded(tracker, sampler, criteria, group)
+    sampler.install(chosen)
+    return chosen
 
 
 def choose_sharded(
-    tracker: KnowledgeValueTracker,
-    sampler: ShardedSampler,
-    schedule: CondensationSchedule,
-    *,
-    alpha: float,
-    min_weight: float,
-    group: Any,
+    tracker: KnowledgeValueTracker, sampler: ShardedSampler, criteria: Criteria, group: Any
 ) -> ShardedSet:
     """`condense_sharded` on ranks that are known to agree, without installing the set."""
-    target = distributed.together(lambda: schedule.target(sampler.num_samples, sampler.num_kept), group)
+    target = distributed.together(
+        lambda: criteria.schedule.target(sampler.num_samples, sampler.num_kept), group
+    )
     distributed.check_agreement({"target": target}, shard=0, shards=1, group=group)
-    chosen = choosing(tracker, sampler, target, alpha=alpha, min_weight=min_weight, group=group)
-    return over_ranks(chosen, group)
+    return over_ranks(choosing(tracker, sampler, target, criteria, group), group)
 
 
 def choosing(
     tracker: KnowledgeValueTracker,
     sampler: ShardedSampler,
     target: int,
-    *,
-    alpha: float,
-    min_weight: float,
+    criteria: Criteria,
     group: Any,
 ) -> Counting[ShardedSet]:
     """`choose_sharded` as a generator that exchanges counts with those of the other ranks."""
@@ -236,7 +214,7 @@ def choosing(
         )
     if unsummed := distributed.unsummed(sampler.num_replicas, group):
         raise RuntimeError(unsummed)
-    score = TrackerScores(tracker, alpha, sampler.start)
+    score = TrackerScores(tracker, criteria.alpha, sampler.start)
     if not (yield np.array([score.recorded()])).any():
         raise nothing_recorded(tracker, group)
     return (
@@ -247,7 +225,7 @@ def choosing(
             ranks=sampler.num_replicas,
             previous=sampler.num_kept,
             target=target,
-            min_weight=min_weight,
+            min_weight=criteria.min_weight,
             stage=sampler.stage + 1,
             mixing=sampler.mixing is not None,
         )

@@ -9,9 +9,8 @@ from ..em_step import Decision
 from ..history import CondensationHistory
 from ..layout import Undo, check_same_size, install, snapshot
 from ..recipes import MixRecipes
-from ..rules import Rule
+from ..rules import Criteria
 from ..sampler_state import fingerprint
-from ..schedule import CondensationSchedule
 from ..sums import CheckedState as TrackerState
 from ..tracker import KnowledgeValueTracker
 from .condense import choose_sharded, for_history
@@ -69,17 +68,9 @@ class SliceLayout:
             "set": self.sampler.fingerprint(),
         }
 
-    def decide(
-        self,
-        schedule: CondensationSchedule,
-        *,
-        alpha: float,
-        min_weight: float,
-        rule: Rule | None,
-        ended: int,
-    ) -> Decision:
+    def decide(self, criteria: Criteria, ended: int) -> Decision:
         run = self.tracker, self.sampler
-        chosen = choose_sharded(*run, schedule, alpha=alpha, min_weight=min_weight, group=self.group)
+        chosen = choose_sharded(*run, criteria, self.group)
         return Decision(chosen, **for_history(*run, self.group))
 
     def snapshot(self) -> Undo:

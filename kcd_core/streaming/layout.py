@@ -17,9 +17,8 @@ from ..condense import CondensedSet
 from ..em_step import Decision, choose
 from ..history import CondensationHistory
 from ..layout import Undo
-from ..rules import Rule
+from ..rules import Criteria
 from ..sample_weights import refuse_weights
-from ..schedule import CondensationSchedule
 from ..sums import CheckedState as TrackerState
 from ..tracker import KnowledgeValueTracker
 from .filter import StreamFilter
@@ -85,34 +84,18 @@ class SlotLayout:
     def in_force(self) -> dict[str, Any]:
         return {"stage": self.stage, "set": _digest(self.filter.bits)}
 
-    def decide(
-        self,
-        schedule: CondensationSchedule,
-        *,
-        alpha: float,
-        min_weight: float,
-        rule: Rule | None,
-        ended: int,
-    ) -> Decision:
+    def decide(self, criteria: Criteria, ended: int) -> Decision:
         """Over the slots recorded until now; the others are neither ranked nor dropped."""
         value, count = values_of_all(self.tracker, self.group)
         recorded = np.flatnonzero(count)
         value, count = value[recorded], count[recorded]
         in_force = np.flatnonzero(self.filter.passes(recorded))
+        schedule, seed = criteria.schedule, self.filter.seed
         target = distributed.together(
             lambda: schedule.target_of(ended + 1, len(recorded), len(in_force)), self.group
         )
         chosen = choose(
-            value,
-            count,
-            in_force,
-            target,
-            alpha=alpha,
-            min_weight=min_weight,
-            stage=self.stage + 1,
-            seed=self.filter.seed,
-            rule=rule,
-            group=self.group,
+            value, count, in_force, target, criteria, stage=self.stage + 1, seed=seed, group=self.group
         )
         refuse_weights(chosen.sample_weights, self.why_unweighable)
         by_slot = CondensedSet(

@@ -195,7 +195,7 @@ def test_a_step_over_slices_compares_every_setting(ranks: Ranks, name: str) -> N
         return step(rank, sharded=True, **(SHARDED_STEP[name] if rank == RANKS - 1 else {}))()
 
     assert name in differences(ranks.each(work))
-    assert ranks.compared == {*SHARDED_STEP, "statistic", "kcd_core"}
+    assert ranks.compared == {*SHARDED_STEP, "statistic", "select", "kcd_core"}
 
 
 @pytest.mark.parametrize("sharded", [False, True])
