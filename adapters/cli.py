@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TextIO
 
@@ -78,10 +80,25 @@ def _run(argv: Sequence[str] | None) -> int:
         return 0
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        other = "; one of the script's goes after the script" * (command == "run")
-        subparsers.choices[str(command)].error(f"{' '.join(unknown)} is no option of kcd {command}{other}")
+        subparser = subparsers.choices[str(command)]
+        other = "; the script's own options go after the script" * (command == "run")
+        subparser.error(_unknown(unknown, subparser) + other)
     try:
         return int(args.run(args) or 0)
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"kcd: {error}", file=sys.stderr)
         return 2
+
+
+def _unknown(given: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """What to say of arguments that a command does not take: which they are, and what may be meant."""
+    options = [argument.partition("=")[0] for argument in given if argument.startswith("-")]
+    if not options:
+        return f"unknown argument {' '.join(given)}"
+    known = re.findall(r"--[a-z-]+", parser.format_usage())
+    near = (get_close_matches(name, known, 1, cutoff=0.8) for name in options)
+    shown = (
+        f"{name} (did you mean {found[0]}?)" if found else name
+        for name, found in zip(options, near, strict=True)
+    )
+    return f"unknown option {', '.join(shown)}"

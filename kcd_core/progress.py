@@ -45,5 +45,5 @@ class EpochProgress(NamedTuple):
         return (
             f"this rank's share of epoch {epoch} is {share} samples, and {self.rows} were recorded, as if "
             f"the share were shared out to {ranks} ranks again: a trainer that does so with a sampler's indices needs "
-            "CondensedSampler(num_replicas=1, rank=0). If a part of each epoch is left out on purpose, leave this aside"
+            "CondensedSampler(num_replicas=1, rank=0). If a part of each epoch is left out on purpose, ignore this"
         )

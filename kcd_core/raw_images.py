@@ -1,4 +1,4 @@
-"""Data sets that keep their raw images in ``.data``, and a sample of one with another image in the place of its own."""
+"""Data sets that keep their raw images in ``.data``, and a sample of one with another image instead of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules by which a stage's set is chosen in the place of the ranking: those that have a name, and a user's own."""
+"""Rules by which a stage's set is chosen instead of the ranking: those that have a name, and a user's own."""
 
 from __future__ import annotations
 

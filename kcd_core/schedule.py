@@ -192,7 +192,7 @@ class CondensationSchedule:
             return ""
         return (
             f"a run of {epochs} epochs drops nothing and is plain training: the first stage is {self.next_stage(epoch)}. "
-            f"{self.remedy}, or leave this aside if the run is longer"
+            f"{self.remedy}, or ignore this if the run is longer"
         )
 
     def target(self, num_samples: int, previous: int) -> int:

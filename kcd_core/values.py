@@ -13,7 +13,7 @@ With 64 MB of logits or more that is at most a quarter of their bytes, if C is a
 single row. What is to be differentiated is computed whole.
 
 `entropy` is the paper's (KCD, ECCV 2022, section 3.2: OGVE), and `sequence_entropy` its mean over a sequence's tokens,
-for which C must be 4096 in the place of 128, since each token takes 40 bytes. The others are for experiments, and so
+for which C must be 4096 instead of 128, since each token takes 40 bytes. The others are for experiments, and so
 is any callable ``f(student_logits, *, teacher_logits, targets) -> [B]``. It is given by keyword what the caller of
 ``update()`` passed, the batch's ``indices`` too if it has a parameter of that name, and nothing else.
 """

@@ -100,5 +100,5 @@ def test_a_billion_samples():
     assert f"| a stage, at best | {real * share / 3e8:.0f} s |" in PAGE
     assert f"| a stage, at worst | {seconds(simulated['kcd']) / 64 * 10:.0f} s |" in PAGE
     (held,) = re.findall(r"\| ([\d.]+) bytes for each sample of a slice \|", PAGE)
-    assert f"| memory on each rank | {float(held) * share / 1e9:.1f} GB, in the place of 120 GB |" in PAGE
+    assert f"| memory on each rank | {float(held) * share / 1e9:.1f} GB, instead of 120 GB |" in PAGE
     assert float(simulated["reference"].removeprefix("sends ").removesuffix(" MB")) < 2.1

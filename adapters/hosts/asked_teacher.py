@@ -1,4 +1,4 @@
-"""Calls a host's teacher with the rows of a batch that it is asked for, in the place of the whole batch.
+"""Calls a host's teacher with the rows of a batch that it is asked for, instead of the whole batch.
 
 The calls are seen by replacing ``__call__`` of the teacher's class, not by hooks on the teacher, which would be copied and
 saved with it. What is not the one call for a batch of the student's loader is left alone: validation, say.

@@ -1,4 +1,4 @@
-"""What a process spawned under ``kcd run`` imports in the place of the main script."""
+"""What a process spawned under ``kcd run`` imports instead of the main script."""
 
 from importlib import import_module
 

@@ -169,7 +169,7 @@ class HostedLoader:
         return chosen
 
     def follow(self, loader: DataLoader[Any]) -> bool:
-        """Go on with a loader that the host made in the place of the one it let go of, if it is over the same data.
+        """Go on with a loader that the host made to replace the one it let go of, if it is over the same data.
 
         Returns
         -------

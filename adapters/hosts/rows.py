@@ -100,7 +100,7 @@ def _at(path: Path) -> str:
 
 
 def _mapped(value: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> Any:
-    """The same tuples, lists and dicts, with ``change(path, part)`` in the place of each part that is none."""
+    """The same tuples, lists and dicts, with ``change(path, part)`` instead of each part that is none."""
     if isinstance(value, Mapping):
         made = copy.copy(value)
         for key, part in value.items():

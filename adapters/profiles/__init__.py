@@ -109,7 +109,8 @@ def find(script: Path, name: str | None = None, command: str = "kcd run") -> Pro
     if name is not None:
         profile = named(name)
         if name == "auto":  # a script of which nothing is known goes by its folder's name and its own
-            title = script.resolve().parent.name or profile.title
+            folder = script.resolve().parent.name
+            title = f"'{folder}'" if folder else profile.title
             return dataclasses.replace(profile, title=title, method=lambda arguments: script.name)
         found = at(script, [profile])
         return profile if found is None else found.profile

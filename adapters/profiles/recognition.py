@@ -82,4 +82,5 @@ def _in(profile: Profile, root: Path, script: Path) -> Found | None:
 def _title(profile: Profile, root: Path) -> str:
     """A repository goes by its folder's name, which is its own where git made it."""
     name = re.sub("-(main|master)$", "", root.name)
-    return profile.title if name.lower() in ("", profile.title.lower()) else f"{profile.title} family: {name}"
+    own = name.lower() in ("", profile.title.lower())
+    return profile.title if own else f"{profile.title} family: '{name}'"

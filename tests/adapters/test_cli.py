@@ -58,6 +58,29 @@ def test_help_needs_no_heavy_package(command: tuple[str, ...], without: tuple[st
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (
+            ("run", "--ration", "0.3", "x.py"),
+            "unknown option --ration (did you mean --ratio?); the script's own",
+        ),
+        (
+            ("run", "--lr=1", "--stags=2", "x.py"),
+            "unknown option --lr, --stags (did you mean --stages?); the",
+        ),
+        (("profiles", "--profle"), "unknown option --profle\n"),
+        (("profiles", "sskd"), "unknown argument sskd\n"),
+    ],
+)
+def test_what_may_be_meant_by_an_option_that_is_not_there(
+    arguments: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert f"kcd {arguments[0]}: error: {reason}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
         ((), "the following arguments are required: SCRIPT\n"),
         (
             ("--value", "kd_divergence", "x.py"),

@@ -68,9 +68,9 @@ def test_scripts_that_train(name: str, scripts: list[str], profile: str) -> None
 
 
 def test_a_repository_goes_by_its_folder_and_its_original_by_its_own_name(lay: Lay) -> None:
-    assert found(lay("mlld", folder="RLD-main"))[0].profile.title == "mdistiller family: RLD"
+    assert found(lay("mlld", folder="RLD-main"))[0].profile.title == "mdistiller family: 'RLD'"
     assert found(lay("mdistiller"))[0].profile.title == "mdistiller"
-    assert found(lay("simkd", folder="MaskKD"))[0].profile.title == "SimKD family: MaskKD"
+    assert found(lay("simkd", folder="MaskKD"))[0].profile.title == "SimKD family: 'MaskKD'"
 
 
 @pytest.mark.parametrize(
@@ -171,14 +171,14 @@ def test_the_authors_own_code_is_refused(lay: Lay) -> None:
 
 def test_a_script_of_no_profile_goes_by_its_folders_name_and_its_own(tmp_path: Path) -> None:
     profile = find(tmp_path / "mine" / "fit.py", "auto")
-    assert (profile.name, profile.title, profile.method([])) == ("auto", "mine", "fit.py")
+    assert (profile.name, profile.title, profile.method([])) == ("auto", "'mine'", "fit.py")
 
 
 def test_a_script_that_only_evaluates(lay: Lay) -> None:
     lay("mlld")
     text = refusal("tools/eval.py")
     assert text.startswith(
-        "tools/eval.py is not known to train a student. The repository is known (mdistiller family: mlld)."
+        "tools/eval.py is not known to train a student. The repository is known (mdistiller family: 'mlld')."
     )
     assert "In it, a script that trains one uses a trainer of mdistiller.engine" in text
     assert f"kcd run {os.path.join('tools', 'train_ours.py')} ...   (uses trainer_dict of" in text
@@ -246,7 +246,7 @@ def test_the_nearest_profile_is_named(lay: Lay) -> None:
 
 def test_a_profile_by_its_name_is_adapted_to_the_script(lay: Lay) -> None:
     root = lay("norm")
-    assert find(root / "train_cifar_student.py", "repdistiller").title == "RepDistiller family: norm"
+    assert find(root / "train_cifar_student.py", "repdistiller").title == "RepDistiller family: 'norm'"
     assert (
         find(root / "train_cifar_teacher.py", "repdistiller").title == "RepDistiller"
     )  # as it was asked for

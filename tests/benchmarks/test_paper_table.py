@@ -1,4 +1,4 @@
-"""benchmarks/paper_table.py, with a stub in the place of the repositories; and with them, where they are.
+"""benchmarks/paper_table.py, with a stub instead of the repositories; and with them, where they are.
 
 KCD_THIRDPARTY=~/checkouts python -m pytest tests/benchmarks/test_paper_table.py    (RepDistiller and SSKD, torchvision, tensorboardX)
 """
@@ -193,7 +193,7 @@ saving the best model!
     assert paper_runs.epochs_done(run, log) == 1
 
 
-# -- runs, with a stub in the place of _paper/host.py --------------------------------------------------------
+# -- runs, with a stub instead of _paper/host.py --------------------------------------------------------
 
 STUB = r"""
 import json, os, pickle, sys, time

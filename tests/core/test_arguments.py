@@ -1,4 +1,4 @@
-"""Wrong objects in the place of every argument: an error that names it, at the call, and nothing changed."""
+"""Wrong objects for every argument: an error that names it, at the call, and nothing changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import kcd_core as kcd
 
 N, CLASSES = 8, 4
 
-#: What is given in the place of an argument. Each argument lists those that it takes.
+#: What is given for an argument. Each argument lists those that it takes.
 WRONG: dict[str, Any] = {
     "none": None,
     "text": "wrong",

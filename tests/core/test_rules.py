@@ -1,4 +1,4 @@
-"""Rules by which a set is chosen in the place of the ranking."""
+"""Rules by which a set is chosen instead of the ranking."""
 
 from __future__ import annotations
 

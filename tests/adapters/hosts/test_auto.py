@@ -218,7 +218,7 @@ def test_each_line_is_printed_once_whatever_the_script_does_to_logging(
         output += log
     lines = output.splitlines()
     assert [line.partition(",")[0] for line in lines] == [
-        f"kcd: {tmp_path.name}",
+        f"kcd: '{tmp_path.name}'",
         "kcd: ratio 0.5 in 2 stages of 1 epoch",
         "kcd: the student is Net",
         "kcd: the student trains on Data",

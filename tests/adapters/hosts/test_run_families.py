@@ -23,7 +23,7 @@ def host(tmp_path: Path, request: pytest.FixtureRequest) -> Host:
 def test_a_fork_of_mdistiller_by_another_script(host: Host) -> None:
     output, items = host.kcd(*ONCE, *OURS)
     check(items, SIZES[:4])
-    assert output.startswith("kcd: mdistiller family: mlld, ")
+    assert output.startswith("kcd: mdistiller family: 'mlld', ")
     assert "cifar100/ours/res32x4_res8x4" in output.splitlines()[0]
     assert " --logit-stand (profile mdistiller); " in output.splitlines()[0]
 
@@ -32,7 +32,7 @@ def test_a_fork_of_mdistiller_by_another_script(host: Host) -> None:
 def test_a_descendant_of_repdistiller_with_a_head_beside_the_student(host: Host) -> None:
     output, items = host.kcd(*ONCE, "train_cifar_student.py")
     check(items, SIZES[:4])
-    assert output.startswith("kcd: RepDistiller family: norm, NORM (profile repdistiller); ")
+    assert output.startswith("kcd: RepDistiller family: 'norm', NORM (profile repdistiller); ")
     assert output.count("kcd: shim accuracy_view: accuracy() takes a view") == 1
 
 
@@ -43,10 +43,10 @@ def test_the_script_that_was_named_is_patched_and_trains(
     script = host.folder / "tools" / "train_ours.py"
     original = script.read_bytes()
     assert main(["patch", str(script), *ONCE]) == 0
-    promised = 'tools/train_ours.py prints is "kcd: mdistiller family: mlld, ..."'
+    promised = "tools/train_ours.py prints is \"kcd: mdistiller family: 'mlld', ...\""
     assert promised in capsys.readouterr().out
     output, items = host.run(*OURS)
-    assert output.startswith("kcd: mdistiller family: mlld, ")
+    assert output.startswith("kcd: mdistiller family: 'mlld', ")
     check(items, SIZES[:4])
     assert main(["unpatch", str(script)]) == 0
     assert script.read_bytes() == original

@@ -35,7 +35,7 @@ def kcd(capsys: Capture, *arguments: str, status: int = 0) -> str:
 def test_several_are_listed_and_none_is_patched(mlld: Path, capsys: Capture) -> None:
     before = snapshot(mlld)
     output = kcd(capsys, "patch", ".", status=2)
-    assert "several scripts train a student in mdistiller family: mlld, and none was patched" in output
+    assert "several scripts train a student in mdistiller family: 'mlld', and none was patched" in output
     for script in ("tools/train.py", "tools/train_ours.py"):
         assert f"kcd patch {script} " in output
     assert "eval.py" not in output
@@ -49,7 +49,7 @@ def test_one_that_is_named(mlld: Path, capsys: Capture) -> None:
     output = kcd(capsys, "patch", "--ratio", "0.5", "tools/train_ours.py")
     assert "+    ratio=0.5," in output
     assert "+    profile='mdistiller'," in output
-    assert 'first line that tools/train_ours.py prints is "kcd: mdistiller family: mlld, ..."' in output
+    assert "first line that tools/train_ours.py prints is \"kcd: mdistiller family: 'mlld', ...\"" in output
     assert "If it is missing, another script is being run" in output
     assert {path for path, content in snapshot(mlld).items() if content != before[path]} == {
         str(mlld / "tools" / "train_ours.py")
