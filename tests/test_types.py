@@ -31,7 +31,7 @@ def train(loader: DataLoader[tuple[torch.Tensor, torch.Tensor]], student: torch.
         logits: torch.Tensor = student(images)
         wrapped.record(logits, targets=targets)
     wrapped.end_epoch()
-    kcd.wrap_loader(loader, schedule=schedule, mixing=None, mixer=partial(kcd.mix_samples, fields=["image"]))
+    kcd.wrap_loader(loader, schedule=schedule, mixing="fresh", mixer=partial(kcd.mix_samples, fields=["image"]))
     kcd.wrap_loader(loader, schedule=schedule, value=lambda student_logits, **_: student_logits.amax(1))
     run = kcd.Condensation(kcd.CondensedSampler(10), schedule=schedule)
     run.record(logits, indices=[0, 1])

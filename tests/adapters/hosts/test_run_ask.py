@@ -210,7 +210,7 @@ def test_settings() -> None:
         Settings(ask="0.25")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ask_multiple must be"):
         Settings(ask=0.5, ask_multiple=0)
-    with pytest.raises(ValueError, match="give ask, too"):
+    with pytest.raises(ValueError, match="ask_multiple=8 would not be used: without ask"):
         Settings(ask_multiple=8)
 
 
