@@ -59,7 +59,7 @@ class Engine:
         self.alone = True  # whether no other process may be the one that trains
         self._hosted: weakref.WeakKeyDictionary[DataLoader[Any], HostedLoader] = weakref.WeakKeyDictionary()
         self._candidates: weakref.WeakSet[HostedLoader] = weakref.WeakSet()
-        self._finder = Finder(profile.observed_at, self.journal, self.reasons)
+        self._finder = Finder(profile.observes, self.journal, self.reasons)
         self._student = Student()
         self.teacher: AskedTeacher | None = None
         self._told_length = ToldLength(self.journal)
@@ -78,17 +78,21 @@ class Engine:
         hosted = self._hosted.get(loader)
         if hosted is not None:
             return hosted if self.train in (None, hosted) else None
-        from .loader import HostedLoader, OrderedError  # torch, which the host has imported by now
+        from .loader import (
+            HostedLoader,
+            OrderedError,
+            UnfollowedError,
+        )  # torch, which the host has imported by now
 
         try:
             if self.train is None:
                 hosted = HostedLoader(loader, self.profile, self.settings)
             elif self.train.loader is None and self.train.follow(loader):
                 hosted = self.train
-        except (TypeError, ValueError) as error:  # ordered, iterable-style, empty, one of ours
-            self.unobserved.refused.note(str(error).partition(";")[0])
-            if self.train is None and not isinstance(error, OrderedError):
-                self.unobserved.began(loader)
+        except UnfollowedError as error:
+            self.unobserved.refused.note(str(error))
+            if self.train is None:
+                self.unobserved.began(loader, ordered=isinstance(error, OrderedError))
             return None
         if hosted is not None:
             self._hosted[loader] = hosted
@@ -259,11 +263,7 @@ class Engine:
 
     def _end_pass(self, train: HostedLoader, one: Pass, last: bool) -> None:
         self._finder.check()
-        self.journal.add(
-            train,
-            one,
-            self.reasons.leading() or f"{self.profile.observed_at} was not called for their batches",
-        )
+        self.journal.add(train, one, self.unobserved.why_not_all())
         if last:  # a stage due now is left out, since nothing trains on it
             return
         show()

@@ -43,15 +43,15 @@ class Finder:
 
     Parameters
     ----------
-    where : str
-        What hands over the predictions, for people to read.
+    observes : sequence of str
+        What hands over the predictions; empty where they are found.
     journal : Journal
     reasons : Reasons
         For which predictions were passed over.
     """
 
-    def __init__(self, where: str, journal: Journal, reasons: Reasons) -> None:
-        self._where, self._journal, self._reasons = where, journal, reasons
+    def __init__(self, observes: Sequence[str], journal: Journal, reasons: Reasons) -> None:
+        self._observes, self._journal, self._reasons = observes, journal, reasons
         self.labels = Labels()
         self._strangers = 0  # predictions of this pass with labels that no batch has
         self._lost = False  # whether it was said that labels are not found
@@ -121,8 +121,9 @@ class Finder:
                 self._reasons.note("rows", f"no batch of {rows} samples was waiting for its prediction")
 
     def _misaligned(self) -> str:
+        where = f" at {' or '.join(self._observes)}" if self._observes else ""
         return (
-            f"{self._where} was given predictions with other labels than the batch has that was drawn for "
-            "them (mixed labels? a loop that was changed?), so nothing could be recorded rightly. Write a profile for "
+            f"predictions were seen{where} with other labels than the batch has that was drawn for them (does the loop mix or "
+            "change labels, or reorder batches?), so nothing could be recorded rightly. Write a profile for "
             "this repository (docs/profiles.md), or run without KCD"
         )

@@ -32,10 +32,14 @@ from .classes import Classes
 from .gate import HostGate
 from .order import HostOrder
 
-__all__ = ["HostedLoader", "OrderedError", "shuffles"]
+__all__ = ["HostedLoader", "OrderedError", "UnfollowedError", "shuffles"]
 
 
-class OrderedError(TypeError):
+class UnfollowedError(TypeError):
+    """A loader that can't be the student's, and why."""
+
+
+class OrderedError(UnfollowedError):
     """A loader that does not shuffle, so not the student's."""
 
 
@@ -61,7 +65,7 @@ class HostedLoader:
 
     Raises
     ------
-    TypeError, ValueError
+    UnfollowedError
         If the loader can't be the student's: ordered, iterable-style, empty, or one that is rebuilt.
     """
 
@@ -178,7 +182,7 @@ class HostedLoader:
 
         Raises
         ------
-        TypeError, ValueError
+        UnfollowedError
             As the constructor does.
         RuntimeError
             If the data set is another one of the same type and length, and has other samples, or nothing that shows which
@@ -316,14 +320,17 @@ def shuffles(loader: DataLoader[Any]) -> bool:
     """Whether a loader is one that a student might be trained on."""
     try:
         _shuffled(loader)
-    except (TypeError, ValueError):  # ordered; or one that is rebuilt, of which the host knows nothing
+    except UnfollowedError:  # ordered; or one that is rebuilt, of which the host knows nothing
         return False
     return True
 
 
 def _shuffled(loader: DataLoader[Any]) -> tuple[int, bool]:
-    """Batch size and drop_last of a loader that may be the student's, or TypeError or ValueError."""
-    batching, sampler = understand(loader), _order(loader)
+    """Batch size and drop_last of a loader that may be the student's, or UnfollowedError."""
+    try:
+        batching, sampler = understand(loader), _order(loader)
+    except (TypeError, ValueError) as error:
+        raise UnfollowedError(str(error).partition(";")[0]) from error
     if not getattr(sampler, "shuffle", isinstance(sampler, RandomSampler)):
         raise OrderedError("the loader does not shuffle")
     return batching

@@ -34,7 +34,7 @@ class OnAllRanks:
         (ranks,) = distributed.sum_over_ranks(np.array([bool(hosted.observed)], np.int64))
         if 0 < ranks[0] < distributed.world_size():
             raise RuntimeError(
-                f"the student was observed at {self._observed_at} on {ranks[0]} of {distributed.world_size()} ranks: "
+                f"the student was observed (at {self._observed_at}) on {ranks[0]} of {distributed.world_size()} ranks: "
                 "KCD needs the predictions of all; let the script call it on every rank, or run without KCD"
             )
         self._agreed = bool(ranks[0])

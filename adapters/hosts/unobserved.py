@@ -1,6 +1,6 @@
 """Training in which nothing is observed: found out after its first epoch, not after the last.
 
-A pass over all of a loader, with steps of an optimizer meanwhile, is an epoch of training. Statistics of the data,
+Where no loader can be followed, it is with the first step. A pass over all of a loader, with steps of an optimizer meanwhile, is an epoch of training. Statistics of the data,
 validation and a look at a few batches are none. A profile says how many epochs come before the student's own.
 """
 
@@ -52,6 +52,7 @@ class Unobserved:
         self._epochs: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # by loader
         self._begun: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._due = ""  # what to say if training continues
+        self._over = ""  # the data of the loader that is iterated, where it can't be followed
         self._told = False  # whether it was said that nothing is observed
         self._hook: Any = None
 
@@ -75,14 +76,24 @@ class Unobserved:
     def stepped(self, *_: Any) -> None:
         """An optimizer is about to make a step."""
         self.steps += 1
+        if self._over and not (self.followed or self._before):
+            self._due = (
+                f"training over {self._over} began, and no loader could be followed: {self.refused.leading()}"
+            )
         if self._due and self._stops:
             self._stop()
         if self._due:
             self._journal.warn(self._due)
             self.leave()
 
-    def began(self, loader: DataLoader[Any]) -> None:
-        """A pass begins over a loader that can't be followed; the one before it over the same loader is over."""
+    def began(self, loader: DataLoader[Any], *, ordered: bool) -> None:
+        """A pass begins over a loader that can't be followed; the one before it over the same loader is over.
+
+        One over an ``ordered`` loader may be a validation.
+        """
+        self._over = "" if ordered else type(loader.dataset).__name__
+        if ordered:
+            return
         since, self._begun[loader] = self._begun.get(loader), self.steps
         if since is not None:
             self.passed(loader, type(loader.dataset).__name__, since=since)
@@ -115,6 +126,11 @@ class Unobserved:
                 "epochs it has (`before`); else let it observe another function (docs/profiles.md)"
             )
         raise SystemExit(STATUS)
+
+    def why_not_all(self) -> str:
+        """Why part of a pass was not observed."""
+        names = self._profile.observed_at if self._profile.observes else "the student"
+        return self.reasons.leading() or f"{names} was not called for their batches"
 
     def why(self) -> str:
         """Why no prediction was observed."""

@@ -307,6 +307,7 @@ def test_a_head_that_learns_the_labels_beside_the_student_is_not_taken_for_it(
         ("many_rows", "Net, 32 x 5 gives 2 rows for each of the 16 samples of a batch", 1),
         ("mixup", "cross_entropy is given two orders of the batch's labels: images are mixed", 0),
         ("mixup_soft", "cross_entropy is given labels of two classes each: images are mixed", 0),
+        ("renumbered", "RuntimeError: predictions were seen with other labels than the batch has", 2),
         ("soft_entropy", "the predictions of Net, 16 x 5 can't be matched with their batches", 3),
         ("smoothed", "the predictions of Net, 16 x 5 can't be matched with their batches", 3),
     ],

@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 
 import torch
 from test_run import ONCE, Host, host, on  # noqa: F401
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
 from kcd_adapters.hosts import import_hooks
 from kcd_adapters.hosts.engine import Engine
@@ -127,16 +127,58 @@ class Stream(IterableDataset[Any]):
         return zip(torch.arange(40.0).unsqueeze(1), torch.arange(40) % 3, strict=True)
 
 
-def test_training_on_a_loader_that_can_not_be_followed_stops_as_well(
-    capsys: pytest.CaptureFixture[str],
+def weighted(data: Any) -> DataLoader[Any]:
+    return DataLoader(data, batch_size=8, sampler=WeightedRandomSampler([1.0] * 40, 40))
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (weighted, "loader has a sampler of its own, WeightedRandomSampler"),
+        (lambda data: DataLoader(Stream(), batch_size=8), "an IterableDataset has no indices"),
+    ],
+    ids=["weighted", "stream"],
+)
+def test_training_on_a_loader_that_can_not_be_followed_stops_with_its_first_step(
+    make: Any, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = Script()
-    script.loader = DataLoader(Stream(), batch_size=8)
+    script.loader = make(script.data)
     script.epoch(steps=False)
-    script.epoch()
+    list(script.batches(DataLoader(script.data, batch_size=8)))  # a validation
+    script.engine.unobserved.stepped()  # of what is no epoch
     with pytest.raises(SystemExit):
-        script.epoch()
-    assert "no loader could be followed: an IterableDataset has no indices" in capsys.readouterr().out
+        script.epoch(batches=1)
+    said = capsys.readouterr().out
+    assert f" began, and no loader could be followed: {why}" in said
+    assert script.engine.unobserved.steps == 2
+
+
+def test_a_loader_that_can_not_be_followed_beside_the_students_stops_nothing() -> None:
+    script = Script()
+    for _ in range(2):  # as of unlabelled samples, whose loader begins first
+        for _, (x, y) in zip(script.batches(weighted(script.data)), script.batches(), strict=True):
+            script.engine.unobserved.stepped()
+            script.engine.observe(script.model(x), y)
+    assert script.engine.close()
+
+
+def test_where_a_profile_knows_epochs_before_the_students_it_stops_after_those() -> None:
+    script = Script(before=1)
+    students, script.loader = script.loader, weighted(script.data)
+    script.epoch()
+    script.loader = students
+    script.epoch(observed=True)
+    assert script.engine.close()
+
+
+def test_an_error_of_kcds_own_is_none_of_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise TypeError("broken() missing 1 required argument")
+
+    monkeypatch.setattr("kcd_adapters.hosts.loader.mixing_cache_of", broken)
+    with pytest.raises(TypeError, match="missing 1 required argument"):
+        Script().epoch()
 
 
 def test_validation_in_order_between_epochs_is_none_of_training() -> None:

@@ -619,6 +619,11 @@ def mixup(epochs):
             note("train", epoch, x, logits)
 
 
+def renumbered(epochs):
+    """The loop has numbers of its own for the classes."""
+    train(Net(), epochs, criterion=lambda logits, y: F.cross_entropy(logits, CLASSES - 1 - y))
+
+
 def mixup_soft(epochs):
     model, data = Net(), loader()
     for x, y in data:
