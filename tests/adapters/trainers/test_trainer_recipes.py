@@ -205,12 +205,8 @@ def train_with_fabric(folder: Path) -> Any:
     from lightning.fabric import Fabric
 
     text = recipe("fabric_digits.py", "def distil(path, last_epoch)")
-    for theirs, ours in {
-        "devices=1": 'devices=2, strategy="ddp"',
-        "num_replicas=": "mixing=None, num_replicas=",
-    }.items():
-        assert text.count(theirs) == 1
-        text = text.replace(theirs, ours)
+    assert text.count("devices=1") == text.count("mixing=None") == 1
+    text = text.replace("devices=1", 'devices=2, strategy="ddp"')
     names: dict[str, Any] = {"Fabric": Fabric, "DataLoader": DataLoader, "kcd": kcd, "os": os, "torch": torch}
     names |= {"EPOCHS": 7, "train": Samples(240), "network": lambda width: Student()}
     names |= {"teacher": lambda x: None, "kd_loss": lambda logits, nothing: logits.square().mean()}
@@ -223,10 +219,10 @@ def test_fabric_on_two_ranks(tmp_path: Path) -> None:
     pytest.importorskip("lightning", reason="lightning is not installed: make test-trainers")
     ranks = on_ranks(train_with_fabric, tmp_path)
     read = [pair for *_, mine in ranks for pair in mine]
-    assert len(read) == sum(kcd.CondensationSchedule.for_epochs(7, ratio=0.7).sizes(240, 7))
+    assert len(read) == sum(kcd.CondensationSchedule.for_epochs(7, ratio=0.3).sizes(240, 7))
     value, count = summed(read, 240)
     assert np.array_equal(sum(counts for _, counts, _, _ in ranks), count)
     recorded = sum(np.nan_to_num(values) * counts for values, counts, _, _ in ranks)
     np.testing.assert_allclose(recorded / count, value, atol=3e-7)
-    assert len(ranks[0][2]) == 168
+    assert len(ranks[0][2]) == 72
     assert np.array_equal(ranks[0][2], ranks[1][2])
