@@ -138,12 +138,12 @@ class CondensedLoader(RunOwner, Planned, LastBatch, Generic[Batch]):
         Raises
         ------
         RuntimeError
-            Without ``indices``, whenever it is not certain which batch the logits belong to: nothing
-            was yielded since the last record; more than one batch was, and an earlier one is still held by somebody (one
-            that nobody holds was skipped; before a pass's first record it is refused where CUDA is in use, too, since a
-            prefetcher may hold copies on a device); another thread fetched it; another pass, still in use, owes a
-            record of another batch; a whole pass over this epoch was recorded before; or ``collate_fn`` was seen
-            to put samples in another order.
+            Without ``indices``, whenever it is not certain which batch the logits belong to: nothing was yielded
+            since the last record, or since `end_epoch`; more than one batch was, and an earlier one is still held by
+            somebody (one that nobody holds was skipped; before a pass's first record it is refused where CUDA is in
+            use, too, since a prefetcher may hold copies on a device); another thread fetched it; another pass, still
+            in use, owes a record of another batch; a whole pass over this epoch was recorded before; or
+            ``collate_fn`` was seen to put samples in another order.
         ValueError
             If ``indices``, in host memory, has a sample that no batch has held yet. This is checked until an epoch
             with recordings has ended: from then on, all of the data was drawn.

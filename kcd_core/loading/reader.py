@@ -174,7 +174,14 @@ class Reader:
     def drawn_last(self, given: Any) -> tuple[Pass, Drawn]:
         """The batch yielded last; RuntimeError unless it is certain that what is ``given`` is recorded of it."""
         self._check_order()
-        current = self.place.current
+        place = self.place
+        current = place.current
+        if current is None and any(one.place is not place and not one.exhausted for one in self._held()):
+            raise RuntimeError(
+                "record() was called while a pass is under way that began before end_epoch() or load_state_dict() was "
+                "called: call these after the loop over the loader, not in it. If they are, this batch is not of the "
+                "loader that wrap_loader returned"
+            )
         if current is None:
             raise RuntimeError(
                 "record() was called before this pass yielded a batch: iterate the loader that wrap_loader "

@@ -91,6 +91,35 @@ def test_before_any_batch():
     assert loader.tracker.count.sum() == 8
 
 
+def test_an_epoch_that_is_ended_in_its_pass():
+    """`end_epoch` indented into the loop: after `record`, or before it."""
+    loader = wrap(Plain(N))
+
+    def ended_after():
+        for batch in loader:
+            record(loader, batch)
+            loader.end_epoch()
+
+    def ended_before():
+        for batch in loader:
+            loader.end_epoch()
+            record(loader, batch)
+
+    where = "began before end_epoch().* call these after the loop"
+    with pytest.raises(RuntimeError, match=where):
+        ended_after()
+    assert loader.tracker.count.sum() == 8
+    with pytest.warns(UserWarning, match="nothing was recorded"), pytest.raises(RuntimeError, match=where):
+        ended_before()
+    # A pass that was broken off is under way no more: then it is another loader's batch.
+    for batch in loader:
+        record(loader, batch)
+        break
+    loader.end_epoch()
+    with pytest.raises(RuntimeError, match="before this pass yielded a batch"):
+        record(loader, batch)
+
+
 # -- (ii) no batch yielded before is still in use ---------------------------------------------------------
 
 
