@@ -5,8 +5,6 @@ import functools
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import types
 from pathlib import Path
@@ -555,15 +553,13 @@ def test_the_others_notice_a_rank_that_is_gone(tmp_path, how, world):
 # -- another number of ranks, after an interruption -------------------------------------------------------
 
 
-def part_of_a_run(folder, began_with, last):
-    """One of torchrun's processes: go on with what ``began_with`` ranks saved, as far as step ``last``."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=SECONDS))
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+def part_of_a_run(rank, world, folder, saved, began_with, last):
+    """Go on with what ``began_with`` ranks saved, as far as step ``last``."""
+    join_ranks(rank, world, folder)
     loader, log = rank_loader(rank, world, batch_size=2), []
     if began_with:
         loader.load_state_dict(
-            [kcd.load_checkpoint(folder / f"{began_with}-{r}.ckpt") for r in range(began_with)]
+            [kcd.load_checkpoint(saved / f"{began_with}-{r}.ckpt") for r in range(began_with)]
         )
     for _ in range(loader.epoch, EPOCHS + 1):
         epoch = loader.epoch
@@ -578,31 +574,17 @@ def part_of_a_run(folder, began_with, last):
             log.append([epoch, [x.tolist() for x in (chosen.kept, chosen.tail, chosen.dropped)]])
         if len(log) == last:
             break
-    kcd.save_checkpoint(folder / f"{world}-{rank}.ckpt", loader.state_dict())
-    leave_together(folder / f"{world}-{rank}.json", log, world)
+    kcd.save_checkpoint(saved / f"{world}-{rank}.ckpt", loader.state_dict())
+    leave_together(folder / f"rank{rank}.json", log, world)
 
 
 def test_a_run_goes_on_with_3_then_2_then_1_then_4_ranks(tmp_path):
-    """Within the first epoch, after its last batch, at the start of the third; by torchrun."""
+    """Within the first epoch, after its last batch, at the start of the third."""
     drawn, sets, began_with = {}, {}, 0
     for world, last in ((3, 2), (2, 3), (1, 12), (4, -1)):
-        code = (
-            f"import pathlib, sys; sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]}; import test_distributed as t; "
-            f"t.part_of_a_run(pathlib.Path({str(tmp_path)!r}), {began_with}, {last})"
-        )
-        script = tmp_path / "part.py"
-        script.write_text(code)
-        torchrun = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--local-addr=localhost",  # whatever the machine's name means
-            f"--nproc-per-node={world}",
-        ]
-        done = subprocess.run([*torchrun, str(script)], capture_output=True, text=True, timeout=SECONDS)
-        assert done.returncode == 0, done.stderr
-        logs = [json.loads((tmp_path / f"{world}-{rank}.json").read_text()) for rank in range(world)]
+        folder = tmp_path / f"of {world}"
+        folder.mkdir()
+        logs = run_ranks(part_of_a_run, world, folder, tmp_path, began_with, last)
         for step in zip(*logs, strict=True):
             epoch = step[0][0]
             if isinstance(step[0][1][0], list):
