@@ -541,7 +541,7 @@ class Ranks:
         return ranks
 
 
-@examples(40)
+@examples(20)
 @given(
     n=st.integers(2, 60),
     batch_size=st.integers(1, 5),
@@ -575,7 +575,7 @@ def test_another_number_of_ranks_goes_on_in_the_same_global_order(n, batch_size,
             assert counts.tolist() == tracker.count.tolist()
 
 
-@examples(40)
+@examples(20)
 @given(
     n=st.integers(8, 60),
     worlds=st.lists(st.integers(1, 4), min_size=2, max_size=5),
