@@ -6,14 +6,12 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from kcd_core import CondensationSchedule
 from kcd_core.base.arguments import checked_bytes, checked_choice
@@ -25,7 +23,7 @@ from kcd_core.rules import SelectName
 from kcd_core.unused import check_used
 from kcd_core.values import ValueName
 
-__all__ = ["SHIMS", "VARIABLE", "Settings", "number"]
+__all__ = ["CHOICES", "SHIMS", "VARIABLE", "Settings", "number"]
 
 #: The environment variable that child processes read their settings from, as JSON.
 VARIABLE = "KCD_SETTINGS"
@@ -51,8 +49,11 @@ class Settings:
 
     Parameters
     ----------
-    ratio, stages, period, warmup
+    ratio, stages, warmup
         See `kcd_core.CondensationSchedule`.
+    period : int or "auto"
+        Epochs of a stage, at whose end the samples are ranked, and the least valuable dropped. "auto" is the period that
+        `kcd_core.CondensationSchedule.for_epochs` chooses, once the script's number of epochs is known: `for_epochs`.
     alpha, min_weight
         See `kcd_core.condense`.
     mixing : {"auto", "cumulative", "fresh", "none"}
@@ -93,7 +94,7 @@ class Settings:
 
     ratio: float = 0.7
     stages: int = 6
-    period: int = 40
+    period: int | Literal["auto"] = 40
     warmup: int = 0
     alpha: float = 0.03
     min_weight: float = 0.7
@@ -113,7 +114,12 @@ class Settings:
     tensorboard: str | None = None
 
     def __post_init__(self) -> None:
-        self.schedule()  # raises where a number is outside its range
+        if isinstance(self.period, str) and self.period != "auto":
+            raise ValueError(f"period must be a number of epochs, or auto, got {self.period!r}")
+        period = 1 if self.period == "auto" else self.period
+        CondensationSchedule(
+            self.ratio, self.stages, period, self.warmup
+        )  # raises where a number is outside its range
         check_settings(self.alpha, self.min_weight)
         if self.ask is not None and not 0 < checked_float(self.ask, "ask", "a number in (0, 1]") <= 1:
             raise ValueError(
@@ -156,10 +162,47 @@ class Settings:
         return checked_bytes(self.mixing_cache, "mixing_cache")
 
     def schedule(self) -> CondensationSchedule:
+        """The schedule.
+
+        Raises
+        ------
+        ValueError
+            If the period is "auto": `for_epochs` replaces it by a number.
+        """
+        if self.period == "auto":
+            raise ValueError(
+                "period can't be auto here, where the run's number of epochs is not known: give a number, "
+                "CondensationSchedule.for_epochs(epochs, ratio).period"
+            )
         return CondensationSchedule(self.ratio, self.stages, self.period, self.warmup)
+
+    def for_epochs(self, epochs: int | None) -> Settings:
+        """These settings for a run of so many epochs, None if nobody knows: with a number as the period.
+
+        Raises
+        ------
+        ValueError
+            If the period is "auto", and no number can be chosen for it.
+        """
+        if self.period != "auto":
+            return self
+        if epochs is None:
+            raise ValueError(
+                "--period auto needs the run's number of epochs, and the script's command line does not tell it. Give the "
+                "script its option for it, such as --epochs, or give kcd a number: "
+                f"--period P, the number of epochs divided by {self.stages + 1} (one more than --stages)"
+            )
+        if epochs <= self.stages:
+            raise ValueError(
+                f"--period auto needs more than {number(self.stages, 'epoch')}, one for each of --stages and one that trains "
+                f"on the final set; the script trains for {epochs}. Give fewer --stages, or train for longer"
+            )
+        chosen = CondensationSchedule.for_epochs(epochs, self.ratio, self.stages)
+        return dataclasses.replace(self, period=chosen.period)
 
     def __str__(self) -> str:
         """A line for people: what is always of interest, and what differs from the paper's."""
+        period = self.period if self.period == "auto" else number(self.period, "epoch")
         negatives = {"kept": "the kept set", "full": "all data"}[self.negatives]
         others = {"warmup": self.warmup, "alpha": self.alpha, "min_weight": self.min_weight}
         changed = "".join(f", {name} {value}" for name, value in others.items() if name in self.to_dict())
@@ -169,7 +212,7 @@ class Settings:
             f"value {self.value}, mixing {self.mixing}" if self.select is None else f"select {self.select}"
         )
         return (
-            f"ratio {self.ratio} in {number(self.stages, 'stage')} of {number(self.period, 'epoch')}, {chosen}, "
+            f"ratio {self.ratio} in {number(self.stages, 'stage')} of {period}, {chosen}, "
             f"negatives from {negatives}{changed}"
         )
 
@@ -213,110 +256,13 @@ class Settings:
         text = os.environ.get(VARIABLE)
         return cls.from_json(text) if text else cls()
 
-    @staticmethod
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """Declare an option for every setting."""
-        default = Settings()
-        numbers: Sequence[tuple[str, type, str]] = (
-            ("ratio", float, "share of the samples that is kept in the end"),
-            ("stages", int, "stages in which the set shrinks"),
-            ("period", int, "epochs a stage lasts"),
-            ("warmup", int, "no stage ends before this epoch"),
-            ("alpha", float, "weight of the recording count in the ranking"),
-            ("min-weight", float, "least share of a kept sample in a mixture"),
-            ("ask", float, "share of the samples that the teacher is asked for, from the second epoch on"),
-            (
-                "ask-multiple",
-                int,
-                "the rows of a batch that it is asked for are rounded up to a multiple of this",
-            ),
-        )
-        for name, kind, text in numbers:
-            value = getattr(default, name.replace("-", "_"))
-            parser.add_argument(
-                f"--{name}",
-                type=kind,
-                default=value,
-                help=f"{text} (default: {'all' if value is None else value})",
-            )
-        texts = {
-            "mixing": "mix dropped samples into barely kept ones: mixtures of mixtures, from the originals, or not; auto is "
-            "cumulative where raw images are mixed, and fresh elsewhere",
-            "value": "what a sample is worth",
-            "negatives": "where CRD draws negatives from",
-            "if-unobserved": "what to do after an epoch of training in which no prediction was observed",
-        }
-        for name, text in texts.items():
-            value = getattr(default, name.replace("-", "_"))
-            parser.add_argument(
-                f"--{name}",
-                metavar=f"{{{','.join(CHOICES[name.replace('-', '_')])}}}",
-                default=value,
-                help=f"{text} (default: {value})",
-            )
-        parser.add_argument(
-            "--select",
-            metavar=f"{{{','.join(get_args(SelectName))}}}",
-            help="choose by chance: from the set in force, or anew from all samples at each stage's end (default: by value)",
-        )
-        parser.add_argument(
-            "--mixing-cache",
-            metavar="SIZE",
-            default=default.mixing_cache,
-            help="memory for mixed raw images, such as '1 GB': made once a stage, then read like any other (default: none)",
-        )
-        how = parser.add_mutually_exclusive_group()
-        how.add_argument(
-            "--profile",
-            metavar="NAME",
-            help="use this profile, or that of a file NAME.py, instead of recognising the repository",
-        )
-        how.add_argument(
-            "--auto",
-            dest="profile",
-            action="store_const",
-            const="auto",
-            help="any training script: find the student while it trains (short for --profile auto)",
-        )
-        parser.add_argument(
-            "--student",
-            metavar="CLASS|N",
-            help="with --auto, where several models are trained: the student's class, or its place among them, the first 1",
-        )
-        parser.add_argument(
-            "--no-shim",
-            dest="no_shims",
-            metavar="NAME",
-            action="append",
-            default=[],
-            help=f"leave out a shim, or all; may be repeated; there are {', '.join(SHIMS)}",
-        )
-        parser.add_argument(
-            "--history", metavar="FILE", help="write what each stage did as JSON (kcd report)"
-        )
-        parser.add_argument(
-            "--log", metavar="FILE", help="append what a stage did when it ends, a line of JSON"
-        )
-        parser.add_argument(
-            "--tensorboard",
-            metavar="DIR",
-            help="write what each stage did for TensorBoard (needs that package)",
-        )
-
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> Settings:
-        """The settings that a parser with `add_arguments` read."""
-        given = {f.name: getattr(args, f.name) for f in dataclasses.fields(cls)}
-        if given["profile"] is not None and given["profile"].endswith(".py"):
-            given["profile"] = str(Path(given["profile"]).resolve())  # a patched script runs from anywhere
-        return cls(**given)
-
 
 def number(count: int, what: str) -> str:
     """``1 epoch``, ``2 epochs``."""
     return f"{count} {what}{'s' * (count != 1)}"
 
 
+#: What settings that are words may be.
 CHOICES = {
     "mixing": ("auto", "cumulative", "fresh", "none"),
     "value": ("entropy", "cross_entropy", "margin"),

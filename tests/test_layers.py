@@ -69,7 +69,7 @@ LAYERS = (
     ("kcd_core.__init__",),
     ("kcd_adapters.__init__",),
     ("kcd_adapters.contrast", "kcd_adapters.extras", "kcd_adapters.settings", "kcd_adapters.telling"),
-    ("kcd_adapters.stage_log",),
+    ("kcd_adapters.options", "kcd_adapters.stage_log"),
     ("kcd_adapters.running",),
     ("kcd_adapters.watching",),
     ("kcd_adapters.profiles",),

@@ -11,6 +11,7 @@ Nothing here imports torch: the host does, after it has set what torch reads as 
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -79,6 +80,8 @@ def install(
         raise ValueError(
             "KCD is installed in this process already (by kcd patch? then run the script itself)"
         )
+    epochs, auto = profile.epochs(arguments), settings.period == "auto"
+    settings = settings.for_epochs(epochs)
     engine = Engine(settings, profile, arguments)
     engine.alone = not spawned
     journal = engine.journal
@@ -92,11 +95,13 @@ def install(
         f"{profile.title}, {journal.method} (profile {profile.name}); the student is observed at {profile.observed_at}"
     )
     say(str(settings))
-    epochs, first = profile.epochs(arguments), settings.schedule().next_due(1) or 0
+    if auto:
+        say(f"--period auto: {number(settings.schedule().period, 'epoch')} a stage, for {epochs} epochs")
+    first = settings.schedule().next_due(1) or 0
     if settings.ratio < 1 and epochs is not None and first >= epochs:
         say(
             f"with {number(epochs, 'epoch')} this will be plain training: the first stage ends after epoch {first}, and nothing "
-            "would train on its set. Lower kcd's --period (or --warmup)",
+            f"would train on its set. {_remedy(settings, epochs)}",
             logging.WARNING,
         )
     if settings.ask is not None and epochs == 1:
@@ -125,6 +130,16 @@ def install(
     # The interpreter leaves last_type where an exception ended the program.
     atexit.register(lambda: engine.close(failed=hasattr(sys, "last_type")))
     return engine
+
+
+def _remedy(settings: Settings, epochs: int) -> str:
+    """What to do about a run that ends before its first stage."""
+    if settings.warmup >= epochs:
+        return f"Lower kcd's --warmup {settings.warmup}"
+    if epochs <= settings.stages:
+        return "Lower kcd's --period"
+    chosen = dataclasses.replace(settings, period="auto").for_epochs(epochs)
+    return f"--period auto would choose {chosen.period}"
 
 
 def _silent(text: str, level: int = logging.INFO) -> None:

@@ -181,7 +181,7 @@ class Journal:
             )
         if settings.warmup > self.epochs:
             why = f"--warmup {settings.warmup} is longer than the {epochs}"
-        elif settings.period > self.epochs:
+        elif settings.schedule().period > self.epochs:
             why = f"--period {settings.period} is longer than the {epochs}"
         else:
             why = "the first was due after the last epoch, when nothing would train on it"

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..options import RECOMMENDED, add_arguments, settings_of
 from ..patching.marked_block import MARK
 from ..settings import Settings
 from .unobserved import STATUS
@@ -21,11 +22,15 @@ SCRIPT = "KCD_SCRIPT"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    parser.description = (
+        f"{parser.description}. Recommended: kcd run {RECOMMENDED} SCRIPT ... (docs/settings.md says why). Without options, the settings are the "
+        "paper's, for runs of 240 epochs."
+    )
     parser.epilog = (
         "Put kcd's own options before SCRIPT; everything after it belongs to the script. Exit status: the script's "
         "own; 2 refused, and nothing was started; 3 nothing was observed: plain training, stopped after an epoch or ended."
     )
-    Settings.add_arguments(parser)
+    add_arguments(parser)
     # As one: between two, argparse would swallow a `--` that is the script's.
     parser.add_argument(
         "command", metavar="SCRIPT", nargs=argparse.PARSER, help="the script and its arguments, as for python"
@@ -49,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             f"{given} was changed by kcd patch: run it with python, or take the change back: kcd unpatch {given}"
         )
-    settings = Settings.from_args(args)
+    settings = settings_of(args)
     from ..profiles import find
     from .install import install
 
@@ -58,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     sys.argv = args.command
     sys.path[0] = str(script.resolve().parent)
     engine = install(settings, profile, arguments)
-    _prepare_children(settings, script.resolve())
+    _prepare_children(engine.settings, script.resolve())
     try:
         runpy.run_path(str(script.absolute()), run_name="__main__")
     except SystemExit as end:

@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from ..options import RECOMMENDED, add_arguments, settings_of
 from ..profiles import find, listed, named, no_repository, profiles, scripts_in
 from ..settings import Settings
 from . import marked_block
@@ -57,6 +58,10 @@ class Meant(NamedTuple):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    parser.description = (
+        f"{parser.description}. Recommended: kcd patch REPO {RECOMMENDED} (docs/settings.md says why). Without options, the settings are the paper's, "
+        "for runs of 240 epochs."
+    )
     parser.epilog = (
         "exit status: 0 patched (before or now); 2 refused, and nothing was written. "
         "With --check: 0 patched, 1 not patched, 3 patched and edited since, 2 can't tell."
@@ -71,13 +76,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--check", action="store_true", help="say which scripts are patched, and how; change nothing"
     )
     only.add_argument("--diff", action="store_true", help="show the change, make none")
-    Settings.add_arguments(parser)
+    add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """``kcd patch``."""
     root, script = target(args.target)
-    settings = Settings.from_args(args)
+    settings = settings_of(args)
     if args.check:
         if unused := sorted(settings.to_dict().keys() - {"profile"}):
             raise ValueError(

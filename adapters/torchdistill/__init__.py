@@ -9,7 +9,7 @@
         dataset_wrapper: {key: 'KCDDatasetWrapper', kwargs: {}}
         batch_sampler:
           key: 'KCDBatchSampler'
-          kwargs: {batch_size: 128, drop_last: False, ratio: 0.7, stages: 6, period: 40}
+          kwargs: {batch_size: 128, drop_last: False, ratio: 0.3, period: 34, mixing: 'none'}
         sampler: {class_or_func: !import_get {key: 'torch.utils.data.RandomSampler'}, kwargs: {}}
         kwargs: {num_workers: 2}
       student: {forward_proc: 'kcd_forward_batch_only'}

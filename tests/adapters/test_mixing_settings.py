@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 import kcd_core as kcd
+from kcd_adapters.options import add_arguments, settings_of
 from kcd_adapters.settings import Settings
 
 
 def parsed(*arguments: str) -> Settings:
     parser = argparse.ArgumentParser()
-    Settings.add_arguments(parser)
-    return Settings.from_args(parser.parse_args(arguments))
+    add_arguments(parser)
+    return settings_of(parser.parse_args(arguments))
 
 
 @pytest.mark.parametrize(

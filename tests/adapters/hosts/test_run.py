@@ -19,6 +19,8 @@ import pytest
 import reference
 from helpers import SECONDS
 
+import kcd_core as kcd
+
 pytest.importorskip("torch")
 
 HOSTS = Path(__file__).parents[1] / "miniatures"
@@ -275,7 +277,33 @@ def test_a_schedule_that_never_condenses_is_told(host: Host) -> None:
     early, _, late = output.partition("the student trains on")
     assert "WARNING: with 1 epoch this will be plain training: the first stage ends after epoch 40" in early
     assert "1 epoch, 0 stages, 98 samples drawn" in late
+    assert "Lower kcd's --period\n" in early
     assert "no stage ended: --period 40 is longer than the 1 epoch; this was plain training" in output
+
+
+@on("repdistiller")
+def test_the_period_is_chosen_by_the_scripts_epochs(host: Host) -> None:
+    schedule = kcd.CondensationSchedule.for_epochs(5, 0.3, stages=3)
+    assert schedule.period == 1
+    given = ("--ratio", "0.3", "--mixing", "none", "--stages", "3", "--period", "auto")
+    output, _ = host.kcd(*given, "train_student.py", "--epochs", "5")
+    assert "kcd: ratio 0.3 in 3 stages of 1 epoch, value entropy, mixing none" in output
+    assert "kcd: --period auto: 1 epoch a stage, for 5 epochs" in output
+    assert f"5 epochs, 4 stages, {sum(schedule.sizes(98, 5))} samples drawn" in output
+
+
+@on("repdistiller")
+def test_a_period_that_is_too_long_is_told_with_the_one_to_take(host: Host) -> None:
+    output, _ = host.kcd("--stages", "1", "train_student.py", "--epochs", "3")
+    assert f"--period auto would choose {kcd.CondensationSchedule.for_epochs(3, stages=1).period}\n" in output
+
+
+@on("repdistiller")
+def test_a_run_as_short_as_its_stages_has_no_period_to_choose(host: Host) -> None:
+    output, items = host.kcd("--period", "auto", "train_student.py", "--epochs", "6", status=2)
+    assert "--period auto needs more than 6 epochs" in output
+    assert "the script trains for 6" in output
+    assert not items
 
 
 @on("repdistiller")
