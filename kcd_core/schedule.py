@@ -26,8 +26,8 @@ class CondensationSchedule:
     Parameters
     ----------
     ratio : float, in (0, 1]
-        Share of the samples that is kept in the end. With 1, nothing is ever dropped, whatever ``stages`` is: the end
-        of a stage only ranks the samples again.
+        Share of the samples that is kept in the end. With 1, nothing is ever dropped or mixed, whatever ``stages``
+        and the settings of mixing are: the end of a stage only ranks the samples again. This is plain distillation.
     stages : int, at least 1
         Number of stages S in which the set shrinks.
     period : int, at least 1
