@@ -54,10 +54,13 @@ class Pass:
         The batches yielded since the last one that was recorded.
     exhausted : bool
         Whether a batch was asked for after the last one.
+    in_step : bool
+        Whether an earlier pass was recorded batch by batch: then this loop is no prefetcher's, and a first batch
+        without a record was skipped.
     """
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, place: Place, in_step: bool = False) -> None:
+        self.place, self._in_step = place, in_step
         self.end = self._settled = place.start
         self.owed: deque[Drawn] = deque(maxlen=WAITING)
         self.exhausted = False
@@ -148,12 +151,22 @@ class Pass:
         self.place.check_once(self, last, left)
         return last
 
+    def _earlier(self) -> list[Drawn]:
+        """The batches that owe a record, but for the last; one of no samples, which were all None, has none."""
+        return [one for one in islice(self.owed, len(self.owed) - 1) if len(one.indices)]
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the batch yielded last was seen not to be the one that the caller is at."""
+        fetched = any(_alive(one, self.owed[-1]) for one in self._earlier())
+        return self._ahead or fetched or self._thread != threading.get_ident()
+
     def _check_earlier(self, last: Drawn, on_device: Callable[[], bool]) -> None:
         """RuntimeError unless the batches yielded before the ``last``, and not recorded, were skipped."""
-        # A batch of no samples, which were all None, has nothing to record.
-        earlier = [one for one in islice(self.owed, len(self.owed) - 1) if len(one.indices)]
+        earlier = self._earlier()
         # A prefetcher that fetches ahead from the start may hold copies on a device alone, so there, two are one too many.
-        hidden = self._records == 0 and earlier and (on_device() or any(one.held is None for one in earlier))
+        first = self._records == 0 and not self._in_step
+        hidden = first and earlier and (on_device() or any(one.held is None for one in earlier))
         if self._ahead or hidden:
             raise RuntimeError(
                 f"record() can't tell which batch the logits belong to: {self._yielded} batches were fetched "
@@ -241,7 +254,8 @@ class Place:
         if not self._told:
             warn(
                 f"epoch {self.epoch} is recorded again from its start, after a pass that was broken off: its samples "
-                "count twice. If passes are broken off on purpose, call end_epoch() after each"
+                "count twice. If passes are broken off on purpose, call end_epoch() after each; if each step calls "
+                "next(iter(loader)), it gets the epoch's first batch each time: keep one iterator for an epoch"
             )
             self._told = True
 

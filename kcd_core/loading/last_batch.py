@@ -51,7 +51,8 @@ class LastBatch:
         Raises
         ------
         RuntimeError
-            As for `indices`.
+            As for `indices`; and if the loop was seen to fetch ahead of the batch that it trains on, or another thread
+            fetches: take them by index there, with ``loader.gate.asked(indices)``.
         """
         asked = self._reader.asked
         return None if asked is None else on_host(asked.copy())
@@ -62,6 +63,11 @@ class LastBatch:
 
         If CUDA is in use, they are pinned: neither ``rows = loader.asked_rows.to(device, non_blocking=True)`` nor
         ``images[rows]`` waits for the device.
+
+        Raises
+        ------
+        RuntimeError
+            As for `asked`.
         """
         asked = self._reader.asked
         return None if asked is None else on_host(np.flatnonzero(asked))
@@ -77,7 +83,7 @@ class LastBatch:
         Raises
         ------
         RuntimeError
-            As for `indices`.
+            As for `asked`: by index they are ``loader.sampler.weights_of(indices)``.
         """
         weights = self._reader.weights
         return None if weights is None else on_host(weights.copy())

@@ -140,7 +140,7 @@ class CondensedLoader(RunOwner, Planned, LastBatch, Generic[Batch]):
         RuntimeError
             Without ``indices``, whenever it is not certain which batch the logits belong to: nothing was yielded
             since the last record, or since `end_epoch`; more than one batch was, and an earlier one is still held by
-            somebody (one that nobody holds was skipped; before a pass's first record it is refused where CUDA is in
+            somebody (one that nobody holds was skipped; before the loader's first record it is refused where CUDA is in
             use, too, since a prefetcher may hold copies on a device); another thread fetched it; another pass, still
             in use, owes a record of another batch; a whole pass over this epoch was recorded before; or
             ``collate_fn`` was seen to put samples in another order.

@@ -70,7 +70,7 @@ class Reader:
         )  # with persistent workers, it has one iterator, which each pass begins anew
         self._place = Place(run.epoch)
         self._iterators: list[weakref.ref[PassIterator]] = []
-        self._reordered = self._recorded_before = False
+        self._reordered = self._recorded_before = self._in_step = False
         self.lock = threading.RLock()
         self.under_way: tuple[tuple[Pass, Drawn] | None, bool, int] | None = None
 
@@ -105,7 +105,7 @@ class Reader:
             )
         self.run.begin_pass()
         self.run.account.begin()
-        now = Pass(self.place)
+        now = Pass(self.place, self._in_step)
         self.batches.start, self.batches.epoch = now.end, self.run.epoch
         under_way = any(not one.exhausted for one in self._held())
         fetched: Iterator[Fetched] = iter(copy.copy(self.inner) if under_way else self._main)
@@ -139,14 +139,15 @@ class Reader:
     @property
     def asked(self) -> Any:
         """For which rows of the batch yielded last in this epoch the teacher is asked: bool [B]."""
-        self._check_order()
+        self._check_last("asked", "loader.gate.asked(indices)" if self.asking else "indices != -1")
         return self.place.asked
 
     @property
     def weights(self) -> Any:
         """What the losses of the batch yielded last in this epoch are multiplied by: float32 [B], or None."""
-        self._check_order()
         self.run.sampler.note_weights_read()
+        if self.place.weights is not None:
+            self._check_last("sample_weights", "loader.sampler.weights_of(indices)")
         return self.place.weights
 
     @property
@@ -202,6 +203,7 @@ class Reader:
         owed, by_indices, _ = under_way
         if owed is not None:
             owed[0].note_record(owed[1], by_indices=by_indices)
+            self._in_step |= not by_indices
             for other in () if by_indices else self._held():
                 if other is not owed[0]:
                     other.owed.clear()
@@ -266,6 +268,17 @@ class Reader:
                 f"indices has samples that no batch has held yet, {strangers[:5].tolist()} for instance: it must be "
                 "positions in the wrapped data set (of a Subset: in the Subset, not in what it is of; see return_index). "
                 "What was not drawn from this loader is recorded by loader.tracker.update(indices, logits)"
+            )
+
+    def _check_last(self, name: str, by_index: str) -> None:
+        """RuntimeError unless what is known of the batch yielded last is of the one that the loop is at."""
+        self._check_order()
+        current = self.place.current
+        if current is not None and current.ahead:
+            raise RuntimeError(
+                f"{name} belongs to the batch fetched last, and this loop fetches ahead of the one that it trains on (a "
+                f"prefetcher? another thread?): take it by index, {by_index}, or pass the prefetcher to "
+                "wrap_loader(prefetch=...)"
             )
 
     def _check_order(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +306,43 @@ def test_two_ranks_ask_as_one_process_that_recorded_everything(tmp_path: Path) -
     alone.stage()
     assert loader.gate.kept.tolist() == alone.kept
     assert np.asarray(loader.tracker.count).tolist() == [4] * N
+
+
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("what", ["asked", "asked_rows", "sample_weights"])
+def test_a_loop_that_fetches_ahead_is_not_given_the_next_batchs_rows(what: str, copies: bool) -> None:
+    """At the first batch already, or where a prefetcher holds copies alone, once a record has shown that it looks ahead."""
+    weighed = what == "sample_weights"
+    options: Any = {"select": kcd.InfoBatch(8)} if weighed else {"ask": 0.25}
+    loader = wrap(Plain(N), schedule=None, kcd_options={"return_index": True, **options})
+    if weighed:  # the first epoch has no weights
+        for indices, _ in loader:
+            loader.record(logits_of(indices.tolist(), 1))
+            assert loader.sample_weights is None
+        loader.end_epoch()
+    steps, refused = 0, None
+    batches = ((indices, None if copies else batch) for indices, batch in loader)
+    ahead = next(batches)
+    for fetched in batches:
+        (indices, _), ahead = ahead, fetched
+        try:
+            rows = getattr(loader, what)
+        except RuntimeError as error:
+            refused = str(error)
+            break
+        steps += rows is not None
+        loader.record(logits_of(indices.tolist(), 1), indices=indices)
+    assert refused is not None
+    assert "fetches ahead" in refused
+    assert ("weights_of(indices)" if weighed else "gate.asked(indices)") in refused
+    assert steps == copies
+
+
+def test_rows_that_another_thread_fetched_are_not_given() -> None:
+    loader = made()
+    with ThreadPoolExecutor(1) as thread:
+        batch = thread.submit(next, iter(loader)).result()
+        assert thread.submit(lambda: loader.asked_rows).result() is not None
+        with pytest.raises(RuntimeError, match=r"another thread.*gate\.asked\(indices\)"):
+            loader.asked_rows  # noqa: B018
+    assert len(loader.gate.asked(index_of(batch))) == 8

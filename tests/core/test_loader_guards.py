@@ -249,6 +249,19 @@ def test_the_first_batches_not_recorded_where_a_device_may_hide_a_prefetcher(sig
     assert loader.tracker.count.sum() == 0
 
 
+def test_a_loop_recorded_in_step_may_skip_its_first_batch_on_a_device(monkeypatch):
+    """As AMP loops do where a loss is not finite: by then it is known that nothing looks ahead."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    loader = wrap(Plain(N), schedule=kcd.CondensationSchedule(0.5, period=9))
+    for epoch in (1, 2):
+        for number, batch in enumerate(loader):
+            if number or epoch == 1:
+                record(loader, batch)
+        loader.end_epoch()
+    assert loader.tracker.count.sum() == 2 * N - 8
+    assert_right(loader)
+
+
 @pytest.mark.parametrize("device", [False, True])
 def test_a_first_batch_without_samples_has_nothing_to_record(device, monkeypatch):
     class Missing(Plain):
@@ -389,7 +402,9 @@ def test_an_epoch_that_was_broken_off_is_run_again(stop, owing):
         record(loader, batch)
         if number == stop - 1 and not owing:
             break
-    with pytest.warns(UserWarning, match="epoch 1 is recorded again.*end_epoch") as told:
+    with pytest.warns(
+        UserWarning, match=r"epoch 1 is recorded again.*end_epoch.*next\(iter\(loader\)\)"
+    ) as told:
         run_epoch(loader, end=False)
     assert [len(told), told[0].filename] == [1, run_epoch.__code__.co_filename]
     assert sorted(loader.tracker.count) == [1] * (N - 8 * stop) + [2] * 8 * stop
