@@ -153,7 +153,7 @@ class Pass:
 
     def _earlier(self) -> list[Drawn]:
         """The batches that owe a record, but for the last; one of no samples, which were all None, has none."""
-        return [one for one in islice(self.owed, len(self.owed) - 1) if len(one.indices)]
+        return [one for one in [*self.owed][:-1] if len(one.indices)]
 
     @property
     def ahead(self) -> bool:

@@ -46,6 +46,7 @@ def epoch_of(loader: Any, *, end: bool = True, last: int | None = None) -> list[
         assert loader.asked.nonzero().flatten().tolist() == loader.asked_rows.tolist()
         drawn.append((indices, [indices[row] for row in loader.asked_rows.tolist()]))
         loader.record(logits_of(indices, loader.epoch))
+        assert loader.asked_rows.tolist() == [indices.index(i) for i in drawn[-1][1]]  # after it, too
         if number == last:
             return drawn
     if end:
