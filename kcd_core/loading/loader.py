@@ -220,7 +220,13 @@ class CondensedLoader(RunOwner, Planned, LastBatch, Generic[Batch]):
             Once, if nothing was recorded in an epoch. If warnings are errors, nothing is changed yet.
         """
         gates = () if self._reader.asking is None else (self._reader.asking.run,)
-        return end_together(self._run, *gates)[0]
+        before = len(self)
+
+        def shorter() -> str:
+            now = len(self)
+            return f"; {now} batches an epoch from now on, {before} before" if now != before else ""
+
+        return end_together(self._run, *gates, more=shorter)[0]
 
     # -- state -------------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ def told() -> Iterator[Any]:
 def test_each_stage_is_told_once(told: Any) -> None:
     lines = told(Told(), logging.INFO).lines
     loader = wrap(Plain(N), schedule=EVERY_OTHER, kcd_options={"mixing": None})
-    expected = []
+    expected, batches = [], 5  # of 8 samples
     for epoch, kept in enumerate((40, 30, 30, 20, 20, 20), 1):
         run_epoch(loader)
         if epoch % 2 == 0:
@@ -57,7 +57,13 @@ def test_each_stage_is_told_once(told: Any) -> None:
             dropped = {2: 10, 4: 10, 6: 0}[epoch]
             expected.append(
                 f"stage {epoch // 2} after epoch {epoch}: {kept} of 40 kept, {dropped} dropped, 0 mixed, cut {cut:.4f}"
+                + (
+                    ""
+                    if -(-kept // 8) == batches
+                    else f"; {-(-kept // 8)} batches an epoch from now on, {batches} before"
+                )
             )
+            batches = -(-kept // 8)
     assert lines == [("INFO", line) for line in expected]
 
 
@@ -68,7 +74,8 @@ def test_mixtures_are_counted_and_a_rule_has_no_cut(told: Any) -> None:
         run_epoch(loader)
         run_epoch(loader)
     assert "30 of 40 kept, 10 dropped, 10 mixed, cut " in lines[0][1]
-    assert lines[1][1] == "stage 1 after epoch 2: 30 of 40 kept, 10 dropped, 0 mixed"
+    shorter = "; 4 batches an epoch from now on, 5 before"
+    assert lines[1][1] == f"stage 1 after epoch 2: 30 of 40 kept, 10 dropped, 0 mixed{shorter}"
 
 
 def test_epochs_are_details_and_steps_are_nothing(told: Any) -> None:
