@@ -36,12 +36,12 @@ def epochs(arguments: Sequence[str], default: int | None = 240) -> int | None:
     return whole(arguments, "--epochs", default=default)
 
 
-def unaskable(arguments: Sequence[str], default: str = "kd") -> str | None:
-    """Why the teacher's logits are not all that a method uses of it; None if they are."""
+def unaskable(arguments: Sequence[str], default: str = "kd", unlike: str | None = None) -> str | None:
+    """Why the teacher's logits are not all that a method uses of it, or the loop is ``unlike`` the known one; else None."""
     name = method(arguments, default)
     return (
-        None
-        if name == "kd"
+        unlike
+        if name == "kd" or unlike
         else f"--distill {name} uses the teacher's features; only kd uses nothing but its logits"
     )
 
@@ -55,10 +55,18 @@ LOOP = (
 )
 
 
-def _is_the_loop(function: ast.AST) -> bool:
-    """Whether a loop has RepDistiller's modules and loss, and calls the teacher in one place."""
+def _unlike(where: str, function: ast.AST) -> str | None:
+    """Why a loop hasn't RepDistiller's modules and loss, or calls the teacher not in one place; None if it is like that."""
     text = ast.unparse(function)
-    return all(line in text for line in LOOP) and text.count("model_t(") == 1
+    lacking = next((line for line in LOOP if line not in text), None)
+    if lacking is not None:
+        return f"{where} lacks the line `{lacking}`, which RepDistiller's has, so it is not known where its teacher is"
+    called = text.count("model_t(")
+    return None if called == 1 else f"{where} calls model_t in {called} places, and RepDistiller's in one"
+
+
+def _unknown(_: Sequence[str]) -> str:
+    return "the script uses no function of helper/loops.py that trains a student, so it is not known where the teacher is"
 
 
 def _pair(epoch: Any, loader: Any, modules: Any, criteria: Any, optimizer: Any, opt: Any) -> Pair:
@@ -92,9 +100,13 @@ def kin(root: Path, script: ast.Module) -> Kin | None:
                 "before": partial(before, default=default("--init_epochs", 0)),
                 "epochs": partial(epochs, default=default("--epochs", None)),
             }
-            if len(used) == 1 and _is_the_loop(defined[used[0]]):
-                refuse = partial(unaskable, default=default("--distill", "its only method"))
-                changes["teacher"] = Teacher(f"{module}.{used[0]}", _pair, refuse, logits=(1,))
+            unlike = (_unlike(f"{path.relative_to(root).as_posix()}:{name}", defined[name]) for name in used)
+            refuse = partial(
+                unaskable,
+                default=default("--distill", "its only method"),
+                unlike=next(filter(None, unlike), None),
+            )
+            changes["teacher"] = Teacher(f"{module}.{used[0]}", _pair, refuse, logits=(1,))
             if any(_judges_heads(defined[name]) for name in used):
                 changes["prediction"] = _last
             if taken(script, module, {"update_dataset_strategy"}):
@@ -145,6 +157,7 @@ PROFILE = Profile(
     method=method,
     shims=("tensorboard_logger", "train_data", "alias_cuda", "ragged_lists", "accuracy_view"),
     condensed=restrict,
+    teacher=Teacher("helper.loops.train_distill", _pair, _unknown),
     before=before,
     epochs=epochs,
 )

@@ -7,6 +7,7 @@ was called with. Whom it should have been asked for is worked out from the stude
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,8 @@ def test_a_method_that_uses_features_is_refused(host: Host) -> None:
         ("repdistiller/train_student.py", "--distill kd", None),
         ("repdistiller/train_student.py", "", None),
         ("repdistiller/train_student.py", "--distill crd", r"--distill crd \(exact\) uses the teacher's features"),
-        ("norm/train_cifar_student.py", "--distill kd", "profile repdistiller does not say where the teacher is"),
+        ("norm/train_cifar_student.py", "--distill kd", "helper/loops.py:train_distill lacks the line `def train_distill"),
+        ("norm/train_cifar_student.py", "", "helper/loops.py:train_distill lacks the line"),
         ("mdistiller/tools/train.py", "DISTILLER.TYPE KD", None),
         ("mdistiller/tools/train.py", "DISTILLER.TYPE DKD", None),
         ("mdistiller/tools/train.py", "DISTILLER.TYPE REVIEWKD", "KD and DKD use nothing but its logits; this is REVIEWKD"),
@@ -191,12 +193,49 @@ def test_a_method_that_uses_features_is_refused(host: Host) -> None:
         ("timm/train.py", "--kd-model-name t --task-loss-weight 0.3", "the labels must not be smoothed"),
         ("timm/train.py", "--kd-model-name t --task-loss-weight 0.3 --smoothing 0", None),
         ("timm/train.py", "", "no teacher without --kd-model-name"),
-        ("simkd/train_student.py", "--distill kd", "profile simkd does not say where the teacher is"),
+        ("simkd/train_student.py", "--distill kd", "helper/loops.py:train_distill lacks the line `def train_distill"),
+        ("reviewkd/CIFAR-100/train.py", "", "profile reviewkd does not say where the teacher is"),
     ],
 )  # fmt: skip
 def test_what_is_refused(script: str, arguments: str, why: str | None) -> None:
     found = find(HOSTS / script).why_not_ask(arguments.split())
     assert found is None if why is None else re.search(why, found or "")
+
+
+@pytest.mark.parametrize(
+    ("line", "other", "why"),
+    [
+        (
+            "loss = opt.gamma * loss_cls + opt.alpha * loss_div + opt.beta * loss_kd",
+            "loss = loss_cls + opt.alpha * loss_div",
+            "helper/loops.py:train_distill lacks the line `loss = opt.gamma * loss_cls + opt.alpha * loss_div + opt.beta * "
+            "loss_kd`, which RepDistiller's has, so it is not known where its teacher is",
+        ),
+        (
+            "model_t.eval()",
+            "model_t(None)",
+            "helper/loops.py:train_distill calls model_t in 2 places, and RepDistiller's in one",
+        ),
+        (
+            "accuracy(logit_s,",
+            "hits(logit_s,",
+            "the script uses no function of helper/loops.py that trains a student",
+        ),
+        # Written in another way, it is the same line.
+        ("loss_div = criterion_div(logit_s, logit_t)", "loss_div=criterion_div(logit_s,logit_t)", None),
+    ],
+    ids=["loss", "calls", "unknown", "spaces"],
+)
+def test_a_loop_of_another_kind_is_refused_by_what_it_lacks(
+    line: str, other: str, why: str | None, tmp_path: Path
+) -> None:
+    root = shutil.copytree(HOSTS / "repdistiller", tmp_path / "repo")
+    loops = root / "helper" / "loops.py"
+    text = loops.read_text()
+    assert text.count(line) == 1
+    loops.write_text(text.replace(line, other))
+    found = find(root / "train_student.py", "repdistiller").why_not_ask(["--distill", "kd"])
+    assert found == why if why is None else found is not None and found.startswith(why)
 
 
 def test_settings() -> None:
