@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 from .account import Cost
 from .base import distributed
 from .base.arrays import checked_int, is_tensor
+from .base.same_samples import SameSamples
 from .em_step import Decision, check_share
 from .layout import Layout, Undo
 from .log import LOGGER, stage_line
@@ -57,6 +58,8 @@ class Run(RunState):
     plain : callable, optional
         ``plain()``: how many samples this rank would draw in an epoch of plain distillation. Whoever gives it counts in the
         account what is drawn; else it is what is recorded.
+    samples : SameSamples, optional
+        Those of the data set, which must stay what they are.
     """
 
     #: Whether its epochs are those of another run, which ends them together with its own.
@@ -76,10 +79,12 @@ class Run(RunState):
         also: Mapping[str, Any] | None = None,
         tell: Tell | None = None,
         plain: Callable[[], int] | None = None,
+        samples: SameSamples | None = None,
     ) -> None:
         settings: dict[str, Any] = {"alpha": alpha, "min_weight": min_weight, "select": select}
         super().__init__(layout, schedule, **settings, what=what, own=own, alike=alike, also=also)
         self._tell, self._plain = tell, plain
+        self.samples = samples or SameSamples()
         self._choose_device = layout.tracker.device is None
         note_made(self)
 
@@ -170,6 +175,7 @@ class Run(RunState):
         check_sole(self)
         self.warn_once("unsummed", distributed.unsummed(getattr(self.sampler, "num_replicas", None), group))
         self.agreement.check_moment()
+        self.samples.note()
         self.progress = self.progress._replace(begun=True)
 
     def end_epoch(self) -> Any:
@@ -188,7 +194,8 @@ class Run(RunState):
         ------
         RuntimeError
             If a stage is due and nothing was ever recorded; if ranks disagree in their settings, one of them recorded nothing of
-            a share that it drew, or one is gone; or if the tracker's statistic is "stage_mean", and it has another run, made after this one.
+            a share that it drew, or one is gone; if a stage is due and the data set was reordered; or if the tracker's
+            statistic is "stage_mean", and it has another run, made after this one.
         ValueError
             With ``on_nonfinite="raise"`` and values on a device, if some were not finite in this epoch. Where no
             stage is due, only the rank that recorded them raises; the others wait for it at the next stage, or with
@@ -212,6 +219,8 @@ class Run(RunState):
         meets = due or self.tracker.window == "epoch"
         if meets or self.agreement.missing:
             self.agreement.check(self.identity(), self.epoch, self.seen)
+        if due:
+            distributed.together(self.samples.check, self.group)
         decision = self.layout.decide(self.criteria, len(self.history)) if due else None
         problem: Exception | None = None
         entry: dict[str, Any] | None = None

@@ -8,6 +8,7 @@ from typing import Any
 from .base import distributed
 from .base.arguments import check_kind
 from .base.dataset_identity import dataset_identity
+from .base.same_samples import SameSamples
 from .condense import check_settings
 from .em_step import Condensable, Decision, check_sampler, check_share
 from .layout import WholeLayout
@@ -47,7 +48,8 @@ class Condensation(Run):
         sampler's own, such as that of a `CondensedLoss`.
     dataset : optional
         The data set that the indices refer to. Whatever identifies its samples, such as its labels, is then part of
-        the run's state and compared between ranks: see `dataset_identity`.
+        the run's state and compared between ranks: see `dataset_identity`. At the end of a stage, a data set that was
+        reordered is an error.
     group : torch.distributed.ProcessGroup, optional
         The ranks that train this student. Default: all.
 
@@ -140,6 +142,7 @@ class Condensation(Run):
             what="run",
             own={"dataset": None if dataset is None else dataset_identity(dataset)},
             tell=self._shared_out_twice,
+            samples=SameSamples(dataset),
         )
         layout.install(None, self.epoch)
         self.warn_once("drops nothing", self.schedule.why_idle(sampler.num_samples))

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from kcd_core import CondensationHistory, CondensedSet, KnowledgeValueTracker
 from kcd_core.base.dataset_identity import dataset_identity
+from kcd_core.base.same_samples import SameSamples
 from kcd_core.layout import WholeLayout
 from kcd_core.loading.keys import Fetched, KeyBatches
 from kcd_core.loading.mixed_images import mixing_cache_of
@@ -94,6 +95,7 @@ class HostedLoader:
             min_weight=settings.min_weight,
             select=settings.select,
             own={"dataset": self.about},
+            samples=SameSamples(loader.dataset),
         )
         self.gate = None if settings.ask is None else HostGate(layout, settings)
         self.classes = None if settings.history is None else Classes(self.sampler.num_samples)
@@ -199,6 +201,7 @@ class HostedLoader:
                     "that its samples are those of the one before, in the same order: let the script make "
                     "its data set once, before the first epoch, or run without KCD"
                 )
+            self.run.samples.dataset = dataset
         self.sampler.follow(_order(loader))
         self._attach(loader, batching)
         return True

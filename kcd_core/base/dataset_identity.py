@@ -18,7 +18,16 @@ import numpy as np
 from .arguments import checked_length
 from .arrays import is_tensor, to_numpy
 
-__all__ = ["DatasetIdentity", "dataset_identity", "told_apart"]
+__all__ = [
+    "FILES",
+    "MOST_LEVELS",
+    "TEXTS",
+    "DatasetIdentity",
+    "columns",
+    "dataset_identity",
+    "digest",
+    "told_apart",
+]
 
 DatasetIdentity = dict[str, int | str]
 
@@ -58,6 +67,7 @@ MOST_ROWS = 1 << 12  # of what has many numbers a sample
 MOST_COLUMNS = 8  # of a sample that is itself a tuple or dict
 MOST_LEVELS = 8  # of data sets around data sets
 LONGEST = 128  # characters of a text, its last ones
+TEXTS = (str, os.PathLike)
 
 
 def dataset_identity(dataset: Any) -> DatasetIdentity:
@@ -109,21 +119,21 @@ def told_apart(one: Any, other: Any) -> tuple[Any, Any]:
 def _look_into(dataset: Any, where: str, about: DatasetIdentity) -> None:
     """Add what ``dataset`` has, and what the data sets in it have. Errors leave out what they concern."""
     own = getattr(dataset, "__dict__", {})
-    columns = {name: x for name, x in sorted(own.items()) if name.lstrip("_") in NAMES}
+    named = {name: x for name, x in sorted(own.items()) if name.lstrip("_") in NAMES}
     if "dataset" in own and "indices" in own:
-        columns["indices"] = own["indices"]
+        named["indices"] = own["indices"]
     if type(dataset) in (list, tuple, np.ndarray) or is_tensor(dataset):
-        columns["itself"] = dataset
+        named["itself"] = dataset
     with suppress(Exception):
-        about.update((where + name, _digest(column)) for name, column in _integer_columns(dataset).items())
+        about.update((where + name, digest(column)) for name, column in _integer_columns(dataset).items())
     length, seen = len(dataset), set[int]()
-    for name, x in columns.items():
+    for name, x in named.items():
         if id(x) not in seen:  # an ImageFolder has one list under two names
             seen.add(id(x))
             with suppress(Exception):
-                new = list(_digests(x, name, length))
+                new = [(where + column, digest(entries)) for column, entries in columns(x, name, length)]
                 about.update(
-                    (where + column, digest) for column, digest in new if digest not in about.values()
+                    (column, short) for column, short in new if short and short not in about.values()
                 )
     if "dataset" in own and where.count(".") < MOST_LEVELS:
         with suppress(Exception):
@@ -146,8 +156,8 @@ def _integer_columns(dataset: Any) -> dict[str, Any]:
     return dict(dataset.select_columns(names).with_format("numpy")[some]) if names else {}
 
 
-def _digests(x: Any, name: str, length: int) -> Iterator[tuple[str, str]]:
-    """The digests of the columns of whole numbers or text in ``x``: a column, rows of several, or columns by name."""
+def columns(x: Any, name: str, length: int) -> Iterator[tuple[str, Any]]:
+    """The columns of ``x``, by name: itself, those of its rows, or several. Of what is long, every k-th entry."""
     if hasattr(type(x), "to_numpy"):  # a pandas frame or series
         names = list(getattr(x, "columns", ()))[:MOST_COLUMNS]
         x = {column: x[column].to_numpy() for column in names} if names else x.to_numpy()
@@ -157,17 +167,15 @@ def _digests(x: Any, name: str, length: int) -> Iterator[tuple[str, str]]:
         members = x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, (list, tuple)) else ()
         for key, column in list(members)[:MOST_COLUMNS]:
             if hasattr(column, "__len__") and len(column) == length:
-                yield from _digests(column, f"{name}[{key!r}]", length)
+                yield from columns(column, f"{name}[{key!r}]", length)
     elif isinstance(x, (list, tuple)) and x and isinstance(x[0], (list, tuple, dict)):
         rows, first = _some(x), x[0]
         for key in list(first if isinstance(first, dict) else range(len(first)))[:MOST_COLUMNS]:
-            yield from _digests([row[key] for row in rows], f"{name}[{key!r}]", len(rows))
+            yield from columns([row[key] for row in rows], f"{name}[{key!r}]", len(rows))
     elif (
         isinstance(x, (list, tuple, range)) or getattr(x, "ndim", 3) < 3
     ):  # pictures may be a cache that is filled later
-        digest = _digest(_some(x))
-        if digest:
-            yield name, digest
+        yield name, _some(x)
 
 
 def _some(x: Any) -> Any:
@@ -180,12 +188,12 @@ def _some(x: Any) -> Any:
     return x[:: max(1, -(-len(x) // most))]
 
 
-def _digest(x: Any) -> str:
+def digest(x: Any) -> str:
     """Of whole numbers or text, a short name of them; of anything else, none."""
     if is_tensor(x):
         x = to_numpy(x)
     if isinstance(x, (list, tuple)) and x:
-        if isinstance(x[0], (str, os.PathLike)):
+        if isinstance(x[0], TEXTS):
             return _hash(_joined([os.fspath(text) for text in x]))
         if not isinstance(x[0], (int, np.integer)):
             return ""

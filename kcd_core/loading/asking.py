@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..base import distributed
 from ..base.arguments import check_kind
 from ..base.arrays import checked_int
+from ..base.same_samples import SameSamples
 from ..gate import TeacherGate
 from ..history import CondensationHistory
 from ..layout import Layout, WholeLayout, check_same_size
@@ -101,14 +102,25 @@ class Asking:
     alpha : float
     multiple : int, at least 1
         See `TeacherGate.asked`.
+    samples : SameSamples, optional
+        See `Run`.
     """
 
-    def __init__(self, layout: Layout, schedule: CondensationSchedule, alpha: float, multiple: int) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        schedule: CondensationSchedule,
+        alpha: float,
+        multiple: int,
+        samples: SameSamples | None = None,
+    ) -> None:
         check_kind(schedule, "ask", CondensationSchedule)
         self.multiple = checked_int(multiple, "ask_multiple", 1)
         self.gate = TeacherGate(layout.num_samples)
         beside = GateLayout(self.gate, layout)
-        self.run = GateRun(beside, schedule, alpha=alpha, min_weight=1.0, select=None, what="gate")
+        self.run = GateRun(
+            beside, schedule, alpha=alpha, min_weight=1.0, select=None, what="gate", samples=samples
+        )
 
     def asked(self, indices: npt.NDArray[np.int64], recipes: MixRecipes) -> npt.NDArray[np.bool_]:
         """Which rows of a batch are asked: mixed ones always, what only pads never."""

@@ -211,8 +211,9 @@ class CondensedLoader(RunOwner, Planned, LastBatch, Generic[Batch]):
         Raises
         ------
         RuntimeError
-            If a stage is due and nothing was ever recorded; or if ranks disagree in their settings, one of them recorded
-            nothing, or one is gone. Nothing is changed then, nor by an interrupt.
+            If a stage is due and nothing was ever recorded, or the data set was reordered since the first batch; or if
+            ranks disagree in their settings, one of them recorded nothing, or one is gone. Nothing is changed then, nor
+            by an interrupt.
 
         Warns
         -----

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from ..base import distributed
 from ..base.arguments import check_callable, checked_bool, checked_bytes
 from ..base.dataset_identity import dataset_identity
+from ..base.same_samples import SameSamples
 from ..base.states import value_name
 from ..condense import check_settings
 from ..layout import Layout, WholeLayout
@@ -279,10 +280,11 @@ def wrap_loader(
         also={} if asking_schedule is None else {"ask": _plain(asking_schedule, ask)},
         tell=batches.tell,
         plain=batches.plain,
+        samples=SameSamples(loader.dataset),
     )
     asking = None
     if asking_schedule is not None:
-        asking = Asking(layout, asking_schedule, run.alpha, ask_multiple)
+        asking = Asking(layout, asking_schedule, run.alpha, ask_multiple, run.samples)
         asking.run.warn_once("drops nothing", asking_schedule.why_idle(num_samples))
     batches.rehearse = run.mixing is not None
     run.warn_once("drops nothing", schedule.why_idle(num_samples))

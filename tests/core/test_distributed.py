@@ -118,6 +118,15 @@ def disagree_later(rank, world):
     return refusal(loader)
 
 
+def one_rank_reorders(rank, world):
+    loader = rank_loader(rank, world)
+    loader.dataset.indices = list(range(N))
+    run_epoch(loader, end=False)
+    if rank == world - 1:
+        loader.dataset.indices.reverse()
+    return refusal(loader)
+
+
 def refusal(loader):
     try:
         loader.end_epoch()
@@ -279,6 +288,7 @@ def work(rank, world, folder):
             "value by hand": disagree_by_hand(rank, world, value="margin"),
             "too large": too_large(rank, world),
             "one rank fails": one_rank_fails(rank, world),
+            "reordered": one_rank_reorders(rank, world),
             "select raises": one_rank_selects(rank, world, "raises"),
             "select differs": one_rank_selects(rank, world, "differs"),
             "one rank records": one_rank_records(rank, world),
@@ -427,7 +437,7 @@ def test_nothing_is_sent_in_a_step_and_one_reduction_at_a_stages_end(ranks):
     """And fingerprints before it, of its target after it, and at the first epoch's end."""
     world = len(ranks)
     fingerprints = world * (32 + 8)
-    stage = 3 * world * 8 + 12 * N + fingerprints  # and a flag of each rank, three times
+    stage = 4 * world * 8 + 12 * N + fingerprints  # and a flag of each rank, four times
     for rank in ranks:
         if world == 1:
             assert rank["sent"] == [[0, 0]] * 4
@@ -479,6 +489,14 @@ def test_a_rank_that_fails_takes_the_others_along(several):
         assert kind == "RuntimeError"
         assert f"rank(s) [{len(several) - 1}] could not continue" in message
         assert stage == 0
+
+
+def test_a_data_set_that_one_rank_reorders_is_an_error_on_all(several):
+    *others, last = (rank["reordered"] for rank in several)
+    assert "indices of Plain changed since the first batch" in last[0]
+    for message, *_ in others:
+        assert f"rank(s) [{len(several) - 1}] could not continue" in message
+    assert all(rank["reordered"][1:] == [1, 0, 0] for rank in several)
 
 
 def test_a_selection_that_fails_or_differs_on_one_rank_is_no_ones(several):
