@@ -20,6 +20,7 @@ from ..profiles import Profile
 from ..settings import Settings
 from ..telling import show
 from .alignment import Labels, Pass, Student, unfit
+from .by_steps import BySteps
 from .elsewhere import Elsewhere
 from .finder import Drawn, Finder
 from .journal import Journal
@@ -70,6 +71,7 @@ class Engine:
         self._between: list[Callable[[bool], None]] = []  # what is to be done before a batch
         self.checkpoints = Checkpoints(settings, profile, self.journal)
         self.elsewhere = Elsewhere(self.journal)
+        self.by_steps = BySteps(settings, profile, arguments, self.journal)
 
     # -- drawing -----------------------------------------------------------------------------------
 
@@ -114,7 +116,9 @@ class Engine:
         if hosted is self.train:
             self._end_passes()
         self._finder.start()
-        if self.train is not None:
+        if self.train is None:
+            self.by_steps.begin()
+        else:
             self.reasons.clear()
         return self._watched(hosted, hosted.start(self._end_passes))
 
@@ -271,6 +275,7 @@ class Engine:
         if chosen is not None:
             train.renew()
             self.journal.write_stage(train, chosen)
+        self.by_steps.end(train, one)
 
     # -- resuming ----------------------------------------------------------------------------------
 

@@ -69,5 +69,6 @@ PROFILE = Profile(
     method=method,
     refuse=refuse,
     epochs=epochs,
+    paces=True,
     prepare=prepare,
 )

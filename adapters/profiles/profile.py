@@ -148,6 +148,9 @@ class Profile:
     plans : bool
         Whether ``len(loader)``, read between two epochs, is the length of the next one. Default: it is that of the
         last one, for scripts that average over the epoch that they have done.
+    paces : bool
+        Whether ``prepare`` adapts a learning rate that is scheduled by the step to epochs that get shorter. Default: it
+        does not, and kcd warns of such schedulers of torch's.
     teacher : Teacher, optional
         Where the teacher is. Without it, ``--ask`` is refused.
     family : Family, optional
@@ -184,6 +187,7 @@ class Profile:
     before: Callable[[Arguments], int] = _none
     epochs: Callable[[Arguments], int | None] = _epochs
     plans: bool = False
+    paces: bool = False
     prepare: Callable[[Running], None] = _unprepared
     teacher: Teacher | None = None
     family: Family | None = None

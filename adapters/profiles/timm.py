@@ -152,6 +152,7 @@ PROFILE = Profile(
     refuse=refuse,
     epochs=epochs,
     plans=True,
+    paces=True,
     prepare=prepare,
     teacher=Teacher(
         OBSERVED,

@@ -619,6 +619,27 @@ def mixup(epochs):
             note("train", epoch, x, logits)
 
 
+def by_the_step(epochs, per_epoch=False):
+    """A learning rate that is made for as many steps as the epochs would have."""
+    model, data = Net(), loader()
+    optimizer = sgd(model)
+    total = epochs + 1 if per_epoch else epochs * len(data)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=total)
+    for epoch in range(1, epochs + 1):
+        for place, (x, y) in enumerate(data):
+            logits = model(x)
+            optimizer.zero_grad()
+            F.cross_entropy(logits, y).backward()
+            optimizer.step()
+            if place == 0 or not per_epoch:
+                scheduler.step()
+            note("train", epoch, x, logits)
+
+
+def by_the_epoch(epochs):
+    by_the_step(epochs, per_epoch=True)
+
+
 def renumbered(epochs):
     """The loop has numbers of its own for the classes."""
     train(Net(), epochs, criterion=lambda logits, y: F.cross_entropy(logits, CLASSES - 1 - y))
