@@ -105,10 +105,14 @@ def test_the_script_that_compares_writes_what_the_report_reads(
     files = [str(tmp_path / "kcd-compare" / f"{name}.json") for name in ("kd", "random", "kc")]
     assert main(["report", *files]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["ratio", "1.0", "0.5", "0.5"] in table
-    assert ["select", "-", "random", "-"] in table
+    assert ["ratio", "1.0", "0.3", "0.3"] in table
+    assert ["select", "by", "value", "random", "by", "value"] in table
+    assert not any(line[:1] == ["mixing"] for line in table)  # only the choice differs
+    (accuracies,) = (line for line in table if line[:1] == ["accuracy"])
+    assert all(re.fullmatch(r"\d\d\.\d%", each) for each in accuracies[1:])
+    assert len(accuracies) == 1 + 3
     (drawn,) = (line for line in table if line[:2] == ["samples", "drawn,"])
-    assert drawn[-3:] == ["16,800", "12,600", "12,600"]
+    assert drawn[-3:] == ["33,600", "21,840", "21,840"]
 
 
 def test_the_script_that_is_interrupted_ends_as_if_it_had_not_been(

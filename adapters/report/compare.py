@@ -17,6 +17,8 @@ __all__ = ["as_json", "as_page", "as_text", "draw", "figure_of", "names_of"]
 
 #: Of what a run says of itself: `started` and `command` differ between any two.
 TABLES = {"run": ("repository", "method", "seed"), "settings": None}
+#: What null means, where a file says it of a setting; "-" is for what it does not say.
+NULL = {"select": "by value"}
 MOST_SETTINGS = 60
 Runs = Mapping[str, Recorded]
 
@@ -142,7 +144,17 @@ def _tables(runs: Runs) -> dict[str, list[tuple[str, list[str]]]]:
     told = {name: facts(run) for name, run in runs.items()}
     first = next(iter(told.values()))
     differ = list(differing(runs).items())
-    settings = [(name, [_text(x) for x in own.values()]) for name, own in differ[:MOST_SETTINGS]]
+    given = {name: _settings(run) for name, run in runs.items()}
+    settings = [
+        (
+            name,
+            [
+                NULL[name] if x is None and name in NULL and name in given[run] else _text(x)
+                for run, x in own.items()
+            ],
+        )
+        for name, own in differ[:MOST_SETTINGS]
+    ]
     if len(differ) > MOST_SETTINGS:
         settings.append((f"and {len(differ) - MOST_SETTINGS} more", [""] * len(runs)))
     if not settings:

@@ -158,7 +158,10 @@ def parse(text: str) -> Recorded:
             raise ValueError(
                 "it holds several JSON texts, as --log writes them: give the file of --history"
             ) from None
-        raise
+        raise ValueError(
+            f"it is not JSON ({error}). Give the file of --history, the output of history.to_json(), or the results.json of "
+            "kcd demo"
+        ) from None
     tables: dict[str, dict[str, Any]] = {}
     if isinstance(content, dict) and "arms" in content and "history" not in content:
         content = as_run(content)

@@ -259,7 +259,10 @@ def first(**fields: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "Expecting value"),
+        (
+            "",
+            r"it is not JSON \(Expecting value.*\). Give the file of --history, the output of history.to_json",
+        ),
         ("[]", '"num_samples" and "records"'),
         ("{}", '"num_samples" and "records"'),
         ('{"history": 3}', '"num_samples" and "records"'),

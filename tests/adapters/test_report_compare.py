@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,9 @@ def test_settings_of_a_history_are_compared(tmp_path: Path) -> None:
     assert differing({name: parse(text) for name, text in runs.items()}) == {
         "select": {"kc": None, "random": "random"}
     }
+    runs["not said"] = written(100, {2: 50}, {"ratio": 0.7}, epochs=6)
+    lines = as_text({name: parse(text) for name, text in runs.items()}).splitlines()
+    assert ["select", "by value", "random", "-"] in [re.split(r" {2,}", line.strip()) for line in lines]
     wrapped = {"history": json.loads(runs["random"]), "settings": {"select": "mine", "lr": 1}}
     settings = parse(json.dumps(wrapped)).tables["settings"]
     assert (settings["select"], settings["lr"], settings["ratio"]) == ("mine", 1, 0.7)
