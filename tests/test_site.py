@@ -107,7 +107,7 @@ def test_every_page_is_whole_on_a_desktop_and_on_a_phone(tmp_path: Path) -> None
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
         browser = subprocess.Popen([str(BROWSER), *options, address], **quiet)
         try:
-            looked = told.get(timeout=240)
+            looked = told.get(timeout=600)
         finally:
             os.killpg(browser.pid, signal.SIGKILL)
             browser.wait()
