@@ -53,7 +53,8 @@ class Account:
     """What the epochs of a run cost this rank. The total cost is the sum over the ranks.
 
     A loader counts what it yielded, including batches of an interrupted or repeated pass and those that a resumed run
-    draws again. A `Condensation` and a stream count what was recorded. Padding is not counted.
+    draws again. A `Condensation` and a stream count what their ``record`` was given; a `CondensedLoss`, which records by
+    itself, is not counted. Padding is not counted.
 
     The core does not see the teacher. With ``ask``, ``asked`` counts the rows of `CondensedLoader.asked_rows`;
     without it, all samples drawn. ``plain`` is this rank's share of the N samples, without those that ``drop_last``

@@ -27,7 +27,29 @@ __all__ = ["Condensable", "Decision", "check_sampler", "condense_step", "decide"
 
 
 class Condensable(Protocol):
-    """What a set is installed in: a sampler, a loss, or anything like them."""
+    """What a set is installed in: a sampler, a loss, or anything like them.
+
+    Attributes
+    ----------
+    num_samples : int
+        N.
+    kept : int64 array
+        The samples of the set in force.
+
+    Notes
+    -----
+    A stage and a run also ask for these, and do without where there is none:
+
+    - ``num_kept``, the length of ``kept``; ``fingerprint()``, a text that is equal on two ranks if their sets are;
+    - ``stage``, how many sets were installed, and ``seed``, both of them numbers: 0 where there is none;
+    - ``rank`` and ``num_replicas``, for which share of the ranks it draws, and ``share_given``, whether that was set by the
+      user: that of the process group;
+    - ``mixing``, ``shuffle``, ``drop_last`` and ``length``, which are compared between ranks;
+    - ``in_force``, which can be read, and set to what it was: without it, a failed end of an epoch leaves a set installed;
+    - ``check_state(state)`` and ``state_dict()``, for what a run saves, ``adopts_seed`` and ``adopts_mixing``, whether a state
+      brings its own;
+    - ``why_unweighed``, what to say if nobody read the set's weights.
+    """
 
     @property
     def num_samples(self) -> int: ...

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from .account import Cost
 from .base import distributed
+from .base.arguments import checked_length
 from .base.arrays import checked_int, is_tensor
 from .base.same_samples import SameSamples
 from .em_step import Decision, check_share
@@ -124,12 +125,16 @@ class Run(RunState):
         ------
         TypeError
             If not exactly one of ``student_logits`` and ``values`` is given.
+        ValueError
+            If ``asked`` is more than there are rows.
         ValueError, TypeError, IndexError
             As `KnowledgeValueTracker.update` and `record` do. Nothing is recorded then.
         """
         given = one_of(student_logits, values)
         if asked is not None:
             asked = checked_int(asked, "asked", 0)
+            if asked > (rows := checked_length(given, "the batch")):
+                raise ValueError(f"asked must be at most the number of rows, {rows}, got {asked}")
         if not self.progress.begun:
             self._begin_epoch()
         if self._choose_device:

@@ -42,7 +42,7 @@ class Condensation(Run):
     alpha, min_weight, select
         See `condense` and `condense_step`.
     device : torch device, optional
-        Where values are kept. Default: where the first recorded logits are.
+        Where values are kept. Default: on the CUDA device of the first recorded logits, else in host memory.
     tracker : KnowledgeValueTracker, optional
         An existing tracker, instead of ``value``, ``statistic``, ``on_nonfinite`` and ``device``. Default: the
         sampler's own, such as that of a `CondensedLoss`.

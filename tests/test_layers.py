@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
@@ -310,3 +311,10 @@ def test_a_private_name_of_another_module_is_found(source: str, name: str) -> No
 def test_a_modules_own_private_names_are_its_own() -> None:
     source = "class A:\n    def __init__(self):\n        self._x = 1\n    def f(self, other):\n        return other._x"
     assert borrowed({"p.a": source}) == set()
+
+
+def test_the_map_for_contributors_names_every_module() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    drawn = set(re.findall(r"\w+", page.split("```")[3]))  # the second block
+    modules = {path.stem for path in (ROOT / "kcd_core").glob("*.py") if not path.stem.startswith("_")}
+    assert modules - drawn == set()

@@ -128,7 +128,7 @@ def wrap_loader(
         ``batches`` ends, and ``prefetch`` is called again for the remaining ones if the loop continues after the
         error.
     device : torch device, optional
-        Where values are kept. Default: where the first recorded logits are.
+        Where values are kept. Default: on the CUDA device of the first recorded logits, else in host memory.
     seed : int, 0 .. 2**64 - 1, optional
         The seed of the samples' order. Default: on one rank, that of the loader's ``generator``, or else that of
         ``torch.manual_seed`` when the loader is wrapped (nothing is drawn from either); on several ranks, that of the

@@ -20,7 +20,7 @@ from ..base.arrays import checked_int, to_numpy
 from ..base.states import value_name
 from ..condense import CondensedSet, check_settings
 from ..em_step import Decision
-from ..logits import one_of
+from ..logits import refuse_output
 from ..rules import Select, SelectName
 from ..run import Run, end_together
 from ..run_owner import RunOwner
@@ -64,7 +64,7 @@ class CondensedStream(RunOwner, StreamFilter):
     value, on_nonfinite
         See `KnowledgeValueTracker`. A function can't have a parameter named ``indices``.
     device : torch device, optional
-        Where values are kept. Default: where the first recorded logits are.
+        Where values are kept. Default: on the CUDA device of the first recorded logits, else in host memory.
     seed : int
         Of the hash.
     group : torch.distributed.ProcessGroup, optional
@@ -178,7 +178,8 @@ class CondensedStream(RunOwner, StreamFilter):
             As `slots_of` and `KnowledgeValueTracker.update` do. Nothing is recorded then.
         """
         slots = self.slots_of(ids)
-        rows = checked_length(one_of(student_logits, None), "student_logits")
+        refuse_output(student_logits, "student_logits")
+        rows = checked_length(student_logits, "student_logits")
         if len(slots) != rows:
             raise ValueError(f"student_logits has {rows} rows for {len(slots)} ids")
         self._run.record(student_logits, indices=slots, teacher_logits=teacher_logits, targets=targets)

@@ -270,6 +270,9 @@ def test_a_run_by_hand_counts_what_it_records() -> None:
     assert counts(run.account) == expected
     with pytest.raises(TypeError, match=r"asked must be an integer, got 0\.5"):
         run.record(logits_of([0], 7).numpy(), indices=[0], asked=0.5)
+    with pytest.raises(ValueError, match=r"asked must be at most the number of rows, 1, got 2"):
+        run.record(logits_of([0], 7).numpy(), indices=[0], asked=2)
+    assert not run.tracker.count[0] > 6
     assert run.account.under_way.drawn == 0
     state = run.state_dict()
     del state["account"]
