@@ -19,6 +19,7 @@ from ..contrast import why_unused
 from ..profiles import Profile
 from ..settings import Settings
 from ..telling import show
+from .again import Again
 from .alignment import Labels, Pass, Student, unfit
 from .by_steps import BySteps
 from .elsewhere import Elsewhere
@@ -70,7 +71,7 @@ class Engine:
         self._drawing: HostedLoader | None = None  # the loader that was asked last for a batch
         self._between: list[Callable[[bool], None]] = []  # what is to be done before a batch
         self.checkpoints = Checkpoints(settings, profile, self.journal)
-        self.elsewhere = Elsewhere(self.journal)
+        self.elsewhere, self.again = Elsewhere(self.journal), Again(profile, self.journal)
         self.by_steps = BySteps(settings, profile, arguments, self.journal)
 
     # -- drawing -----------------------------------------------------------------------------------
@@ -240,6 +241,7 @@ class Engine:
         )
         if self.settings.negatives == "full" and self.profile.condensed(dataset, sampler.kept) is dataset:
             self.journal.warn(why_unused(dataset))
+        self.again.begin()
 
     def _another_student(self) -> str:
         stages = len(self.train.history) if self.train else 0

@@ -125,6 +125,7 @@ def install(
     if profile.checkpoint is not None:
         import_hooks.after_call(profile.checkpoint[0], engine.host_saved)
         import_hooks.after_call(profile.checkpoint[1], engine.host_loaded)
+    import_hooks.before_call("torch.optim.optimizer:Optimizer.load_state_dict", engine.again.loaded)
     import_hooks.after_call("torch.optim.lr_scheduler:LRScheduler.__init__", engine.by_steps.made)
     import_hooks.before_call("multiprocessing.spawn.get_preparation_data", engine.spawning)
     import_hooks.when_imported("torch", partial(_patch_torch, engine))

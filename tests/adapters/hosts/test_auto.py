@@ -235,6 +235,13 @@ def test_each_line_is_printed_once_whatever_the_script_does_to_logging(
         assert "stage" not in log
 
 
+def test_a_script_that_resumes_is_told_that_kcd_starts_again(loops: Loops, tmp_path: Path) -> None:
+    output, notes = loops.run(tmp_path, "resumed")
+    check(notes)
+    assert output.count("WARNING: an optimizer was given a saved state. If the script") == 1
+    assert output.count("WARNING") == 1
+
+
 def test_a_phase_before_the_students_own_counts_nothing(loops: Loops, tmp_path: Path) -> None:
     check(loops.run(tmp_path, "hints", "--if-unobserved", "warn")[1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from test_engine import PROFILE
 from torch.utils.data import DataLoader, TensorDataset
 
 from kcd_adapters.hosts.engine import Engine
+from kcd_adapters.profiles import Profile
 from kcd_adapters.settings import Settings
 from kcd_core.base.checkpoint import load_checkpoint, save_checkpoint
 
@@ -151,6 +153,40 @@ def test_a_state_that_is_missing_is_warned_of(
     engine.host_loaded(CHECKPOINT, saved[0])
     assert "WARNING: there is no" in capsys.readouterr().out
     assert not engine.checkpoints.waiting
+
+
+@pytest.mark.parametrize(
+    ("moment", "steps", "profile", "said"),
+    [
+        ("before", 1, PROFILE, 1),
+        ("before", 0, PROFILE, 0),  # an empty state, as of an optimizer that is reset
+        ("later", 1, PROFILE, 0),
+        (
+            "before",
+            1,
+            replace(PROFILE, checkpoint=("files.save", "files.load")),
+            0,
+        ),  # which warns itself where there is no state of KCD's
+    ],
+    ids=["resumed", "reset", "later", "with_checkpoints"],
+)
+def test_where_kcd_does_not_resume_with_the_script_it_says_so_once(
+    moment: str, steps: int, profile: Profile, said: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run()
+    run.engine = Engine(run.engine.settings, profile, [])
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    optimizer = torch.optim.Adam([weight])
+    for _ in range(steps):
+        optimizer.step()
+    for now in ("before", "later"):
+        if now == moment:
+            run.engine.again.loaded(optimizer, optimizer.state_dict())
+        run.epoch()
+        assert now == "later" or run.engine.restart()
+    out = capsys.readouterr().out
+    assert out.count("it starts again, in its epoch 1, with all samples") == out.count("WARNING") == said
 
 
 def test_a_state_of_version_2_is_of_a_run_that_asks_for_all(saved: tuple[Path, list[int]]) -> None:

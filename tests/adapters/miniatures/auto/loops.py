@@ -640,6 +640,22 @@ def by_the_epoch(epochs):
     by_the_step(epochs, per_epoch=True)
 
 
+def resumed(epochs):
+    """An optimizer is given a state that was saved after a step."""
+    model, data = Net(), loader()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    model(torch.zeros(1, 9)).sum().backward()
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    for epoch in range(1, epochs + 1):
+        for x, y in data:
+            logits = model(x)
+            optimizer.zero_grad()
+            F.cross_entropy(logits, y).backward()
+            optimizer.step()
+            note("train", epoch, x, logits)
+
+
 def renumbered(epochs):
     """The loop has numbers of its own for the classes."""
     train(Net(), epochs, criterion=lambda logits, y: F.cross_entropy(logits, CLASSES - 1 - y))
