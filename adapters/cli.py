@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -12,6 +11,8 @@ from importlib import import_module
 from typing import TextIO
 
 import kcd_core
+
+from .options import named_by
 
 #: name: (module, what it does)
 COMMANDS = {
@@ -95,8 +96,7 @@ def _unknown(given: Sequence[str], parser: argparse.ArgumentParser) -> str:
     options = [argument.partition("=")[0] for argument in given if argument.startswith("-")]
     if not options:
         return f"unknown argument {' '.join(given)}"
-    known = re.findall(r"--[a-z-]+", parser.format_usage())
-    near = (get_close_matches(name, known, 1, cutoff=0.8) for name in options)
+    near = (get_close_matches(name, named_by(parser), 1, cutoff=0.8) for name in options)
     shown = (
         f"{name} (did you mean {found[0]}?)" if found else name
         for name, found in zip(options, near, strict=True)

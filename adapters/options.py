@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +13,7 @@ from kcd_core.rules import SelectName
 
 from .settings import CHOICES, SHIMS, Settings
 
-__all__ = ["RECOMMENDED", "add_arguments", "settings_of"]
+__all__ = ["RECOMMENDED", "add_arguments", "named_by", "settings_of"]
 
 #: What docs/settings.md recommends.
 RECOMMENDED = "--ratio 0.3 --mixing none --period auto"
@@ -110,6 +111,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write what each stage did for TensorBoard (needs that package)",
     )
+
+
+def named_by(parser: argparse.ArgumentParser) -> list[str]:
+    """The names of all options of a parser that begin with two dashes."""
+    return re.findall(r"--[a-z-]+", parser.format_usage())
 
 
 def settings_of(args: argparse.Namespace) -> Settings:

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..options import RECOMMENDED, add_arguments, settings_of
+from ..options import RECOMMENDED, add_arguments, named_by, settings_of
 from ..patching.marked_block import MARK
 from ..settings import Settings
+from .misplaced import why_misplaced
 from .unobserved import STATUS
 
 __all__ = ["configure", "run"]
@@ -31,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "own; 2 refused, and nothing was started; 3 nothing was observed: plain training, stopped after an epoch or ended."
     )
     add_arguments(parser)
+    parser.set_defaults(own=named_by(parser))
     # As one: between two, argparse would swallow a `--` that is the script's.
     parser.add_argument(
         "command", metavar="SCRIPT", nargs=argparse.PARSER, help="the script and its arguments, as for python"
@@ -63,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     sys.argv = args.command
     sys.path[0] = str(script.resolve().parent)
     engine = install(settings, profile, arguments)
+    if misplaced := why_misplaced(script, arguments, args.own):
+        engine.journal.warn(misplaced)
     _prepare_children(engine.settings, script.resolve())
     try:
         runpy.run_path(str(script.absolute()), run_name="__main__")

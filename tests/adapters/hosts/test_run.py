@@ -596,6 +596,11 @@ def test_unknown_repositories_and_scripts_are_refused(tmp_path: Path) -> None:
     assert "leave out python: kcd run [options] student.py" in output
     output, _ = host.kcd("--epochs", "3", "student.py", ok=False)
     assert "unknown option --epochs; the script's own options go after the script" in output
+    output, _ = host.kcd("--profile", "sskd", "elsewhere/train.py", "--ratio", "0.3")
+    assert (
+        "WARNING: after train.py stand options that no Python file around it names: --ratio. They" in output
+    )
     output, _ = host.kcd("--profile", "sskd", "elsewhere/train.py", "--", "x", "--ratio", "3")
+    assert "WARNING: after" not in output
     assert "ran ['--', 'x', '--ratio', '3']" in output
     assert "utils was never imported; no loader could be followed: no DataLoader was iterated" in output
