@@ -33,6 +33,7 @@ from .mixed_images import mixing_cache_of
 from .prefetch import Prefetch
 from .reader import Reader
 from .rebuild import order_of, rebuild, resolve_mixer, understand
+from .wrapped_again import why_wrapped_again
 
 __all__ = ["wrap_loader"]
 
@@ -168,8 +169,9 @@ def wrap_loader(
     Warns
     -----
     UserWarning
-        If epochs will have no batch, because ``drop_last`` leaves nothing of so small a set; or if there are too few
-        samples for the schedule to drop any.
+        If epochs will have no batch, because ``drop_last`` leaves nothing of so small a set; if there are too few
+        samples for the schedule to drop any; or if the last two runs over this data set, with the same schedule, ended
+        with one epoch and no stage, as they do if this is called within the loop over epochs.
 
     Examples
     --------
@@ -288,6 +290,7 @@ def wrap_loader(
         asking.run.warn_once("drops nothing", asking_schedule.why_idle(num_samples))
     batches.rehearse = run.mixing is not None
     run.warn_once("drops nothing", schedule.why_idle(num_samples))
+    run.warn_once("wrapped again", why_wrapped_again(loader.dataset, run.history))
     run.warn_once("no batch ahead", _without_batch(schedule, batches, num_samples))
     inner = rebuild(loader, batches, mix)
     return CondensedLoader(Reader(run, batches, inner, loader.dataset, return_index, prefetch, asking))

@@ -151,6 +151,7 @@ ALLOWED: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         lambda: with_(files=names(), indices=list(range(N))),
         lambda dataset: (setattr(dataset, "files", None), delattr(dataset, "indices")),
     ),
+    "a list that grows": (rows, lambda dataset: dataset.append(("/data/new.jpg", 0))),
     "pictures and numbers": (
         lambda: with_(data=torch.rand(N, 3), images=np.zeros((N, 4, 4))),
         lambda dataset: (setattr(dataset, "data", torch.rand(N, 3)), shuffle(dataset.images)),
