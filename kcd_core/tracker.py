@@ -28,7 +28,7 @@ __all__ = ["KnowledgeValueTracker"]
 
 
 class KnowledgeValueTracker(RecordedValues):
-    """Records values as the student trains (OGVE, part a): no extra forward pass, 12 bytes a sample.
+    """Records each sample's value as the student trains (OGVE, part a): no extra forward pass, 12 bytes a sample.
 
     Parameters
     ----------
@@ -66,23 +66,23 @@ class KnowledgeValueTracker(RecordedValues):
 
     Notes
     -----
-    The 12 bytes are those of V and F at rest. A run takes more: 16 with a set in force, and 32 while a stage
-    ends without mixing, or while a state is saved or loaded, which lies beside the run until it is let go
+    The 12 bytes are those of V and F at rest. A run takes more: 16 bytes a sample with a set in force, and 32 while a
+    stage ends without mixing, or while a state is saved or loaded, since the state exists beside the run
     (``benchmarks/memory.py``).
 
-    The variance takes 8 bytes a sample more, and each of the two means of a window 12, and 24 besides while one ends. With
-    "last" the ranks of a process group meet at the end of every epoch.
+    The variance takes 8 more bytes a sample. Each of the two means of a window takes 12 more, and another 24 while a
+    window ends. With "last", the ranks of a process group meet at the end of every epoch.
 
-    V is kept as an int64 sum of ``round(value * 2**40)``. A sample whose values add up to more than 2**22,
-    which no entropy reaches, is not recorded any further (counted in `skipped`), nor, for the variance, one whose squares do,
-    which is right to 2**-40 times the values' size; with ``device``, the values
-    that wait for one sample are refused together if they would carry its sum beyond 1.5 * 2**22.
+    V is kept as an int64 sum of ``round(value * 2**40)``. Once a sample's values would add up to more than 2**22, which
+    no entropy reaches, further ones are counted in `skipped` instead of recorded. For the variance, the same holds for
+    their squares; it is right to 2**-40 times the values' size. With ``device``, the values that wait for one sample are
+    refused together if they would carry its sum beyond 1.5 * 2**22.
 
-    The values of up to 32 steps wait and are added together; whatever reads adds them first. If adding fails
-    or is interrupted, they go on waiting. For the entropy, a copy of the logits waits where it is small, since
-    reducing them together is cheaper: fewer than 2**13 numbers a step in host memory, fewer than 2**17 with
-    ``device``: at most 16 MB in float32, and 13 MB more while they are reduced, some at a time; twice that in
-    float64. Logits that are larger do not wait: see `kcd_core.values` for what is made of them.
+    The values of up to 32 steps wait and are added together; any read adds them first. If adding fails or is
+    interrupted, they keep waiting. For the entropy, small logits wait as a copy, since reducing them together is
+    cheaper: fewer than 2**13 numbers a step in host memory, fewer than 2**17 with ``device``. This takes at most 16 MB in
+    float32, and 13 MB more while they are reduced; twice that in float64. Larger logits do not wait. See
+    `kcd_core.values` for what is made of them.
 
     Several threads may record, read, and save or load a state. A value function that is the user's own may run
     in several of them at once.
