@@ -18,7 +18,8 @@ from kcd_core.base.style import FAINT, INK
 
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "accuracy.png"
 NOTE = """\
-Bars: 95 % intervals (Student's t) of the mean difference to KD, paired by seed. Arms that cost the same are set a little apart."""
+Bars: 95 % intervals (Student's t) of the mean difference to KD, paired by seed.
+Numbers: the ratio, or the share of the samples that a gate asks for. The panels have different teachers."""
 WORD: dict[str, Any] = {"fontsize": 9, "color": INK}
 
 Row = Mapping[str, Any]  # of a study's table
@@ -31,7 +32,7 @@ class Line:
     look: str
     arms: Mapping[str, str]
     ratio: float | None = None  # None: all that were run
-    apart: float = 0.0  # from where it belongs, so that bars don't hide each other
+    caps: float = 3  # half the width of the bars' ends, which tell bars apart that overlap
 
     def points(self, table: Sequence[Row], share: str) -> list[Row]:
         """The small student's rows, by their share of KD's cost. What has one seed, and so no interval, is left out."""
@@ -62,9 +63,9 @@ class Panel:
         return rows
 
 
-def gates(kind: str, *, named: bool) -> dict[str, str]:
+def gates(kind: str) -> dict[str, str]:
     words = {"half": "1/2", "quarter": "1/4", "eighth": "1/8"}
-    return {f"{kind}-{share}": word if named else " " for share, word in words.items()}
+    return {f"{kind}-{share}": word for share, word in words.items()}
 
 
 #: Each is of one study, with a teacher and with runs of KD of its own.
@@ -74,7 +75,7 @@ PANELS = (
         "Training on fewer samples",
         "share",
         "samples drawn, % of KD's",
-        (Line("condensed", {"kc-kd-v3": ""}), Line("random", {"random": " "})),
+        (Line("condensed", {"kc-kd-v3": ""}), Line("random", {"random": ""})),
     ),
     Panel(
         "study-fashion-mnist-20000x24-gate",
@@ -84,20 +85,20 @@ PANELS = (
         (
             Line("condensed", {"kc-kd-v3": ""}, ratio=0.3),
             Line("recommended", {"kc-kd-for-epochs": "0.3"}, ratio=0.3),
-            Line("random", gates("chance", named=False), apart=1.2),
-            Line("random", {"random-for-epochs": " "}, ratio=0.3),
-            Line("gate", gates("gate", named=True)),
-            Line("both", {"kc-gate-quarter": " "}, ratio=0.3, apart=-1.2),
+            Line("random", gates("chance")),
+            Line("random", {"random-for-epochs": ""}, ratio=0.3),
+            Line("gate", gates("gate")),
+            Line("both", {"kc-gate-quarter": "0.3, 1/4"}, ratio=0.3, caps=6),
         ),
     ),
 )
 #: In the legend, in this order.
 LABELS = {
     "start": "KD on all samples",
-    "condensed": "KC-KD (the number: its ratio)",
+    "condensed": "KC-KD, the paper's schedule, mixed",
     "recommended": "KC-KD, recommended: for_epochs, not mixed",
-    "gate": "gate by value (the share it asks for)",
-    "both": "KC-KD 0.3, not mixed, gate 1/4",
+    "gate": "gate by value",
+    "both": "KC-KD and gate, not mixed",
     "random": "as many, at random",
 }
 
@@ -116,16 +117,19 @@ def figure_of(tables: Sequence[Sequence[Row]]) -> Any:
         seeds = set()
         for line in panel.lines:
             rows = line.points(table, panel.share)
-            shares = [100 * row[panel.share] + line.apart for row in rows]
+            shares = [100 * row[panel.share] for row in rows]
             means = [row["to_base"]["mean"] for row in rows]
             bars = [[abs(row["to_base"]["interval"][end] - row["to_base"]["mean"]) for row in rows]
                     for end in (0, 1)]  # fmt: skip
-            handles[line.look] = axes.errorbar(shares, means, bars, capsize=3, **LOOKS[line.look])
+            handles[line.look] = axes.errorbar(shares, means, bars, capsize=line.caps, **LOOKS[line.look])
             points = list(zip(shares, means, strict=True))
             for row, at, following in zip(rows, points, [*points[1:], (100, 0)], strict=True):
-                # On the right, below a line that rises, unless the next one's bar is there.
-                right = (6, -12 if following[1] > at[1] else 4)
-                to, side = (right, "left") if following[0] - at[0] > 4 else ((-5, -12), "right")
+                # On the right, below a line that rises; on the left, above it, where the next one's bar is on the right.
+                rises = following[1] > at[1]
+                near = following[0] - at[0] <= 4
+                to, side = (
+                    ((-5, 5 if rises else -12), "right") if near else ((6, -12 if rises else 4), "left")
+                )
                 axes.annotate(line.word(row), at, to, textcoords="offset points", ha=side, **WORD)
                 seeds.add(row["to_base"]["seeds"])
         number = " to ".join(map(str, sorted({min(seeds), max(seeds)})))

@@ -216,5 +216,19 @@ def test_the_readmes_figure_explains_itself(figure):
         assert axes.get_xlabel() == f"{cost}, % of KD's"
     assert "percentage points" in figure.axes[0].get_ylabel()
     words = [text.get_text() for axes in figure.axes for text in axes.texts]
-    assert {"0.1", "0.25", "0.3", "0.5", "0.7", "1/8", "1/4", "1/2"} <= set(words)
+    # Those of the choice by value, and the same again of that by chance.
+    assert [words.count(ratio) for ratio in ("0.1", "0.25", "0.5", "0.7")] == [2] * 4
+    assert words.count("0.3") == 2 + 3  # the paper's schedule, too, beside another teacher
+    assert [words.count(share) for share in ("1/8", "1/4", "1/2")] == [2] * 3
+
+
+def test_the_readmes_figure_sets_nothing_apart(figure, parts):
+    for axes, panel in zip(figure.axes, parts("readme_figure").PANELS, strict=True):
+        costs = {100 * row[panel.share] for row in panel.table()}
+        drawn = {x for bars in axes.containers for x in bars[0].get_xdata()}
+        assert drawn
+        assert drawn <= costs
+
+
+def test_the_readmes_figure_words_stay_in_it(figure):
     assert cut_off(figure) == []
