@@ -1,4 +1,4 @@
-"""What of a sample's recordings its value is: their mean, that of a window of them, or their variance.
+"""How a sample's value is made from its recordings: their mean, the mean of a window of them, or their variance.
 
 A tracker keeps one kind of sums, `ValueSums` by default. The others keep more: `SquaredSums` a second sum, and
 `WindowSums` what was found in the windows that are over.
