@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["restrict", "why_unused"]
+__all__ = ["restrict"]
 
 NAMES = ("cls_positive", "cls_negative", "cls_positives", "cls_negatives")
 
