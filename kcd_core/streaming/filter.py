@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..base.arrays import is_tensor, to_numpy
 __all__ = ["Key", "StreamFilter"]
 
 Key = Callable[[Any], Any]
+FIELDS = 20  # of a sample that are named, where its id is not found
 
 
 class StreamFilter(IterableDataset[Any]):
@@ -58,7 +60,7 @@ class StreamFilter(IterableDataset[Any]):
         """These samples of a worker, the first of which is taken note of."""
         rest = iter(samples)
         for first in rest:
-            self._reading[1 + worker] = 1 + self._hash(self.key(first)) % self.slots
+            self._reading[1 + worker] = 1 + self._slot(first)
             yield first
             yield from rest
 
@@ -80,8 +82,10 @@ class StreamFilter(IterableDataset[Any]):
         ------
         TypeError
             If its id is not a str, bytes or integer.
+        LookupError
+            If it has no such field or place, where ``key`` names one.
         """
-        slot = self._hash(self.key(sample)) % self.slots
+        slot = self._slot(sample)
         return not self._read[slot >> 3] >> (slot & 7) & 1
 
     def passes(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -138,6 +142,15 @@ class StreamFilter(IterableDataset[Any]):
             raise TypeError(f"ids must be a list or array with one id per sample, got {ids!r}")
         return np.array([self._hash(i) % self.slots for i in ids], np.int64)
 
+    def _slot(self, sample: Any) -> int:
+        try:
+            sample_id = self.key(sample)
+        except (LookupError, TypeError) as error:
+            if not isinstance(self.key, itemgetter):  # a function's own error says more
+                raise
+            raise LookupError(_without(self.key, sample)) from error
+        return self._hash(sample_id) % self.slots
+
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker process has no use for the values, nor should it record.
         return StreamFilter, (self.dataset, self.key, self.slots, self.seed, self._dropped, self._reading)
@@ -165,3 +178,17 @@ class StreamFilter(IterableDataset[Any]):
         if not -(2**63) <= number < 2**64:
             raise ValueError(f"an integer id must fit 64 bits, got {number}: use str(id)")
         return mix_int((number & (2**64 - 1)) ^ self._offset)
+
+
+def _without(key: itemgetter[Any], sample: Any) -> str:
+    """What to say of a sample that has no field or place ``key``."""
+    name = key.__reduce__()[1][0]
+    has = f"a {type(sample).__name__}"
+    if isinstance(sample, Mapping):
+        has += f" of {', '.join(map(repr, list(sample)[:FIELDS]))}"
+    elif isinstance(sample, (tuple, list)):
+        has += f" of {len(sample)}"
+    return (
+        f"key={name!r} says where a sample has its id, and this sample, {has}, has nothing there: name the field or place of its id, "
+        "or give a function, key(sample)"
+    )

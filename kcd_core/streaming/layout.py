@@ -22,6 +22,7 @@ from ..sample_weights import refuse_weights
 from ..sums import CheckedState as TrackerState
 from ..tracker import KnowledgeValueTracker
 from .filter import StreamFilter
+from .told import ids_of
 
 __all__ = ["SlotLayout"]
 
@@ -105,9 +106,10 @@ class SlotLayout:
             dropped=recorded[chosen.dropped],
             cut=chosen.cut,
         )
+        ids = ids_of(len(recorded), self.filter.slots)
         crowded = (
-            f"more than {CROWDED:.0%} of the {self.filter.slots} slots are taken, so about as many ids share a slot "
-            "and its fate: use more slots"
+            f"more than {CROWDED:.0%} of the {self.filter.slots} slots are taken, by about {ids:.0f} ids so far, so about as many "
+            f"ids share a slot and its fate: give ten slots for each id, which is slots={10 * ids:.0f} for these"
         )
         dropped = np.zeros(self.filter.slots, bool)
         dropped[recorded] = True

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Drawn", "why_never_again", "why_repeated"]
+__all__ = ["Drawn", "ids_of", "why_never_again", "why_repeated"]
 
 REPEATED = 2.5  # recordings of an id a pass from which on a warning says so: two views of a sample are none
 SHARED = 1.5  # where two workers are known to have read the same sample
@@ -61,15 +61,18 @@ def why_never_again(count: npt.NDArray[Any], slots: int, before: int, epochs: in
     return (
         f"the {total} recordings of {epochs} epochs were of about {ids:.0f} ids: nearly none came twice, so nothing that a "
         "stage drops would be met again. The id of a sample must be the same in every epoch: no random number, counter "
-        "or time. If each pass reads other samples on purpose, leave this aside"
+        "or time. If each pass reads other samples on purpose, ignore this"
     )
 
 
+def ids_of(taken: int, slots: int) -> float:
+    """How many ids fall into so many slots, on average. Where all are taken, as many as would leave half a slot."""
+    return -slots * log1p(-min(taken, slots - 0.5) / slots)
+
+
 def _ids(taken: int, slots: int) -> float:
-    """How many ids fall into so many slots, on average; 0 where that can't be told."""
-    if taken > slots / 2:  # a crowded table, which has a warning of its own
-        return 0
-    return -slots * log1p(-taken / slots)
+    """`ids_of`; 0 of a crowded table, which has a warning of its own, and of which ids can't be told apart."""
+    return 0 if taken > slots / 2 else ids_of(taken, slots)
 
 
 @dataclass

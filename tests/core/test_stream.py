@@ -359,8 +359,35 @@ def test_wrong_ids_raise_and_nothing_is_recorded(ids, error, text):
 def test_a_sample_with_a_wrong_id_raises_where_it_is_read():
     with pytest.raises(TypeError, match="got None"):
         list(condensed([{"__key__": None}]))
-    with pytest.raises(KeyError, match="__key__"):
-        list(condensed([{"key": 1}]))
+
+
+@pytest.mark.parametrize(
+    ("key", "sample", "has"),
+    [
+        ("__key__", {"url": "a", "cls": 1}, "a dict of 'url', 'cls'"),
+        (2, ("a", 1), "a tuple of 2"),
+        ("__key__", ("a", 1), "a tuple of 2"),
+        ("__key__", 7, "a int"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_without_its_id_says_what_it_has(key, sample, has, workers):
+    stream = kcd.CondensedStream([sample], key=key, slots=10, schedule=kcd.CondensationSchedule())
+    read = DataLoader(stream, batch_size=None, num_workers=workers)
+    with pytest.raises(
+        LookupError, match=rf"key={key!r} says where a sample has its id, and this sample, {has}, has nothing"
+    ):
+        list(read)
+
+
+def test_an_error_of_a_key_of_ones_own_stays_what_it_is():
+    stream = kcd.CondensedStream([{}], key=own_key, slots=10, schedule=kcd.CondensationSchedule())
+    with pytest.raises(KeyError, match=r"^'own'$"):
+        list(stream)
+
+
+def own_key(sample):
+    return sample["own"]
 
 
 # -- condensing -------------------------------------------------------------------------------------------
@@ -441,6 +468,14 @@ def test_warnings_come_once_and_after_all_is_done():
     stream.record(np.zeros((20, 2)), ids=range(20))
     with pytest.warns(UserWarning, match="more than 50% of the 4 slots are taken"):
         stream.end_epoch()
+    # The number of ids is estimated: 100 that are known, in the slots that they take.
+    crowded = condensed(slots=128, schedule=kcd.CondensationSchedule(0.5, 1, 1))
+    crowded.record(np.zeros((100, 2)), ids=range(100))
+    with pytest.warns(UserWarning, match=r"the 128 slots are taken, by about \d+ ids so far") as told:
+        crowded.end_epoch()
+    ids, slots = map(int, re.search(r"about (\d+) ids .* slots=(\d+)", str(told[0].message)).groups())
+    assert 85 < ids < 115
+    assert abs(slots - 10 * ids) <= 5
     assert (stream.epoch, stream.stage) == (3, 1)
     for _ in range(4):
         stream.end_epoch()
