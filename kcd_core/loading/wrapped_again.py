@@ -25,8 +25,8 @@ def why_wrapped_again(dataset: Any, history: CondensationHistory) -> str:
         _BEFORE[dataset] = (*before[-1:], history)
         if len(before) == 2 and all(_one_epoch(run) and run.schedule == history.schedule for run in before):
             return (
-                "wrap_loader was called again after one epoch, for the second time, over the same data set and with the "
-                "same schedule: each call begins a new run at epoch 1, which knows no values, so no stage would end. "
+                "wrap_loader was called anew after each of the last two epochs, over the same data set and with the same "
+                "schedule: each call begins a new run at epoch 1, which knows no values, so no stage would end. "
                 "Call it once, before the loop over epochs, or give the new loader what state_dict() of the last one "
                 "returned"
             )

@@ -59,7 +59,7 @@ def why_never_again(count: npt.NDArray[Any], slots: int, before: int, epochs: in
     if min(epochs, passes) < 2 or again >= AGAIN * new:
         return ""
     return (
-        f"the {total} recordings of {epochs} epochs were of about {ids:.0f} ids: nearly none came twice, so nothing that a "
+        f"the {total} recordings of {epochs} epochs were of about {min(ids, total):.0f} ids: nearly none came twice, so nothing that a "
         "stage drops would be met again. The id of a sample must be the same in every epoch: no random number, counter "
         "or time. If each pass reads other samples on purpose, ignore this"
     )

@@ -15,7 +15,7 @@ import kcd_core as kcd
 
 N = 40
 LATE = kcd.CondensationSchedule(0.5, 1, 3)
-TOLD = "called again after one epoch.*Call it once, before the loop over epochs"
+TOLD = "called anew after each of the last two epochs.*Call it once, before the loop over epochs"
 
 
 def wrapped(dataset: Any, schedule: kcd.CondensationSchedule = LATE) -> Any:
