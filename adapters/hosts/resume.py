@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kcd_core import CondensationHistory, KnowledgeValueTracker
 from kcd_core.base import distributed
 from kcd_core.base.checkpoint import load_checkpoint, save_checkpoint
-from kcd_core.base.states import check_same, state_int
+from kcd_core.base.states import check_same, differ, state_int
 from kcd_core.layout import WholeLayout
 from kcd_core.mixing import mix_arrays
 from kcd_core.sampler import CondensedSampler
@@ -118,7 +119,7 @@ class Checkpoints:
             if distributed.ranks_announced() > 1:
                 raise ValueError(_for_one())
             state = _current(load_checkpoint(file))
-            check_same(state, self._identity(), "run", needs=NEEDS)
+            check_same(state, self._identity(), "run", needs=NEEDS, hints={"schedule": self._longer(state)})
             if state["checkpoint"] != _fingerprint(path):
                 raise ValueError(
                     f"it belongs to another checkpoint than {path} is now (one that was overwritten by a run without "
@@ -194,6 +195,14 @@ class Checkpoints:
                 f"{_shown(_described(hosted))}: resume with the data and batch size of then, or delete {self._file} "
                 "to begin anew with all the data"
             )
+
+    def _longer(self, state: Any) -> str:
+        """What to do about another schedule, where it may be that of the same run for more epochs."""
+        saved = state.get("schedule") if isinstance(state, Mapping) else None
+        period = saved.get("period") if isinstance(saved, Mapping) else None
+        if not isinstance(period, int) or differ(saved, {**self._schedule.state_dict(), "period": period}):
+            return ""
+        return f". To train for more epochs, keep the schedule: --period {period}, and not auto"
 
     def _identity(self) -> dict[str, Any]:
         # The sampler's state tells its mixing.

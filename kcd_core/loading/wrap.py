@@ -75,7 +75,8 @@ def wrap_loader(
         batches of each process are compared with their samples, and ``record`` refuses a visibly different order.
         Some batches, such as those with soft targets, do not show it.
     schedule : CondensationSchedule or None
-        When the set of samples shrinks, and to what size. None takes the schedule of a ``select`` that has its own;
+        When the set of samples shrinks, and to what size: the ratio is one of its settings, as in
+        ``CondensationSchedule.for_epochs(30, ratio=0.3)``. None takes the schedule of a ``select`` that has its own;
         with ``ask`` alone, all samples are drawn in every epoch.
     ask : float or CondensationSchedule, optional
         How many samples the teacher is asked for: see `TeacherGate` and docs/gate.md in the repository. A share r of

@@ -247,6 +247,27 @@ def test_a_state_that_contradicts_itself_or_the_run_is_refused(
         Run().engine.host_loaded(CHECKPOINT, saved[0])
 
 
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"period": 3}, "To train for more epochs, keep the schedule: --period 3, and not auto. Resume from"),
+        ({"period": 3, "ratio": 0.4}, None),
+        ({"period": torch.ones(2)}, None),
+    ],
+    ids=["period", "ratio", "damaged"],
+)
+def test_a_run_for_more_epochs_is_told_to_keep_its_period(
+    saved: tuple[Path, list[int]], other: dict[str, Any], told: str | None
+) -> None:
+    file = Path(f"{saved[0]}.kcd")
+    state = load_checkpoint(file)
+    save_checkpoint(file, state | {"schedule": {**state["schedule"], **other}})
+    with pytest.raises(ValueError, match="saved with schedule = ") as error:
+        Run().engine.host_loaded(CHECKPOINT, saved[0])
+    assert ("more epochs" in str(error.value)) == (told is not None)
+    assert told is None or told in str(error.value)
+
+
 def test_another_checkpoint_or_other_settings_are_refused(saved: tuple[Path, list[int]]) -> None:
     path = saved[0]
     with pytest.raises(ValueError, match=r"alpha = 0\.03, here it is 0.5"):
