@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,19 @@ from kcd_core.base.files import write_whole
 from .datasets import Split
 from .results import Run
 
-__all__ = ["draw", "draw_accuracy", "draw_classes", "draw_images", "draw_values", "side_by_side"]
+__all__ = ["draw", "draw_accuracy", "draw_classes", "draw_images", "draw_values"]
 
 COLUMNS = 10
-ROOM = 3.0  # % of the samples, that an arm's points and bar take
 MOST_CLASSES = 20  # that the picture of the classes has room for
 
 
-def draw(folder: Path, split: Split, arms: Mapping[str, Sequence[Run]], shown: Run | None) -> list[Path]:
+def draw(
+    folder: Path,
+    split: Split,
+    arms: Mapping[str, Sequence[Run]],
+    shown: Run | None,
+    mixed: Run | None = None,
+) -> list[Path]:
     """Draw a comparison, and what one run did.
 
     Parameters
@@ -37,6 +42,8 @@ def draw(folder: Path, split: Split, arms: Mapping[str, Sequence[Run]], shown: R
         Arm to its runs; the first is plain distillation.
     shown : Run, optional
         Its tracker, history and sets are shown; it had a stage at least.
+    mixed : Run, optional
+        Its mixtures are shown.
 
     Returns
     -------
@@ -48,7 +55,7 @@ def draw(folder: Path, split: Split, arms: Mapping[str, Sequence[Run]], shown: R
         figures["values.png"] = draw_values(shown.loader.history)
         figures["classes.png"] = draw_classes(split, shown.sets)
         if split.train.data.ndim > 2:  # else they are vectors, not images
-            figures["images.png"] = draw_images(split, shown.loader.tracker, shown.sets)
+            figures["images.png"] = draw_images(split, shown.loader.tracker, mixed.sets if mixed else [])
     for name, figure in figures.items():
         write_whole(folder / name, style.png(figure))
     return [folder / name for name in figures]
@@ -61,41 +68,30 @@ def draw_accuracy(arms: Mapping[str, Sequence[Run]]) -> Any:
     plain = next(iter(arms.values()))
     some = {name: runs for name, runs in arms.items() if runs}
     shares = {name: 100 * runs[0].cost.drawn / plain[0].cost.drawn for name, runs in some.items()}
-    places = side_by_side(list(shares.values()))
-    for (name, runs), place, (marker, color, _) in zip(some.items(), places, style.ARMS, strict=False):
-        percent = [100 * run.accuracy for run in runs]
-        label = (
-            f"{name}: {shares[name]:.0f} % of the samples, {fmean(run.seconds for run in runs):.1f} s a run"
-        )
-        axes.plot([place] * len(percent), percent, marker, color=color, markersize=5, label=label)
-        axes.plot(place, fmean(percent), "_", color=color, markersize=16, markeredgewidth=2)
-    apart = " (arms that draw nearly as many stand side by side)" * (places != [*shares.values()])
-    axes.set_xlabel(f"samples drawn, % of KD's{apart}")
+    for place, ((name, runs), (marker, color, _)) in enumerate(zip(some.items(), style.ARMS, strict=False)):
+        percent, share = [100 * run.accuracy for run in runs], shares[name]
+        label = f"{name}: {share:.1f} % of the samples, {median(run.seconds for run in runs):.1f} s a run"
+        # Hollow, and the later the smaller, so that arms that draw as many are all seen.
+        look: Any = {"color": color, "markerfacecolor": "none", "markersize": 11 - 1.5 * place}
+        axes.plot([share] * len(percent), percent, marker, label=label, **look)
+        axes.plot(share, fmean(percent), "_", color=color, markersize=40 - 5 * place, markeredgewidth=2)
+    axes.set_xlabel("samples drawn, % of KD's")
     axes.set_ylabel("test accuracy, %\n(a point a run, the bar is their mean)")
-    axes.set_xlim(0, 105)
+    axes.margins(x=0.15)
     style.plain(axes)
     style.legend(figure)
-    axes.set_title("Accuracy against samples drawn", loc="left")
+    axes.set_title(
+        "Accuracy against samples drawn, in the runs of all seeds; seconds are medians", loc="left"
+    )
     return figure
-
-
-def side_by_side(shares: Sequence[float]) -> list[float]:
-    """Where arms stand that draw these shares: there, but those with no room for it around the mean of them."""
-    places, group = list(shares), list[int]()
-    for arm in sorted(range(len(shares)), key=shares.__getitem__):
-        if group and shares[arm] - shares[group[-1]] >= ROOM:
-            group = []
-        group.append(arm)
-        middle = fmean(shares[own] for own in group)
-        for rank, own in enumerate(sorted(group)):  # in the order of the arms
-            places[own] = middle + ROOM * (rank - (len(group) - 1) / 2)
-    return places
 
 
 def draw_values(history: kcd.CondensationHistory) -> Any:
     """How the values of all samples move stage by stage, with the cut."""
     figure = history.plot().figure
-    figure.suptitle("What the samples are worth to the student, stage by stage", x=0.01, ha="left")
+    figure.suptitle(
+        "What the samples are worth to the student, stage by stage, in KC-KD's first run", x=0.01, ha="left"
+    )
     return figure
 
 
@@ -107,7 +103,7 @@ def draw_classes(split: Split, sets: Sequence[kcd.CondensedSet]) -> Any:
     shares = (np.stack(kept) / np.maximum(1, everyone)).T
     order = np.argsort(-shares[:, -1], kind="stable")
     order = order[everyone[order] > 0]
-    title = "Share of each class that is kept, the most kept in the end first"
+    title = "Share of each class that KC-KD's first run keeps,\nthe most kept in the end first"
     if len(order) > MOST_CLASSES:
         half = MOST_CLASSES // 2
         title += f" (the {half} most and the {half} least kept of {len(order)})"
@@ -121,7 +117,7 @@ def draw_classes(split: Split, sets: Sequence[kcd.CondensedSet]) -> Any:
         axes.text(column, row, f"{share:.0%}", ha="center", va="center", color=color, fontsize=9)
     axes.set_xticks(
         range(len(sets)),
-        [f"stage {chosen.stage}\n{len(chosen.kept) / len(targets):.0%} of all" for chosen in sets],
+        [f"stage {chosen.stage}\n{len(chosen.kept) / len(targets):.1%} of all" for chosen in sets],
     )
     axes.set_yticks(range(len(order)), [split.classes[i] for i in order])
     axes.tick_params(length=0)
@@ -170,7 +166,9 @@ def draw_images(split: Split, tracker: kcd.KnowledgeValueTracker, sets: Sequence
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_color("0.8")
-    title = "What the student learns most and least from, and what is mixed: the more valuable, the further to the left"
+    title = "KC-KD's first run: the most and the least valuable"
+    if mixing is not None:
+        title += "; the first run of KC-KD, mixed: what is mixed (the more valuable, the further to the left)"
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 

@@ -45,7 +45,7 @@ class Task:
     samples: int | None = None
 
 
-#: Digits and letters take less than two minutes on two cores. The ratio of 0.7 and cifar100's epochs are the paper's.
+#: Digits and letters take less than two minutes on two cores. The epochs and the ratio of cifar100 are the paper's.
 TASKS = {
     "digits": Task(digits, partial(ConvNet, 32), partial(ConvNet, 4), 24, 4, 0.3),
     "letter": Task(

@@ -101,8 +101,9 @@ def print_table(console: Any, results: Results) -> None:
     taken = ", ".join(f"{name} {results.step.of(runs[0].cost) / 1e9:,.1f}" for name, runs in arms.items())
     table = need("rich.table").Table(
         title=results.title,
-        caption="KC-KD is wrap_loader's default. ± is the s.d. over seeds; minus KD's: the mean difference, paired by seed, and "
-        "its 95 % interval. Seconds are the median over seeds, without testing, with all mixing; in kcd: record() and "
+        caption="KC-KD has the recommended settings: for_epochs, and nothing mixed. KC-KD, mixed also mixes what it drops into what "
+        "it keeps, as the paper does. ± is the s.d. over seeds; minus KD's: the mean difference, paired by seed, and "
+        "its 95 % interval. Seconds are the median over seeds, without testing; in kcd: record() and "
         "end_epoch() alone. Plain KD is recorded, too, at a ratio of 1. The teacher is asked for every sample drawn; "
         f"its passes and the student's take {taken} GFLOP, by torch's counter.",
         title_justify="left",
@@ -148,7 +149,7 @@ def sentences(arms: Mapping[str, Sequence[Run]]) -> list[str]:
     drawn = own_runs[0].cost.drawn / plain_runs[0].cost.drawn
     own_seconds, seconds = (median(run.seconds for run in runs) for runs in (own_runs, plain_runs))
     told = [
-        f"{own} drew {drawn:.0%} of {plain}'s samples, and its median run took {own_seconds:.1f} s, where {plain}'s took "
+        f"{own} drew {drawn:.1%} of {plain}'s samples, and its median run took {own_seconds:.1f} s, where {plain}'s took "
         f"{seconds:.1f} s."
     ]
     found: dict[int, list[str]] = {1: [], -1: [], 0: []}

@@ -66,11 +66,13 @@ def _flops(arm: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, float]
 
 
 def _accuracy(arm: Mapping[str, Any]) -> str | None:
-    """``87.75 % ± 0.20``: the mean over the runs, and their standard deviation."""
+    """``87.75 % ± 0.20 (4 runs)``: the mean over the runs, and their standard deviation."""
     percent = [100 * x for x in _numbers(arm.get("accuracy"))]
     if not percent:
         return None
-    return f"{fmean(percent):.2f} %" + (f" ± {stdev(percent):.2f}" if len(percent) > 1 else "")
+    return f"{fmean(percent):.2f} %" + (
+        f" ± {stdev(percent):.2f} ({len(percent)} runs)" if len(percent) > 1 else ""
+    )
 
 
 def _told(arm: Any) -> str:

@@ -89,12 +89,13 @@ def _cost(run: Recorded, cost: Cost) -> str:
         ("samples drawn, each a pass of the student", cost.drawn, cost.plain),
         ("teacher queries", cost.asked, cost.plain),
     ]
-    if run.flops is not None:
-        counts.append(("floating-point operations", *run.flops))
     rows = [
         (name, number(own), number(plain) if plain else "", f"{own / plain:.1%}" if plain else "")
         for name, own, plain in counts
     ]
+    if run.flops is not None:
+        own, plain = (flops / 1e9 for flops in run.flops)
+        rows.append(("GFLOP", _giga(own), _giga(plain), f"{own / plain:.1%}"))
     if cost.seconds:
         rows.append(("seconds of training", f"{cost.seconds:,.1f}", "", ""))
     head = "".join(f"<th>{name}</th>" for name in ("", "this run", "plain distillation", "share"))
@@ -106,6 +107,11 @@ def _cost(run: Recorded, cost: Cost) -> str:
     if spent is not None and spent.first > 1:
         note += f" Epochs before {spent.first} were not counted."
     return f"<table><tr>{head}</tr>{''.join(map(row, rows))}</table><p>{safe(note)}</p>"
+
+
+def _giga(count: float) -> str:
+    """Without an exponent, as far as people read one: ``0.0036``, ``20``, ``12,346``."""
+    return f"{count:,.0f}" if 1000 <= count < 1e15 else f"{count:.3g}"
 
 
 def _stages(run: Recorded) -> str:

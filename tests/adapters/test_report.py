@@ -136,7 +136,7 @@ def test_costs_that_kcd_run_counted(summary: Any, settings: Any, cost: Any) -> N
 def test_operations_are_shown_where_they_were_counted() -> None:
     told = {"drawn": 900, "full": 1000, "processes": 1, "flops": 3e9, "flops of plain distillation": 4e9}
     text = page(parse(json.dumps({"history": STATE, "summary": told})), {}, "x").decode()
-    assert "<td>floating-point operations</td><td>3e+09</td><td>4e+09</td><td>75.0%</td>" in text
+    assert "<td>GFLOP</td><td>3</td><td>4</td><td>75.0%</td>" in text
     for wrong in (-1, "many", 1e301, None):
         assert parse(json.dumps({"history": STATE, "summary": {**told, "flops": wrong}})).flops is None
 

@@ -167,10 +167,10 @@ def test_the_demos_results_are_read(tmp_path: Path) -> None:
     text = report(json.dumps(demo(tmp_path / "results.json")), tmp_path)
     assert "kcd demo, digits, KC-KD (its first run), ratio 0.7" in text
     mean, sd = 100 * np.mean([0.9361, 0.9381]), 100 * np.std([0.9361, 0.9381], ddof=1)
-    assert f"{mean:.2f} % ± {sd:.2f} accuracy" in text
-    assert "accuracy 91.00 % ± 1.41, 40,000 samples drawn in a run" in text
+    assert f"{mean:.2f} % ± {sd:.2f} (2 runs) accuracy" in text
+    assert "accuracy 91.00 % ± 1.41 (2 runs), 40,000 samples drawn in a run" in text
     assert "99.00 %" in text
-    assert "floating-point operations 3.6e+06 4e+06 90.0%" in " ".join(text.split())
+    assert "GFLOP 0.0036 0.004 90.0%" in " ".join(text.split())
     assert "40,000" in text  # 40 epochs, as its settings say
 
 

@@ -55,7 +55,7 @@ def test_what_is_seen_and_what_is_not():
         }
     )
     assert told == [
-        "KC-KD drew 71% of KD's samples, and its median run took 3.0 s, where KD's took 4.0 s.",
+        "KC-KD drew 71.0% of KD's samples, and its median run took 3.0 s, where KD's took 4.0 s.",
         "Seen: KC-KD is better than random dropping (+1.97 ± 0.29 points), and worse than KD, shorter "
         "(-2.03 ± 0.14 points).",
         "Not seen: a difference, beyond chance, between KC-KD and KD (+0.00 ± 0.25 points).",
