@@ -16,12 +16,13 @@ from .recorders import ARMS, EPOCHS
 
 MOST = 1.005  # the target for a step's time, to plain KD's
 MOST_OF_AUTHORS = 0.7  # and for the recording's, to the authors'
+LEAST_ROUNDS = 30  # of which a target is called met or missed
 NOTE = """\
 added us is the recording alone, timed in rounds of its own after the student's forward pass; on CUDA, host time, with
 the device idle when it begins: what the recording launches and the copies that it waits for, not the step before. The
 ratio is of whole steps: it has, too, what giving the index along with each sample costs (the wrapped loader's work for
 kcd, a column of the data set for authors and infobatch), and noise, as wide as its interval. A target is met or missed
-if its whole interval is; of fewer than six rounds or windows there is none. infobatch is one process: the all_gather of
+if its whole interval is; of fewer than six rounds or windows there is none, and of fewer than 30 rounds no verdict. infobatch is one process: the all_gather of
 every step under DDP is measured by benchmarks/communication.py"""
 NOTE_ON_CUDA = """\
 kernels, copies and waits are a step's, of the recording alone, over windows of 32 with what is deferred; waits are
@@ -47,7 +48,7 @@ def table(report: dict[str, Any]) -> str:
                 low, high = row["ratio_95"] or (np.nan, np.nan)
                 line += f"  {row['ratio']:6.4f}  {low:6.4f} .. {high:6.4f}  {row['added_us']:9.1f}   {row['added_share']:.3%}"
             lines.append(line)
-        lines += targets(rows["kcd"])
+        lines += targets(rows["kcd"], result["rounds"])
         if "peak_bytes" in rows["kd"]:
             lines += ["", "arm         kernels    copies     waits   waits warned of   peak MB   own peak kB"]
             for arm, row in rows.items():
@@ -78,7 +79,7 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def targets(row: dict[str, Any]) -> list[str]:
+def targets(row: dict[str, Any], rounds: int) -> list[str]:
     """A line for each of kcd's targets, of its row."""
     lines = []
     for text, key, most in (
@@ -87,9 +88,8 @@ def targets(row: dict[str, Any]) -> list[str]:
     ):
         found = row[f"{key}_95"]
         between = "no interval" if found is None else f"{found[0]:.3f} .. {found[1]:.3f}"
-        lines.append(
-            f"target of kcd: {text} at most {most}: {row[key]:.3f} ({between}), {verdict(found, at_most=most)}"
-        )
+        told = verdict(found, at_most=most) if rounds >= LEAST_ROUNDS else "too few rounds for a verdict"
+        lines.append(f"target of kcd: {text} at most {most}: {row[key]:.3f} ({between}), {told}")
     return lines
 
 

@@ -306,7 +306,9 @@ def test_figures_have_intervals_of_their_own():
 )
 def test_verdicts_respect_the_interval(ratio, share, verdicts):
     row = {"ratio": 1.0, "ratio_95": ratio, "added_to_authors": 0.6, "added_to_authors_95": share}
-    assert [line.rsplit(", ", 1)[1] for line in report.targets(row)] == verdicts
+    assert [line.rsplit(", ", 1)[1] for line in report.targets(row, 30)] == verdicts
+    few = [line.rsplit(", ", 1)[1] for line in report.targets(row, 29)]
+    assert few == ["too few rounds for a verdict"] * 2
 
 
 def test_progress_is_a_line_now_and_then_or_one_rewritten_in_place(capsys, monkeypatch):
