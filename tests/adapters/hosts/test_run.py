@@ -516,7 +516,7 @@ import os
 from multiprocessing import spawn
 from kcd_adapters.hosts import run
 from kcd_adapters.settings import Settings
-os.environ[run.VARIABLE] = Settings(ratio=0.5, stages=2, period=1).to_json()
+Settings(ratio=0.5, stages=2, period=1).export()
 os.environ[run.SCRIPT] = os.path.abspath("train_student.py")
 child = os.path.join(os.path.dirname(run.__file__), "child.py")
 spawn.import_main_path(child)  # in the server, from Python 3.14 on
