@@ -101,7 +101,7 @@ def print_table(console: Any, results: Results) -> None:
     taken = ", ".join(f"{name} {results.step.of(runs[0].cost) / 1e9:,.1f}" for name, runs in arms.items())
     table = need("rich.table").Table(
         title=results.title,
-        caption="KC-KD has the recommended settings: for_epochs, and nothing mixed. KC-KD, mixed also mixes what it drops into what "
+        caption="KC-KD takes for_epochs and mixes nothing, as is recommended. KC-KD, mixed also mixes what it drops into what "
         "it keeps, as the paper does. ± is the s.d. over seeds; minus KD's: the mean difference, paired by seed, and "
         "its 95 % interval. Seconds are the median over seeds, without testing; in kcd: record() and "
         "end_epoch() alone. Plain KD is recorded, too, at a ratio of 1. The teacher is asked for every sample drawn; "
