@@ -213,7 +213,7 @@ def test_a_pair_of_ones_own_is_measured(monkeypatch, capsys):
     assert pair["rounds"] == 2
     assert pair["arms"]["kcd"]["ratio_95"] is None
     captured = capsys.readouterr()
-    assert captured.out.count("(no interval), can't tell") == 2
+    assert captured.out.count("(no interval), too few rounds for a verdict") == 2
     assert "whole steps" in captured.err
 
 
