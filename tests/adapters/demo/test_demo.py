@@ -154,7 +154,7 @@ def test_output_that_is_no_terminal_is_lines_not_a_flood(finished):
     text = finished[1]
     assert "\x1b" not in text
     assert "\r" not in text
-    assert len(text.splitlines()) < 50
+    assert len(text.splitlines()) < 80  # a bar drawn anew at each step would be hundreds
     for name in ("results.json", *PICTURES):
         assert f"written: {finished[0] / name}" in text
 
