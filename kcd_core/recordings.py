@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .base.arrays import Array, as_indices, backend, checked_range, is_plain, is_tensor, to_numpy
+from .base.arrays import Array, as_indices, backend, checked_range, to_numpy
 from .base.cuda_streams import StreamOrder
 from .base.padding import PADDING, without_padding
 from .skipped import SkipReport
@@ -65,12 +65,6 @@ class Recordings:
         """A copy where it is to be added: the caller may reuse the buffer."""
         x = self.sums.place(x)
         return backend(x).copy(x)
-
-    def kept(self, logits: Array) -> Array:
-        """`placed_copy` of logits that are to be reduced later: in host memory, cheaper where they are a tensor."""
-        if self.device is None and is_tensor(logits) and is_plain(logits) and logits.is_cpu:
-            return backend(logits).copy(logits)
-        return self.placed_copy(logits)
 
     def samples(self, indices: Any, *rows: Any) -> tuple[Any, ...]:
         """A copy of ``indices``, and what has a row for each of them: in host memory, without those that only pad.

@@ -174,7 +174,7 @@ class KnowledgeValueTracker(RecordedValues):
             refuse_capture(device)
         if self.function is entropy:
             if may_wait(logits, device) and not (device is None and self.skips.raises):
-                return self.recordings.kept(logits)
+                return self.recordings.placed_copy(logits)
             return self.recordings.sums.place(host_entropy(detached(logits)))
         return self.recordings.sums.place(self.value_function(indices, logits, teacher_logits, targets))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .base.arrays import Array, backend, to_numpy
+from .base.arrays import Array, backend
 from .base.rows import HOST_CHUNK
 from .values import host_entropy
 
@@ -33,17 +33,13 @@ def may_wait(logits: Array, device: Any) -> bool:
 def alike(a: Step, b: Step) -> bool:
     """Whether both can be joined without a change of type or precision."""
     (indices, values), (others, wanted) = a, b
-    if type(indices) is not type(others) or type(values) is not type(wanted):
-        return False
     same: bool = values.dtype == wanted.dtype and values.shape[1:] == wanted.shape[1:]
-    return same
+    return same and type(indices) is type(others)
 
 
 def joined(steps: Sequence[Step]) -> Step:
     """The indices of all steps in one array, and their values; of logits, their entropies."""
     parts, rows = zip(*steps, strict=True)
-    if backend(rows[0]).on_host(rows[0]):
-        rows = tuple(map(to_numpy, rows))
     indices, join = backend(parts[0]).join(parts), backend(rows[0]).join
     if rows[0].ndim == 1:
         return indices, join(rows)
